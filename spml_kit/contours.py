@@ -26,13 +26,13 @@ def contour_channels(
 # %% ../nbs/api/20_contours.ipynb #13d85eab
 def gradient_contours(
     image:np.ndarray, # (H,W,3) uint8 RGB
-    scales:tuple=(2., 4.), # standard deviations of the Gaussians, pixels
+    scales:tuple=(.009, .018), # standard deviations of the Gaussians, shares of the image's side (root of its area); at least 1 pixel
     soft:float=0.12,  # gradient energy that counts as a boundary of strength 0.63
 )->np.ndarray: # (H,W) float32 in [0,1]
     "Training-free boundary strength: the strongest directional change of colour and texture over scales"
     xx = xy = yy = 0.
     for c in contour_channels(image):
-        for sigma in scales:
+        for sigma in (max(1., share*np.sqrt(c.size)) for share in scales):
             gx, gy = (sigma*gaussian_filter(c, sigma, order=order, truncate=3.) for order in ((0, 1), (1, 0)))
             xx, xy, yy = xx + gx*gx, xy + gx*gy, yy + gy*gy
     energy = (xx + yy)/2 + np.sqrt(((xx - yy)/2)**2 + xy**2)

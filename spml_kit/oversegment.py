@@ -26,7 +26,7 @@ class Hierarchy:
     "Nested regions of one image: the pieces of the watershed and the order in which they merge"
     pieces:np.ndarray    # (H,W) leaf of the tree of each pixel, 0..L-1
     parents:np.ndarray   # (2L-1,) parent of each node; the root is its own
-    altitudes:np.ndarray # (2L-1,) strength of the boundary that the node swallowed, 0 for leaves, non-decreasing from node L on
+    altitudes:np.ndarray # (2L-1,) strength at which the node's children merge, 0 for leaves, non-decreasing
 
     @property
     def n_pieces(self)->int:
@@ -35,7 +35,7 @@ class Hierarchy:
 
     def regions(self,
         n:int=None,          # at most so many regions, and exactly so many where the watershed has as many pieces
-        threshold:float=None, # or: merge all boundaries up to this strength, 0..1
+        threshold:float=None, # or: undo the merges above this strength, 0..1
     )->np.ndarray: # (H,W) int32, ids 0..R-1
         "Cut the tree, by number or by strength"
         if (n is None) == (threshold is None): raise SpmlError(f"regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
@@ -44,7 +44,7 @@ class Hierarchy:
         kept = len(self.parents) - (min(n, self.n_pieces) - 1) # nodes from here on are merges that the cut undoes
         top = np.where(self.parents < kept, self.parents, np.arange(len(self.parents)))
         while not np.array_equal(top, top[top]): top = top[top]
-        return np.unique(top[self.pieces], return_inverse=True)[1].reshape(self.pieces.shape).astype(np.int32)
+        return np.unique(top[:self.n_pieces], return_inverse=True)[1].astype(np.int32)[self.pieces]
 
     @cached_property
     def ucm(self)->np.ndarray:
@@ -60,23 +60,32 @@ class Hierarchy:
         out[1::2, 1::2] = np.max([out[:-1:2, 1::2], out[2::2, 1::2], out[1::2, :-1:2], out[1::2, 2::2]], axis=0)
         return out
 
+# %% ../nbs/api/22_oversegment.ipynb #e1d56450
 def hierarchy_of(
     contours:np.ndarray, # (H,W) boundary strength, 0..1, at least 2x2
+    size:float=.25,      # power of the smaller region's share of the image, 0..1
 )->Hierarchy:
-    "Watershed of the contours and the merging of its pieces by mean boundary strength (OWT-UCM)"
+    "Watershed of the contours, and its pieces merged by mean boundary strength (OWT-UCM) and size"
     contours = np.asarray(contours, np.float64)
     if contours.ndim != 2 or min(contours.shape) < 2 or not np.isfinite(contours).all():
         raise SpmlError(f"contours must be a finite (H,W) map of at least 2x2 pixels, got shape {contours.shape}")
     graph = hg.get_4_adjacency_graph(contours.shape)
     tree, altitudes = hg.mean_pb_hierarchy(graph, hg.weight_graph(graph, contours, hg.WeightFunction.mean))
-    pieces = hg.CptRegionAdjacencyGraph.get_vertex_map(hg.CptHierarchy.get_leaf_graph(tree))
-    return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), tree.parents().astype(np.int64), altitudes)
+    pieces, L = hg.CptRegionAdjacencyGraph.get_vertex_map(hg.CptHierarchy.get_leaf_graph(tree)), tree.num_leaves()
+    area = hg.accumulate_sequential(tree, np.bincount(pieces, minlength=L).astype(float), hg.Accumulators.sum)
+    smaller = hg.accumulate_parallel(tree, area, hg.Accumulators.min)
+    altitudes[L:] *= (smaller[L:]/pieces.size)**size
+    altitudes = hg.accumulate_and_max_sequential(tree, altitudes, altitudes[:L], hg.Accumulators.max) # again no smaller than the children's
+    order = np.argsort(altitudes, kind='stable') # leaves stay first, in place
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), rank[tree.parents()[order].astype(np.int64)], altitudes[order])
 
 # %% ../nbs/api/22_oversegment.ipynb #82d89c35
 def oversegment(
     image:np.ndarray,    # (H,W,3) uint8 RGB
     n:int=None,          # at most so many regions
-    threshold:float=None, # or boundaries up to this strength are merged, 0..1
+    threshold:float=None, # or: cut at this strength, 0..1
     contours=gradient_contours, # image to (H,W) boundary strength
 )->np.ndarray: # (H,W) int32, ids 0..R-1
     "Regions of an image"
@@ -143,16 +152,17 @@ def prepare_regions(
     images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8
     folder,              # where the PNGs go
     n:int=None,          # at most so many regions per image
-    threshold:float=None, # or boundaries up to this strength are merged, 0..1
+    threshold:float=None, # or: cut at this strength, 0..1
     contours=gradient_contours, # image to (H,W) boundary strength, 0..1
     workers:int=0,       # processes; 0: none beside this one
     progress:bool=True,  # show a bar?
 )->RegionCache: # of the whole set
     "Make the regions of a set of images; goes on where it was interrupted"
     if (n is None) == (threshold is None): raise SpmlError(f"prepare_regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
+    name = getattr(contours, '__qualname__', type(contours).__qualname__)
     if workers and contours.__module__ == '__main__':
-        raise SpmlError(f"contours function '{contours.__qualname__}' is defined in this notebook or script: other processes cannot import it; use workers=0 or put it into a module")
-    cache = RegionCache(folder, dict(n=n, threshold=threshold, contours=f'{contours.__module__}.{contours.__qualname__}', max_size=getattr(images, 'max_size', None)))
+        raise SpmlError(f"contours function '{name}' is defined in this notebook or script: other processes cannot import it; use workers=0 or put it into a module")
+    cache = RegionCache(folder, dict(n=n, threshold=threshold, contours=f'{contours.__module__}.{name}', max_size=getattr(images, 'max_size', None)))
     todo, failed = [i for i in range(len(images)) if images.names[i] not in cache], {}
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)
     def attempt(i, f, *args): # the result of f, or None after an error of image i

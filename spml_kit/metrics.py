@@ -17,6 +17,7 @@ from .core import SpmlError, UNLABELLED, Classes, rng_of
 def _tensors(pred, gt):
     pred, gt = (torch.as_tensor(np.asarray(o) if not isinstance(o, torch.Tensor) else o) for o in (pred, gt))
     if pred.shape != gt.shape: raise SpmlError(f"prediction has shape {tuple(pred.shape)}, ground truth {tuple(gt.shape)}: resize the prediction (nearest) first")
+    if pred.is_floating_point() or gt.is_floating_point(): raise SpmlError(f"labels are integers, these are {pred.dtype} and {gt.dtype}: take the argmax first")
     return pred.to(gt.device).long(), gt.long()
 
 class Confusion:
@@ -92,6 +93,8 @@ def per_class_table(
     classes:Classes, # names of the rows
 )->pd.DataFrame: # C+1 rows, a column per method
     "IoU in percent of every class, and the mean"
+    for name,c in methods.items():
+        if c.n_classes != len(classes): raise SpmlError(f"'{name}' counts {c.n_classes} classes, there are {len(classes)} names")
     return pd.DataFrame({name: [*c.iou, c.miou] for name,c in methods.items()}, index=[*classes.names, 'mean'])
 
 # %% ../nbs/api/80_metrics.ipynb #e3e143b8
@@ -124,16 +127,23 @@ def _edges(inside):
     "Pixels of the mask that touch the outside within the image"
     return inside & ~ndimage.binary_erosion(inside, border_value=1)
 
+def _near(edge, reach): return ndimage.distance_transform_edt(~edge) <= reach if edge.any() else np.zeros_like(edge)
+
+def _fill(labels):
+    "Void takes the nearest label; also the distance to it"
+    far, nearest = ndimage.distance_transform_edt(labels >= UNLABELLED, return_indices=True)
+    return labels[tuple(nearest)], far
+
 def boundary_f(
-    pred:np.ndarray, # (H,W) classes
-    gt:np.ndarray,   # (H,W) classes; 254 and 255 are void
+    pred:np.ndarray, # (H,W) label map, a class wherever `gt` has one
+    gt:np.ndarray,   # (H,W) label map; 254 and 255 are void
     tolerance:float=.02, # share of the image diagonal
 )->float: # 0..1; 1 when neither has a boundary
     "F-measure of class boundaries within a tolerance"
     pred, gt = (o.cpu().numpy() for o in _tensors(pred, gt))
     if not (gt < UNLABELLED).any(): raise SpmlError("the ground truth is all void: no boundary to compare with")
-    far, nearest = ndimage.distance_transform_edt(gt >= UNLABELLED, return_indices=True)
-    reach, gt = tolerance * np.hypot(*gt.shape), gt[tuple(nearest)]
+    if (pred[gt < UNLABELLED] >= UNLABELLED).any(): raise SpmlError("the prediction is void where the ground truth is not: every pixel needs a class")
+    reach, (pred, _), (gt, far) = tolerance * np.hypot(*gt.shape), _fill(pred), _fill(gt)
     known = far <= reach
     found = n_pred = met = n_gt = 0
     for c in np.union1d(pred, gt):
@@ -143,8 +153,6 @@ def boundary_f(
     if not n_pred and not n_gt: return 1.
     precision, recall = found/max(n_pred, 1), met/max(n_gt, 1)
     return float(2*precision*recall / max(precision + recall, 1e-12))
-
-def _near(edge, reach): return ndimage.distance_transform_edt(~edge) <= reach if edge.any() else np.zeros_like(edge)
 
 # %% ../nbs/api/80_metrics.ipynb #62371253
 def instance_weighted_iou(

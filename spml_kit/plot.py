@@ -13,7 +13,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from matplotlib.patches import Patch
-from skimage.segmentation import find_boundaries
 
 from .core import SpmlError, Classes, UNLABELLED, VOID, rng_of
 from .metrics import Confusion
@@ -38,11 +37,13 @@ def draw_regions(
     regions:np.ndarray, # (H,W) region ids
     colour:tuple=(240, 228, 66), # of the outlines, RGB
 )->np.ndarray: # (H,W,3) uint8
-    "Outline the regions on an image"
+    "Outline the regions on an image, one pixel wide"
     regions = np.asarray(regions)
     if regions.shape != image.shape[:2]: raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: they must agree")
-    out = image.copy()
-    out[find_boundaries(regions, mode='inner')] = colour
+    out, last = image.copy(), np.zeros(regions.shape, bool) # last pixel of a region, going right or down
+    last[:, :-1] |= regions[:, :-1] != regions[:, 1:]
+    last[:-1] |= regions[:-1] != regions[1:]
+    out[last] = colour
     return out
 
 # %% ../nbs/api/90_plot.ipynb #a2957554
@@ -68,8 +69,9 @@ def show_grid(
 )->plt.Figure:
     "Rows of images, label maps, regions and score maps"
     rows = [list(r) for r in rows]
+    first = next((np.asarray(a) for r in rows for a in r if a is not None), None)
+    if first is None: raise SpmlError("nothing to show: the rows are empty")
     n_cols = max(len(r) for r in rows)
-    first = next(np.asarray(a) for r in rows for a in r if a is not None)
     fig, axs = plt.subplots(len(rows), n_cols, figsize=(width*n_cols, (width*first.shape[0]/first.shape[1] + .25)*len(rows) + .4), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for r,row in enumerate(rows):

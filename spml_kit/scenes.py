@@ -253,7 +253,7 @@ def make_scene(
     "Draw a scene"
     h, w = (size, size) if np.ndim(size) == 0 else size
     if min(h, w) < 32: raise SpmlError(f"scenes of {h}x{w}: below 32 pixels a side the telling parts vanish; choose a larger size")
-    rng = rng_of(seed, 'scene', int(index))
+    rng = rng_of(int(seed), 'scene', int(index))
     context, objects = _plan(rng)
     kind = context if rng.random() < .55 else str(rng.choice(list(CONTEXTS)))
     hue = HUES[rng.integers(len(HUES), size=2)]

@@ -104,7 +104,7 @@ def contrast(
     match:torch.Tensor=None, # (G,G) bool, which groups match; None is equality
     image:torch.Tensor=None, # (M,) image of each segment: candidates are those of the same image, and the mean is over images of means over pixels
     own_negative:bool=False, # may the own segment be its own negative?
-    elements:int=2**20, # similarities held at a time
+    elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
     anchor = (ids[own] >= 0).nonzero()[:,0]
@@ -117,7 +117,7 @@ def contrast(
     if image is not None:
         _, inverse, counts = image[own[anchor]].unique(return_inverse=True, return_counts=True)
         weight[anchor] = 1/(counts*len(counts)).to(x.dtype)[inverse]
-    pieces = _pieces(anchor, own, ids, match, image, image is not None, elements)
+    pieces = _pieces(anchor, own, ids, match, image, image is not None, elements or 2**(18 if x.device.type == "cpu" else 24))
     with torch.autocast(x.device.type, enabled=False): return _Contrast.apply(x, mu, own, weight, pieces, kappa, own_negative)
 
 # %% ../nbs/api/52_contrast.ipynb #d95f5f2e

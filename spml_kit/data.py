@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'IMAGE_SUFFIXES', 'MEAN_COLOUR', 'resize', 'ImageSet', 'SceneSet', 'VocSet', 'FolderSet', 'Sample',
            'rescale', 'WeakSet', 'animal_clicks', 'check_weak_set', 'augment', 'BatchLoader', 'RoundLoader',
-           'MaskLoader', 'weak_dls']
+           'ScoreLoader', 'weak_dls']
 
-# %% ../nbs/api/14_data.ipynb #3ec4c5ce
+# %% ../nbs/api/14_data.ipynb #6c7b6143
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.torch_core import default_device
 from PIL import Image
 
 from .core import (SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, read_image, read_index_png,
@@ -54,6 +55,7 @@ class ImageSet:
         max_size:int=None, # longer side in pixels; larger images are reduced
         file_classes:Classes=None, # classes as the files count them; those that are not in `classes` become void
     ):
+        if not len(names): raise SpmlError(f"{type(self).__name__}: no images in this set")
         self.names, self.classes, self.masks, self.max_size = list(names), classes, masks, max_size
         self.file_classes, self.ids = file_classes or classes, np.full(256, VOID, np.uint8) # ids: class id of each value in a file
         self.ids[UNLABELLED] = UNLABELLED
@@ -161,6 +163,7 @@ class FolderSet(ImageSet):
         masks=None,       # folder of index PNGs with the images' stems; None: there are none, or nobody may look
         classes=None,     # Classes or a list of names; None: classes.txt in or above the masks' (else images') folder, else counted in the masks
         max_size:int=None, # longer side in pixels; larger images are reduced
+        names:list=None,  # stems of the images to take, in this order; None: all, sorted
     ):
         self.folder, self.mask_folder = Path(images), masks and Path(masks)
         for f in (self.folder, self.mask_folder):
@@ -169,10 +172,14 @@ class FolderSet(ImageSet):
         if not paths: raise SpmlError(f"{self.folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}")
         self.paths = {p.stem: p for p in paths}
         if len(self.paths) < len(paths): raise SpmlError(f"{next(p for p in paths if self.paths[p.stem] != p)}: another image has the same stem; annotations are found by stem, rename one")
+        if names is not None:
+            absent = [s for s in names if s not in self.paths]
+            if absent: raise SpmlError(f"{self.folder/absent[0]}: no image of this name ({len(absent)} of {len(names)} names have none)")
+            self.paths = {s: self.paths[s] for s in names}
         if masks is not None:
             missing = [s for s in self.paths if not (self.mask_folder/f'{s}.png').exists()]
-            if missing: raise SpmlError(f"{self.mask_folder/missing[0]}.png: no such mask ({len(missing)} of {len(paths)} images have none); add it, or take the image out")
-        super().__init__(self.paths, classes if isinstance(classes, Classes) else Classes(tuple(classes or self._class_names())), masks is not None, max_size)
+            if missing: raise SpmlError(f"{self.mask_folder/missing[0]}.png: no such mask ({len(missing)} of {len(self.paths)} images have none); add it, or take the image out")
+        super().__init__([*self.paths], classes if isinstance(classes, Classes) else Classes(tuple(classes or self._class_names())), masks is not None, max_size)
 
     def _class_names(self):
         near = self.mask_folder or self.folder
@@ -365,32 +372,43 @@ class BatchLoader(DataLoader):
         return image.permute(0, 3, 1, 2).float()/255, labels.long(), regions.long(), tags
 
 class RoundLoader(BatchLoader):
-    "Rounds of `steps` training batches; `round` counts itself up when one is complete, and may be set"
-    def __init__(self, weak, bs=8, crop=128, steps=100, seed=0, scale=(.5, 1.5), flip=.5, round=0, **kwargs):
-        super().__init__(weak, bs=bs, n=steps*bs, indexed=True, **{k: v for k, v in kwargs.items() if k not in ('n', 'indexed')})
-        self.own = dict(crop=crop, steps=steps, seed=seed, scale=scale, flip=flip)
-        self.round = round
+    "Rounds of `steps` training batches from a seeded stream"
+    settings = 'crop', 'steps', 'seed', 'scale', 'flip', 'round'
+
+    def __init__(self,
+        weak:WeakSet,     # to learn from
+        bs:int=8,         # images per batch
+        crop:int=128,     # side of the windows, pixels
+        steps:int=100,    # batches per round
+        seed:int=0,       # of order and augmentation
+        scale:tuple=(.5, 1.5), # range of the ratio of sizes
+        flip:float=.5,    # probability of a flip
+        round:int=0,      # the next round; counts itself up when a round is complete, and may be set
+        **kwargs,         # of fastai's DataLoader: num_workers, device...
+    ):
+        for k in self.settings: setattr(self, k, locals()[k])
+        super().__init__(weak, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
 
     def get_idxs(self): # (position in the stream, image) of one round
-        N, n, seed = len(self.dataset), self.own['steps']*self.bs, self.own['seed']
-        order = {p: rng_of(seed, 'order', p).permutation(N) for p in range(self.round*n//N, (self.round*n + n - 1)//N + 1)}
-        return [(p, int(order[p//N][p % N])) for p in range(self.round*n, self.round*n + n)]
+        N, n = len(self.dataset), self.steps*self.bs
+        at = range(self.round*n, (self.round + 1)*n)
+        order = {p: rng_of(self.seed, 'order', p).permutation(N) for p in range(at[0]//N, at[-1]//N + 1)}
+        return [(p, int(order[p//N][p % N])) for p in at]
 
     def create_item(self, at):
         position, i = at
-        a = augment(self.dataset.sample(i), rng_of(self.own['seed'], 'augment', position), self.own['crop'], self.own['scale'], self.own['flip'])
+        a = augment(self.dataset.sample(i), rng_of(self.seed, 'augment', position), self.crop, self.scale, self.flip)
         return a.image, a.labels, a.regions, a.tags
 
     def after_iter(self): self.round += 1
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{**self.own, 'round': self.round, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{**{k: getattr(self, k) for k in self.settings}, **kwargs})
 
-class MaskLoader(BatchLoader):
-    "Whole images with their masks, for scoring"
-    def __init__(self, images, bs=8, **kwargs): super().__init__(images, bs=bs, **{**kwargs, 'indexed': True})
-
+class ScoreLoader(BatchLoader):
+    "Whole images with what to score against: the masks of an image set, or the labels of a weak set"
     def create_item(self, i):
-        image, mask = self.dataset.image(i), self.dataset.mask(i)
-        return image, mask, np.zeros(mask.shape, np.int32), tags_of(mask, len(self.dataset.classes))
+        if isinstance(self.dataset, WeakSet): s = self.dataset.sample(i)
+        else: s = Sample(self.dataset.image(i), (mask := self.dataset.mask(i)), np.zeros(mask.shape, np.int32), tags_of(mask, len(self.dataset.classes)))
+        return s.image, np.where(s.labels == UNLABELLED, VOID, s.labels).astype(np.uint8), s.regions, s.tags
 
     def before_batch(self, items): # to the size of the largest
         h, w = np.max([m.shape for _, m, _, _ in items], 0)
@@ -400,7 +418,7 @@ class MaskLoader(BatchLoader):
 
 def weak_dls(
     train:WeakSet,     # to learn from
-    valid:ImageSet,    # to score on, with masks
+    valid,             # to score on: an ImageSet with masks, or, where there are none, a WeakSet
     bs:int=8,          # images per batch
     crop:int=128,      # side of the training windows, pixels
     steps:int=100,     # batches per round
@@ -408,10 +426,12 @@ def weak_dls(
     num_workers:int=0, # processes for the training batches
     scale:tuple=(.5, 1.5), # range of the augmentation's ratio of sizes
     flip:float=.5,     # its probability of a flip
-    device=None,       # where batches go
+    device=None,       # where batches go; None: fastai's default
 )->DataLoaders: # batches of image (B,3,h,w) float32 0..1, labels (B,h,w) and regions (B,h,w) int64, tags (B,C) bool
-    "fastai DataLoaders of weak labels for training and masks for scoring"
+    "fastai DataLoaders: weak labels to train on, masks to score with"
     if train.classes != valid.classes: raise SpmlError(f"training classes {list(train.classes.names)} are not those of validation {list(valid.classes.names)}")
-    dls = DataLoaders(RoundLoader(train, bs, crop, steps, seed, scale, flip, num_workers=num_workers, device=device), MaskLoader(valid, bs, device=device), device=device)
+    if not isinstance(valid, WeakSet) and not valid.masks: raise SpmlError("validation needs masks, and those of this set are closed; give a WeakSet to score on weak labels")
+    device = device or default_device()
+    dls = DataLoaders(RoundLoader(train, bs, crop, steps, seed, scale, flip, num_workers=num_workers, device=device), ScoreLoader(valid, bs, device=device), device=device)
     dls.c, dls.classes, dls.n_inp = len(train.classes), train.classes, 1
     return dls

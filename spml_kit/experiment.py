@@ -18,6 +18,7 @@ from nbconvert.preprocessors import RegexRemovePreprocessor
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 from tqdm.auto import tqdm
+from traitlets.config import Config
 
 from . import __version__
 from .core import *
@@ -96,7 +97,10 @@ class RunFailed(RuntimeError):
 
 class _Lines:
     "Takes what the cells print to the terminal, above the progress bar"
-    def write(self, text): [tqdm.write(line) for line in text.splitlines()]
+    rest = ''
+    def write(self, text):
+        *lines, self.rest = (self.rest + text).split('\n')
+        for line in lines: tqdm.write(line)
     def flush(self): sys.stdout.flush()
 
 def _report(notebook, path, source):
@@ -107,9 +111,11 @@ def _report(notebook, path, source):
 
 def _execute(source, final, parameters, progress):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
-    partial = final.with_name(f'.{final.name}.partial')
+    partial = final.with_name(f'.{final.stem}.partial.ipynb')
+    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
+    encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try: papermill.execute_notebook(source, partial, parameters, kernel_name='python3', language='python', progress_bar=progress,
-        stdout_file=_Lines() if progress else None)
+        stdout_file=_Lines() if progress else None, config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
@@ -196,25 +202,26 @@ def spml_run(
 
 # %% ../nbs/api/96_experiment.ipynb #2621ee17
 def _prepare(args):
-    from spml_kit.data import FolderSet, SceneSet, VocSet
+    from spml_kit.data import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.oversegment import prepare_regions
     _check_root(args.data, args.root)
-    images = {'scenes': lambda: SceneSet(args.count), 'voc': lambda: VocSet(args.root, args.split), 'folder': lambda: FolderSet(args.root)}[args.data]()
+    if args.data == 'voc': images = VocSet(args.root, args.split, args.max_size, masks=False)
+    else: images = FolderSet(args.root, classes=('background', 'object'), max_size=args.max_size) # regions know no classes
     prepare_regions(images, args.out, n=args.n, workers=args.workers)
-    print(f"regions of {len(images)} images are in {args.out}")
+    print(f"{len(images)} images have their regions in {args.out}")
 
 def spml_prepare(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
-    "The command `spml_prepare`: compute the regions of an image set"
-    p = argparse.ArgumentParser('spml_prepare', description="Compute the regions of every image of a set once; a second call computes only what is missing.")
-    p.add_argument('--data', choices=['scenes', 'voc', 'folder'], required=True, help="where images come from: embedded scenes, PASCAL VOC layout, or your own folder")
-    p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
-    p.add_argument('--split', default='train', help="list of image names in ImageSets/Segmentation, for voc (default train)")
-    p.add_argument('--count', type=int, default=500, help="number of scenes (default 500)")
+    "The command `spml_prepare`: make the regions of an image set"
+    p = argparse.ArgumentParser('spml_prepare', description="Make the regions of every image of a set, once; a second call makes only what is missing.")
+    p.add_argument('--data', choices=['voc', 'folder'], required=True, help="PASCAL VOC layout, or a folder of images")
+    p.add_argument('--root', type=Path, metavar='DIR', required=True, help="the folder VOC2012, or the folder of images")
+    p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
+    p.add_argument('--max-size', type=int, help="longer side in pixels to which larger images are reduced, as in training (default: none)")
     p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', choices=['gradient'], default='gradient', help="contours that bound the regions (default gradient: training-free)")
-    p.add_argument('--n', type=int, default=200, help="regions per image (default 200)")
+    p.add_argument('--regions', choices=['gradient'], default='gradient', help="what bounds the regions (default gradient: contours without training)")
+    p.add_argument('--n', type=int, default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = p.parse_args(argv)
     return _command('spml_prepare', lambda: _prepare(args))

@@ -104,6 +104,14 @@ def test_embedding_colours_do_not_depend_on_the_axes():
     assert np.array_equal(embedding_rgb(emb + 7), embedding_rgb(emb))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_embedding_colours_rise_with_the_strongest_dimension(seed):
+    emb = np.random.default_rng(seed).normal(size=(3, 40, 40)) * np.array([1, 9, 3])[:, None, None]
+    rgb = np.moveaxis(embedding_rgb(emb), -1, 0)
+    for channel, dim in zip(rgb, (1, 2, 0)):
+        assert np.corrcoef(channel.ravel(), emb[dim].ravel())[0, 1] > .9
+
+
 def test_equal_embeddings_have_equal_colours():
     assert len(np.unique(embedding_rgb(np.ones((4, 5, 6))).reshape(-1, 3), axis=0)) == 1
     two = np.where(LABELS == 1, 1, -1)[None] * np.array([1, 2, 3])[:, None, None]

@@ -105,6 +105,7 @@ def test_votes():
     vote = index.vote(q, 7, 15)
     want = np.stack([np.bincount(label[row], minlength=7)/15 for row in plain(q, mu, 15)[1]])
     np.testing.assert_allclose(vote, want, atol=1e-6)
+    torch.testing.assert_close(index.vote(q, 7, 10_000), torch.tensor(np.bincount(label, minlength=7)/500).float().expand(40, 7)) # more than there are: all of them
     assert index.predict(q, 7, 15).tolist() == want.argmax(1).tolist() # numpy's argmax takes the first
 
 

@@ -32,7 +32,7 @@ def gradient_contours(
     "Training-free boundary strength: the strongest directional change of colour and texture over scales"
     xx = xy = yy = 0.
     for c in contour_channels(image):
-        for sigma in (max(1., share*np.sqrt(c.size)) for share in scales):
+        for sigma in (max(1., share*c.size**.5) for share in scales):
             gx, gy = (sigma*gaussian_filter(c, sigma, order=order, truncate=3.) for order in ((0, 1), (1, 0)))
             xx, xy, yy = xx + gx*gx, xy + gx*gy, yy + gy*gy
     energy = (xx + yy)/2 + np.sqrt(((xx - yy)/2)**2 + xy**2)

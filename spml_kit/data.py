@@ -376,7 +376,7 @@ class RoundLoader(BatchLoader):
     settings = 'crop', 'steps', 'seed', 'scale', 'flip', 'round'
 
     def __init__(self,
-        weak:WeakSet,     # to learn from
+        dataset:WeakSet,  # to learn from
         bs:int=8,         # images per batch
         crop:int=128,     # side of the windows, pixels
         steps:int=100,    # batches per round
@@ -387,7 +387,7 @@ class RoundLoader(BatchLoader):
         **kwargs,         # of fastai's DataLoader: num_workers, device...
     ):
         for k in self.settings: setattr(self, k, locals()[k])
-        super().__init__(weak, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
+        super().__init__(dataset, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
 
     def get_idxs(self): # (position in the stream, image) of one round
         N, n = len(self.dataset), self.steps*self.bs

@@ -71,15 +71,14 @@ def hierarchy_of(
         raise SpmlError(f"contours must be a finite (H,W) map of at least 2x2 pixels, got shape {contours.shape}")
     graph = hg.get_4_adjacency_graph(contours.shape)
     tree, altitudes = hg.mean_pb_hierarchy(graph, hg.weight_graph(graph, contours, hg.WeightFunction.mean))
-    pieces, L = hg.CptRegionAdjacencyGraph.get_vertex_map(hg.CptHierarchy.get_leaf_graph(tree)), tree.num_leaves()
-    area = hg.accumulate_sequential(tree, np.bincount(pieces, minlength=L).astype(float), hg.Accumulators.sum)
-    smaller = hg.accumulate_parallel(tree, area, hg.Accumulators.min)
-    altitudes[L:] *= (smaller[L:]/pieces.size)**size
-    altitudes = hg.accumulate_and_max_sequential(tree, altitudes, altitudes[:L], hg.Accumulators.max) # again no smaller than the children's
-    order = np.argsort(altitudes, kind='stable') # leaves stay first, in place
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), rank[tree.parents()[order].astype(np.int64)], altitudes[order])
+    touching = hg.CptHierarchy.get_leaf_graph(tree) # the pieces and which of them touch
+    pieces, L = hg.CptRegionAdjacencyGraph.get_vertex_map(touching), tree.num_leaves()
+    if L > 1:
+        tree, altitudes = hg.bpt_canonical(touching, hg.saliency(tree, altitudes, handle_rag=False)) # the same tree, one edge for each merge
+        area = hg.accumulate_sequential(tree, np.bincount(pieces).astype(float), hg.Accumulators.sum)
+        smaller = hg.accumulate_parallel(tree, area, hg.Accumulators.min)[L:]
+        tree, altitudes = hg.bpt_canonical(hg.CptBinaryHierarchy.get_mst(tree), altitudes[L:]*(smaller/pieces.size)**size)
+    return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), tree.parents().astype(np.int64), altitudes)
 
 # %% ../nbs/api/22_oversegment.ipynb #82d89c35
 def oversegment(

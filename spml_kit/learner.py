@@ -8,6 +8,8 @@ __all__ = ['OPTIMISERS', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss', '
            'spml_learner']
 
 # %% ../nbs/api/60_learner.ipynb #68449810
+import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -219,7 +221,7 @@ def save_run(
         numbers.append({k: v for k,v in state.items() if not torch.is_tensor(v)})
     if hasattr(learn.loss_func, 'bank'): tensors |= {f'bank.{k}': v for k,v in learn.loss_func.bank.state_dict().items()}
     tensors['random'] = torch.get_rng_state()
-    save_tensors(file, tensors, rounds=rounds, steps=len(learn.dls.train), numbers=numbers, history=learn.history)
+    save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
 
 def load_run(
     learn:Learner, # a learner built as the saved one was
@@ -231,8 +233,10 @@ def load_run(
     ours, theirs = learn.model.state_dict(), part('model.')
     wrong = [k for k in {*ours, *theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
     if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {sorted(wrong)[0]}; use the recipe it was trained with, or delete it")
-    if meta['steps'] != len(learn.dls.train): raise SpmlError(f"{file}: its rounds have {meta['steps']} steps, yours {len(learn.dls.train)}; use the same, or delete it")
-    learn.model.load_state_dict(theirs)
+    ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
+    for k in ours:
+        if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")
+    learn.model.load_state_dict(part('model.'))
     if learn.opt is None: learn.create_opt()
     state = [dict(n) for n in meta['numbers']]
     for k, v in part('opt.').items():
@@ -276,6 +280,8 @@ def spml_learner(
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
+    learn.settings = dict(method=method, seed=seed, images=len(dls.train.dataset), recipe=asdict(recipe), stream=getattr(dls.train, 'own', None),
+                          relations=[(r.name, r.kappa, r.weight, r.scope) for r in getattr(loss, 'relations', [])])
     return learn
 
 @patch
@@ -288,9 +294,9 @@ def fit_poly(self:Learner,
 ):
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
-    self.history = []
+    self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if resume and file.exists(): done = load_run(self, file)
     if done >= rounds: return
     r = self.recipe
-    own = [PolyCB(lr or r.lr, r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
+    own = [PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

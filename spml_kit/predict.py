@@ -234,6 +234,7 @@ def head_learner(
     learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c)],
                     path=path, cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0], wd_bn_bias=True, train_bn=False)
     learn.recipe = recipe.but(multipliers=recipe.multipliers[2:])
+    learn.settings = dict(method='head', seed=seed, images=len(dls.train.dataset))
     return learn
 
 # %% ../nbs/api/76_predict.ipynb #2a54f12a

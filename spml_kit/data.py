@@ -88,8 +88,12 @@ class ImageSet:
         i:int, # which
     )->np.ndarray: # (H,W) uint8, 0..C-1 and 255
         "The true label map, for scoring and for simulated annotators"
+        self._refuse_closed(i)
+        size = self.image(i).shape[:2]
+        return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], size))
+
+    def _refuse_closed(self, i):
         if not self.masks: raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak annotation has to come from elsewhere")
-        return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], self.image(i).shape[:2]))
 
     def instances(self,
         i:int, # which
@@ -117,7 +121,10 @@ class SceneSet(ImageSet):
 
     def _image(self, i): return self._paint(i).image
     def _mask(self, i): return self._paint(i).mask
-    def instances(self, i): return self._memory(('instances', i), lambda: np.asarray(self._paint(i).instances))
+
+    def instances(self, i):
+        self._refuse_closed(i)
+        return self._memory(('instances', i), lambda: np.asarray(self._paint(i).instances))
 
 # %% ../nbs/api/14_data.ipynb #3743e9df
 class VocSet(ImageSet):

@@ -109,6 +109,10 @@ def test_scenes():
     assert np.array_equal(s.image(1), scene.image) and np.array_equal(s.mask(1), scene.mask) and np.array_equal(s.instances(1), scene.instances)
     assert s.classes is SCENE_CLASSES and len(s) == 3 and s.names[1] == 'scene_000006'
     with pytest.raises(SpmlError, match='no images'): SceneSet(0)
+    closed = SceneSet(3, masks=False)
+    closed.image(0)
+    for f in (closed.mask, closed.instances):
+        with pytest.raises(SpmlError, match='masks of this set are closed'): f(0)
 
 
 def test_folder_counts_or_reads_classes(folder):

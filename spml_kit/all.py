@@ -21,6 +21,7 @@ from .recipes import *
 from .learner import *
 from .retrieval import *
 from .propagate import *
+from .predict import *
 from .metrics import *
 from .plot import *
 from .experiment import *

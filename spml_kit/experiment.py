@@ -119,7 +119,7 @@ def _execute(source, final, parameters, progress):
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
-        raise RunFailed(f"cell {e.exec_count} failed with {e.ename}: {evalue}; the traceback is in {final}") from None
+        raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
         if partial.exists(): os.replace(partial, final)

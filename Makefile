@@ -1,0 +1,54 @@
+# Every target makes .venv and installs into it if that has not been done since settings.ini or setup.py last changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV ?= .venv
+README ?= README.md
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lab docs sync readme clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(STAMP) ## make .venv and install the kit into it
+
+$(STAMP): settings.ini setup.py
+	@echo "== installing into $(VENV): some minutes and about 6 GB the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train on scribbles, compare with plain training; results in runs/quickstart
+	@$(BIN)/spml_run quickstart --out runs/quickstart
+
+test: $(STAMP) ## run every notebook and every test
+	@echo "== notebooks (nbdev_test)"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@echo "== tests (pytest)"
+	@$(BIN)/python -m pytest -rs tests
+
+lab: $(STAMP) ## open JupyterLab on the tutorials
+	@$(BIN)/jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials
+
+docs: $(STAMP) ## build the website in _docs, offline
+	@echo "== pages"
+	@$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
+	@$(BIN)/smalldocs render _proc 2> >(grep -v output-file >&2)
+
+sync: $(STAMP) ## after editing notebooks: export the library, clean the notebooks, write README.md
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/index.ipynb
+	@$(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export
+	@$(MAKE) --no-print-directory readme
+
+# Links in the notebook are relative to nbs/; README.md lies one folder above.
+readme:
+	@$(BIN)/jupyter nbconvert --to markdown --no-input --stdout --log-level ERROR nbs/index.ipynb \
+	| sed -E 's#\]\(([a-z]+/)#](nbs/\1#g; s#\]\(\.\./#](#g' | cat -s > $(README).part
+	@mv $(README).part $(README)
+
+clean: ## remove what was built, except .venv and runs
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis
+	@find nbs spml_kit tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,241 @@
+"Experiments: papermill runs of toy notebooks and the two commands, each as a user meets it."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from spml_kit.core import SpmlError, read_json
+from spml_kit.experiment import RunFailed, check_parameters, experiments, find_notebook, notebook_parameters, run_notebook, spml_prepare, spml_run
+from spml_kit.oversegment import RegionCache
+
+COMMANDS = Path(sys.executable).parent
+PARAMETERS = "steps = 3 # of training\nrate = 0.1 # of learning\nroot = '' # folder of images\nannotation = 'scribbles' # kind\nseeds = (0, 1) # of the runs\nsize = None # any\nout = '.' # folder of the run"
+WRITE = """from spml_kit.core import write_json
+write_json(f'{out}/metrics.json', {'rows': [{'method': 'spml_head', 'data': 'scenes', 'annotation': annotation, 'seed': s, 'miou': 10.*steps, 'per_class': {}} for s in seeds]})"""
+
+
+def write_notebook(path, *cells, tagged=True):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    if tagged:
+        nb.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(nb, path)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return write_notebook(tmp_path / "toy.ipynb", PARAMETERS, "import sys\nprint('python', sys.executable)\nprint('root', root)", WRITE)
+
+
+def command(*words, cwd, **environment):
+    "Run a console command from a shell that knows nothing of the virtual environment"
+    clean = {k: v for k, v in os.environ.items() if k not in ("PATH", "VIRTUAL_ENV", "PYTHONPATH") and not k.startswith("JUPYTER")}
+    env = clean | {"PATH": "/usr/bin:/bin", "COLUMNS": "200"} | environment
+    name, *rest = map(str, words)
+    return subprocess.run([COMMANDS / name, *rest], cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+
+
+def test_run_leaves_notebook_report_metrics_and_environment(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    final = run_notebook(toy, "deep/run", {"steps": 5, "root": Path("photographs")}, progress=False)
+    assert final == tmp_path / "deep" / "run" / "toy.ipynb"
+    assert sorted(p.name for p in final.parent.iterdir()) == ["environment.json", "metrics.json", "report.html", "toy.ipynb"]
+    assert [r["miou"] for r in read_json(final.parent / "metrics.json")["rows"]] == [50, 50]
+    text = "".join(o["text"] for c in nbformat.read(final, 4).cells for o in c.get("outputs", []))
+    assert f"python {sys.executable}" in text and f"root {tmp_path}/photographs" in text
+    env = read_json(final.parent / "environment.json")
+    assert env["parameters"] == {"steps": 5, "root": f"{tmp_path}/photographs", "out": str(final.parent)}
+    assert env["packages"]["torch"] and env["python"] and env["platform"]
+
+
+def test_report_stands_alone(tmp_path):
+    Image.fromarray(np.full((4, 4, 3), 200, np.uint8)).save(tmp_path / "dot.png")
+    nb = nbformat.read(write_notebook(tmp_path / "picture.ipynb", "#| hide\nsecret = 1", "import matplotlib.pyplot as plt", "plt.plot([1, 2]);", tagged=False), 4)
+    nb.cells.append(nbformat.v4.new_markdown_cell("![a dot](dot.png)"))
+    nbformat.write(nb, tmp_path / "picture.ipynb")
+    final = run_notebook(tmp_path / "picture.ipynb", tmp_path / "run", progress=False)
+    html = (final.parent / "report.html").read_text()
+    assert len(re.findall(r'<img[^>]*src="data:image/png;base64', html)) == 2
+    assert 'src="http' not in html and "<link" not in html and "secret" not in html
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"step": 3}, "no parameter 'step'; did you mean 'steps'?"),
+    ({"zzz": 3}, "no parameter 'zzz' (there are: steps, rate, root, annotation, seeds, size, out)"),
+    ({"steps": "three"}, "steps='three' must be of type int, like its default 3"),
+    ({"steps": 3.5}, "steps=3.5 must be of type int"),
+    ({"steps": True}, "steps=True must be of type int"),
+    ({"rate": "fast"}, "rate='fast' must be of type float"),
+    ({"annotation": 3}, "annotation=3 must be of type str"),
+    ({"steps": Path("x")}, "must be of type int"),
+])  # fmt: skip
+def test_wrong_parameters_are_refused_before_anything_starts(toy, tmp_path, given, said):
+    with pytest.raises(SpmlError) as e:
+        run_notebook(toy, tmp_path / "run", given)
+    assert said in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [{"rate": 1}, {"seeds": [3]}, {"size": 7}, {"size": "large"}, {}])
+def test_fitting_parameters_pass(toy, given):
+    assert check_parameters(toy, given) == given
+
+
+def test_notebook_without_parameters_cell(tmp_path):
+    path = write_notebook(tmp_path / "plain.ipynb", "1 + 1", tagged=False)
+    assert notebook_parameters(path) == {}
+    with pytest.raises(SpmlError, match=r"no parameter 'a' \(there are: none\)"):
+        check_parameters(path, {"a": 1})
+
+
+def test_files_that_are_no_notebooks_are_named(tmp_path):
+    (tmp_path / "half.ipynb").write_text('{"cells": [')
+    with pytest.raises(SpmlError, match="half.ipynb: not a notebook"):
+        run_notebook(tmp_path / "half.ipynb", tmp_path / "run")
+    with pytest.raises(SpmlError, match="absent.ipynb: no such notebook"):
+        find_notebook(tmp_path / "absent.ipynb")
+
+
+def test_failing_cell_keeps_the_notebook_and_no_old_results(toy, tmp_path):
+    out = tmp_path / "run"
+    run_notebook(toy, out, progress=False)
+    write_notebook(toy, PARAMETERS, "print('before')", "[][steps]")
+    with pytest.raises(RunFailed, match=r"cell \[4\] failed with IndexError: list index out of range; the traceback is in .*toy.ipynb") as e:
+        run_notebook(toy, out, {"steps": 7}, progress=False)
+    assert "\n" not in str(e.value)
+    kept = (out / "toy.ipynb").read_text()
+    assert "before" in kept and "Traceback" in kept and "steps = 7" in kept
+    assert sorted(p.name for p in out.iterdir()) == ["environment.json", "toy.ipynb"]
+
+
+def test_death_of_the_kernel_is_told(tmp_path):
+    path = write_notebook(tmp_path / "dies.ipynb", "import os", "print('alive', flush=True)", "os._exit(9)", tagged=False)
+    with pytest.raises(RunFailed, match="the kernel died"):
+        run_notebook(path, tmp_path / "run", progress=False)
+    assert "alive" in (tmp_path / "run" / "dies.ipynb").read_text()
+
+
+def test_out_that_cannot_be_a_folder(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpmlError, match="file: this folder cannot be made"):
+        run_notebook(toy, tmp_path / "file")
+
+
+def test_every_experiment_takes_the_folder_of_the_run_and_has_titles():
+    for path in experiments().values():
+        assert "out" in notebook_parameters(path), f"{path.name}: its cell tagged `parameters` needs out = ..."
+
+
+@pytest.mark.parametrize("name", ["spml_run", "spml_prepare"])
+def test_help(name, tmp_path):
+    done = command(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"usage: {name}" in done.stdout and "--root DIR" in done.stdout
+
+
+def test_command_from_a_strange_shell(toy, tmp_path):
+    elsewhere, home = tmp_path / "with space", tmp_path / "home"
+    elsewhere.mkdir()
+    kernel = home / ".local" / "share" / "jupyter" / "kernels" / "python3"  # a kernel of the user's that must not be taken
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    done = command("spml_run", "../toy.ipynb", "-p", "steps", "4", "-p", "seeds", "(7,)", "-p", "annotation", "5", cwd=elsewhere, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert f"python {sys.executable}" in done.stdout  # what the cells print reaches the terminal
+    assert "seed 7" in done.stdout and "40.00 %" in done.stdout and "report.html" in done.stdout
+    assert "cell" in done.stderr  # the progress bar
+    assert read_json(elsewhere / "runs" / "toy" / "metrics.json")["rows"][0]["annotation"] == "5"
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], "name an experiment"),
+    (["scribbles", "--data", "voc"], "--data voc needs --root DIR"),
+    (["scribbles", "--data", "folder", "--root", "nowhere"], "nowhere: no such folder"),
+    (["nothing"], "no experiment 'nothing'"),
+    (["toy.ipynb", "-p", "stepz", "1"], "did you mean 'steps'?"),
+    (["toy.ipynb", "-p", "steps", "many"], "steps='many' must be of type int"),
+    (["toy.ipynb", "--preset", "paper"], "toy: no parameter 'preset'"),
+])  # fmt: skip
+def test_errors_are_one_line(toy, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert spml_run(words) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.startswith("spml_run: ") and told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_exit_codes_of_failing_cells(toy, tmp_path):
+    write_notebook(toy, PARAMETERS, "from spml_kit.core import SpmlError", "raise SpmlError('masks/7.png: value 21 is not a label')")
+    done = command("spml_run", toy, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith("spml_run: masks/7.png: value 21 is not a label\n") and "Traceback" not in done.stderr
+    write_notebook(toy, PARAMETERS, "1/0")
+    done = command("spml_run", toy, cwd=tmp_path)
+    assert done.returncode == 1 and "spml_run: cell [3] failed with ZeroDivisionError" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_interrupt_ends_the_kernel_too(tmp_path):
+    path = write_notebook(tmp_path / "long.ipynb", "import os, time", "open('kernel.pid', 'w').write(str(os.getpid()))", "time.sleep(300)", tagged=False)
+    run = subprocess.Popen([COMMANDS / "spml_run", path], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    wait_until(lambda: (tmp_path / "kernel.pid").exists() and (tmp_path / "kernel.pid").read_text())
+    time.sleep(0.5)
+    run.send_signal(signal.SIGINT)
+    assert run.communicate(timeout=60)[1].endswith("spml_run: interrupted\n") and run.returncode == 130
+    wait_until(lambda: not Path("/proc", (tmp_path / "kernel.pid").read_text()).exists())
+    assert (tmp_path / "runs" / "long" / "long.ipynb").exists()
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_list_shows_the_experiments_and_their_parameters(tmp_path):
+    done = command("spml_run", "--list", cwd=tmp_path)
+    assert done.returncode == 0
+    for name, path in experiments().items():
+        assert name in done.stdout and all(f"    {k} = " in done.stdout for k in notebook_parameters(path))
+
+
+def test_prepare_regions_of_a_folder(tmp_path, capsys):
+    images, regions = tmp_path / "images", tmp_path / "regions"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(images / f"{k}.png")
+    words = ["--data", "folder", "--root", images, "--out", regions, "--n", "9", "--max-size", "48"]
+    done = command("spml_prepare", *words, "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0 and f"3 images have their regions in {regions}" in done.stdout, done.stderr
+    assert 1 < len(np.unique(RegionCache(regions).read("2", (32, 48)))) <= 9
+
+    here = [*map(str, words), "--workers", "0"]
+    written = (regions / "1.png").stat().st_mtime_ns
+    (regions / "2.png").unlink()
+    assert spml_prepare(here) == 0
+    assert (regions / "2.png").exists() and (regions / "1.png").stat().st_mtime_ns == written  # only what was missing
+
+    (images / "1.png").write_bytes(b"no image")
+    (regions / "1.png").unlink()
+    capsys.readouterr()
+    assert spml_prepare(here) == 2 and "1.png: not a readable image" in capsys.readouterr().err
+
+
+def test_prepare_regions_of_a_voc_folder_without_masks(tmp_path, capsys):
+    root = tmp_path / "VOC2012"
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 50, 3), np.uint8)).save(root / "JPEGImages" / "a.jpg")
+    words = ["--data", "voc", "--root", str(root), "--out", str(tmp_path / "regions"), "--workers", "0"]
+    assert spml_prepare(words) == 0 and (tmp_path / "regions" / "a.png").exists()
+    assert spml_prepare([*words, "--split", "test"]) == 2 and "test.txt: no such list" in capsys.readouterr().err

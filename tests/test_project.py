@@ -1,0 +1,111 @@
+"The repository itself: notebooks, library and README agree, and files keep their form."
+import ast
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from fastcore.docments import docments
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+MODULES = sorted(p for p in (ROOT / "spml_kit").rglob("*.py") if not p.name.startswith("_") and p.stem != "all")
+relative = lambda p: str(p.relative_to(ROOT))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+each_module = pytest.mark.parametrize("path", MODULES, ids=relative)
+
+
+def tree(folder, pattern):
+    "Contents of the files below a folder, by relative name"
+    files = (p for p in folder.rglob(pattern) if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts))
+    return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in files}
+
+
+def differing(a, b):
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory):
+    "A copy of the project on which `make sync` has run"
+    copy = tmp_path_factory.mktemp("synced")
+    for name in ("settings.ini", "Makefile", "README.md"):
+        shutil.copy2(ROOT / name, copy)
+    for name in ("nbs", "spml_kit", "results"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    make = ["make", "sync", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed"]  # -o: this environment is good as it is
+    done = subprocess.run(make, cwd=copy, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return copy
+
+
+def test_library_is_what_the_notebooks_export(synced):
+    assert differing(tree(ROOT / "spml_kit", "*.py"), tree(synced / "spml_kit", "*.py")) == [], "run `make sync`"
+
+
+def test_notebooks_are_clean(synced):
+    assert differing(tree(ROOT / "nbs", "*.ipynb"), tree(synced / "nbs", "*.ipynb")) == [], "run `make sync`"
+
+
+def test_readme_is_what_the_index_shows(synced):
+    assert (synced / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make sync`"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = [t for t in re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text()) if "://" not in t]
+    assert links and [t for t in links if not (ROOT / t).exists()] == []
+
+
+@each_notebook
+def test_notebook_is_small_and_shows_no_error(path):
+    assert path.stat().st_size < 1e6
+    cells = json.loads(path.read_text())["cells"]
+    assert re.match(r"# .+\n+> .+", "".join(cells[0]["source"])), "the first cell holds a title and a subtitle"
+    outputs = [o for c in cells for o in c.get("outputs", [])]
+    assert [o["ename"] for o in outputs if o["output_type"] == "error"] == []
+    # a printed folder of one's machine differs on every other one
+    assert re.findall(r"(?:/tmp/|/home/|/root/|/Users/)[\w./-]*", json.dumps(outputs)) == []
+
+
+@each_notebook
+def test_import_cells_hold_imports_only(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        source = "".join(cell["source"])
+        if re.search(r"^\s*%%", source, re.M):
+            continue
+        statements = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M)).body
+        imports = [isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements]
+        assert all(imports) or not any(imports), f"an import stands among other code:\n{source}"
+
+
+def undocumented(name, thing):
+    "What is missing in the documentation of a public function or class"
+    if not inspect.getdoc(thing):
+        yield f"{name}: no docstring"
+    if inspect.isclass(thing) and "__init__" not in vars(thing):
+        return  # its base class says what it takes
+    documented = docments(thing, full=True)
+    for p in inspect.signature(thing).parameters.values():
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not getattr(documented.get(p.name), "docment", None):
+            yield f"{name}: no comment on parameter {p.name}"
+
+
+@each_module
+def test_public_names_are_documented(path):
+    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    things = [(n, getattr(module, n)) for n in module.__all__]
+    own = [(n, t) for n, t in things if inspect.isfunction(t) or inspect.isclass(t) and not issubclass(t, Exception)]
+    assert [line for n, t in own for line in undocumented(n, t)] == []
+
+
+def test_no_file_is_large():
+    folders = [ROOT / n for n in ("nbs", "spml_kit", "tests", "results", ".ci")]
+    assert [relative(p) for f in folders for p in f.rglob("*") if p.is_file() and p.stat().st_size > 5e6] == []

@@ -13,6 +13,7 @@ help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: $(STAMP) ## make .venv and install the kit into it
+	@echo "$(VENV) is ready"
 
 $(STAMP): settings.ini setup.py
 	@echo "== installing into $(VENV): some minutes and about 6 GB the first time"

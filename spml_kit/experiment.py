@@ -165,7 +165,7 @@ def _check_root(data, root):
 def _list():
     for name, path in experiments().items():
         print(name)
-        for k,(default, comment) in notebook_parameters(path).items(): print(f"    {k} = {default!r:<20} {comment}")
+        for k,(default, comment) in notebook_parameters(path).items(): print(f"    {f'{k} = {default!r}':<32} {comment}")
 
 def _print_metrics(path):
     "One line a row of metrics.json"

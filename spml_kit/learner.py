@@ -280,7 +280,7 @@ def spml_learner(
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
-    learn.settings = dict(method=method, seed=seed, images=len(dls.train.dataset), recipe=asdict(recipe), stream=getattr(dls.train, 'own', None),
+    learn.settings = dict(method=method, seed=seed, images=len(dls.train.dataset), recipe=asdict(recipe), stream={k: getattr(dls.train, k) for k in getattr(dls.train, 'settings', ()) if k != 'round'},
                           relations=[(r.name, r.kappa, r.weight, r.scope) for r in getattr(loss, 'relations', [])])
     return learn
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, rng_of, write_index_png, write_json
-from spml_kit.data import (FolderSet, MEAN_COLOUR, RoundLoader, Sample, SceneSet, VocSet, WeakSet, animal_clicks, augment, check_weak_set, rescale,
-                           resize, weak_dls)
+from spml_kit.batches import MEAN_COLOUR, RoundLoader, augment, weak_dls
+from spml_kit.data import FolderSet, Sample, SceneSet, VocSet, WeakSet, animal_clicks, check_weak_set, rescale, resize
 from spml_kit.labels import Boxes, Keypoints, Points, Scribbles, Tags, write_annotation
 from spml_kit.oversegment import oversegment, prepare_regions
 from spml_kit.scenes import SCENE_CLASSES, make_scene

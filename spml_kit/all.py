@@ -10,6 +10,7 @@ from .core import *
 from .labels import *
 from .scenes import *
 from .data import *
+from .batches import *
 from .contours import *
 from .oversegment import *
 from .embed import *

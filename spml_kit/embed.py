@@ -109,7 +109,7 @@ class EmbedNet(nn.Module):
         output_stride:int=16, # of the backbone: 8 or 16
         head:str='aspp', # 'aspp' or 'psp'
         rates:tuple=(1, 2, 4, 6), # dilations of the ASPP head
-        lateral:bool=True, # add the maps of stride 4 and 8?
+        lateral:bool=True, # decoder with the maps of stride 8 and 4?
         freeze_bn:bool=True, # keep the backbone's batch norm statistics?
         bn_momentum:float=None, # of the backbone's batch norm where it is not frozen; None keeps timm's
         pretrained:bool=True, # ImageNet weights?
@@ -126,7 +126,8 @@ class EmbedNet(nn.Module):
         if head not in heads: raise SpmlError(f"head '{head}' is not one of {list(heads)}")
         self.head, self.up = heads[head](info.channels()[-1]), 2
         finer = [i for i,r in enumerate(info.reduction()) if 4 <= r < output_stride] if lateral else []
-        self.lateral = nn.ModuleDict({str(i): nn.Conv2d(info.channels()[i], dim, 1, bias=False) for i in finer})
+        self.lateral = nn.ModuleDict({str(i): nn.Conv2d(info.channels()[i], dim, 1) for i in finer})
+        self.smooth = nn.ModuleDict({str(i): nn.Conv2d(dim, dim, 3, padding=1) for i in finer})
         if bn_momentum:
             for m in self.backbone.modules():
                 if isinstance(m, nn.BatchNorm2d): m.momentum = bn_momentum
@@ -156,7 +157,7 @@ class EmbedNet(nn.Module):
         y = self.head(maps[-1])
         for i, conv in reversed(self.lateral.items()):
             z = conv(maps[int(i)])
-            y = z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)
+            y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
         if not self.lateral: y = F.interpolate(y, scale_factor=self.up, mode='bilinear', align_corners=False)
         return y
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss', 'spml_splitter', 'paper_sgd', 'lr_poly', 'PolyCB',
-           'LossCB', 'HistoryCB', 'PartMetric', 'MeanIoU', 'CheckpointCB', 'save_run', 'load_run', 'create_model',
-           'spml_learner']
+           'LossCB', 'HistoryCB', 'LineCB', 'PartMetric', 'MeanIoU', 'CheckpointCB', 'save_run', 'load_run',
+           'create_model', 'spml_learner']
 
 # %% ../nbs/api/60_learner.ipynb #68449810
 import json
@@ -172,6 +172,15 @@ class HistoryCB(Callback):
         row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train), loss=float(torch.stack(self.losses).mean()))
         values = dict(zip(self.recorder.metric_names[3:], self.recorder.values[-1][2:]))
         self.learn.history.append(row | {k: None if v is None else float(v) for k,v in values.items()})
+
+class LineCB(Callback):
+    "Print one tidy line a round, for logs and reports"
+    order = 56
+    def __init__(self, name): self.name = name
+    def after_epoch(self):
+        row = self.learn.history[-1]
+        if row['round'] == self.epoch: print(f"{self.name:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
+                                             '  '.join(f'{k} {v:.3f}' for k,v in row.items() if k not in ('round', 'steps') and v is not None), flush=True)
 
 # %% ../nbs/api/60_learner.ipynb #b0fa2eee
 class PartMetric(Metric):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ANNOTATIONS', 'experiments', 'find_notebook', 'notebook_parameters', 'check_parameters', 'environment', 'RunFailed',
-           'run_notebook', 'spml_run', 'spml_prepare']
+           'run_notebook', 'profile_parameters', 'spml_run', 'spml_prepare']
 
 # %% ../nbs/api/96_experiment.ipynb #375a2854
 import argparse, ast, difflib, os, platform, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
-import nbformat, papermill, torch
+import nbformat, papermill, torch, yaml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import RegexRemovePreprocessor
@@ -172,13 +172,25 @@ def _print_metrics(path):
     if not path.exists(): return
     for r in read_json(path).get('rows', []): print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
 
+def profile_parameters(
+    name:str, # of a profile
+    source,   # an experiment notebook
+)->dict: # parameters, none for a notebook of one's own
+    "What a profile says of an experiment"
+    table = yaml.safe_load((find_notebook('single').parent/'profiles.yaml').read_text())
+    if name not in table: raise SpmlError(f"no profile '{name}'{_nearest(name, table)} (there are: {', '.join(table)})")
+    kit = source in experiments().values()
+    return table[name].get(source.stem, {}) if kit else {}
+
 def _run(args):
     if args.list: return _list()
     if args.name is None: raise SpmlError("name an experiment, or one of " + ', '.join(ANNOTATIONS) + "; --list shows the experiments and their parameters")
     _check_root(args.data, args.root)
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
-    parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root', 'preset') and v is not None})
-    known = notebook_parameters(find_notebook(name))
+    source = find_notebook(name)
+    known = notebook_parameters(source)
+    parameters = profile_parameters(args.profile or args.data or 'scenes', source) | parameters
+    parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     for k,v in args.parameters: parameters[k] = v if isinstance(known.get(k, ('',))[0], str) else _value(v)
     final = run_notebook(name, args.out or Path('runs', Path(args.name).stem), parameters)
     _print_metrics(final.parent/'metrics.json')
@@ -194,7 +206,7 @@ def spml_run(
     p.add_argument('--data', choices=['scenes', 'voc', 'folder'], help="where images come from: embedded scenes (default), PASCAL VOC layout, or your own folder")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
-    p.add_argument('--preset', metavar='P', help="set of hyper-parameters (default: that of the annotation type)")
+    p.add_argument('--profile', metavar='P', help="set of parameters: tiny, scenes, voc, folder or paper_voc (default: named as the data)")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
     args = p.parse_args(argv)

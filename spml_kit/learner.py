@@ -176,10 +176,10 @@ class HistoryCB(Callback):
 class LineCB(Callback):
     "Print one tidy line a round, for logs and reports"
     order = 56
-    def __init__(self, name): self.name = name
+    def __init__(self, label): self.label = label
     def after_epoch(self):
         row = self.learn.history[-1]
-        if row['round'] == self.epoch: print(f"{self.name:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
+        if row['round'] == self.epoch: print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
                                              '  '.join(f'{k} {v:.3f}' for k,v in row.items() if k not in ('round', 'steps') and v is not None), flush=True)
 
 # %% ../nbs/api/60_learner.ipynb #b0fa2eee

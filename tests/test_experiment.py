@@ -162,7 +162,7 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     (["nothing"], "no experiment 'nothing'"),
     (["toy.ipynb", "-p", "stepz", "1"], "did you mean 'steps'?"),
     (["toy.ipynb", "-p", "steps", "many"], "steps='many' must be of type int"),
-    (["toy.ipynb", "--preset", "paper"], "toy: no parameter 'preset'"),
+    (["toy.ipynb", "--profile", "paper"], "no profile 'paper'"),
 ])  # fmt: skip
 def test_errors_are_one_line(toy, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['window_ends', 'see', 'views', 'head_scores', 'predict_head', 'image_segments', 'majority_labels', 'training_index',
-           'retrieval_scores', 'predict_retrieval', 'pseudo_label', 'pseudo_labels', 'FrozenEmbed', 'head_learner',
-           'score']
+           'retrieval_scores', 'predict_retrieval', 'region_mean', 'pseudo_label', 'pseudo_labels', 'FrozenEmbed',
+           'head_learner', 'score']
 
 # %% ../nbs/api/76_predict.ipynb #bd68f474
 import math
@@ -172,12 +172,23 @@ def predict_retrieval(model:SegNet, image:np.ndarray, index:SegmentIndex, n_clas
     return retrieval_scores(model, image, index, n_classes, **kwargs).argmax(0).byte().cpu().numpy()
 
 # %% ../nbs/api/76_predict.ipynb #f032a707
+def region_mean(
+    scores:torch.Tensor,  # (C,H,W)
+    regions:torch.Tensor, # (H,W) region of each pixel, ids from 0
+)->torch.Tensor: # (C,H,W), constant within each region
+    "Average scores within regions"
+    ids = regions.flatten().long()
+    sums = torch.zeros(int(ids.max()) + 1, len(scores), dtype=scores.dtype, device=scores.device).index_add(0, ids, scores.flatten(1).T)
+    return (sums/torch.bincount(ids).clamp_min(1)[:,None])[ids].T.view_as(scores)
+
+# %% ../nbs/api/76_predict.ipynb #4c5faa19
 @torch.no_grad()
 def pseudo_label(
     model:SegNet,        # embedding network and head
     image:np.ndarray,    # (H,W,3) uint8
     labels:np.ndarray,   # (H,W) weak labels
     present:np.ndarray,  # (C,) bool, classes of the image
+    regions:np.ndarray=None, # (H,W) contour regions that scores are averaged in; None leaves them as they are
     stride:int=8,        # pixels per step of the walk's grid
     steps:int=64,        # of the walk
     scales:tuple=(1.,),  # relative sizes
@@ -190,7 +201,9 @@ def pseudo_label(
     seen = [see(model, image, s, f, crop) for s, f in views(scales, flip=True)]
     prob = torch.stack([down(logits).softmax(0) for _, logits in seen]).mean(0)
     walked = random_walk(normalise_scores(prob, torch.as_tensor(present, device=prob.device)), torch.stack([unit(down(v), 0) for v, _ in seen]), steps)
-    full = F.interpolate(walked[None], image.shape[:2], mode='bilinear', align_corners=False)[0].argmax(0).byte().cpu().numpy()
+    wide = F.interpolate(walked[None], image.shape[:2], mode='bilinear', align_corners=False)[0]
+    if regions is not None: wide = region_mean(wide, torch.as_tensor(regions, device=wide.device))
+    full = wide.argmax(0).byte().cpu().numpy()
     known = labels < len(present)
     full[known] = labels[known]
     full[labels == VOID] = VOID
@@ -199,6 +212,7 @@ def pseudo_label(
 def pseudo_labels(
     model:SegNet, # embedding network and head
     weak,         # `WeakSet`: images, weak labels and tags
+    refine:bool=True, # average scores within each image's contour regions?
     progress:bool=True, # show a bar?
     **kwargs,     # of `pseudo_label`
 )->list: # one (H,W) uint8 array an image; images without any label stay unlabelled
@@ -206,7 +220,7 @@ def pseudo_labels(
     out = []
     for i in tqdm(range(len(weak)), 'pseudo-labels', disable=not progress):
         s = weak.sample(i)
-        out.append(pseudo_label(model, s.image, s.labels, s.tags, **kwargs) if s.tags.any() else s.labels)
+        out.append(pseudo_label(model, s.image, s.labels, s.tags, s.regions if refine else None, **kwargs) if s.tags.any() else s.labels)
     return out
 
 # %% ../nbs/api/76_predict.ipynb #fde6e612

@@ -243,6 +243,7 @@ def load_run(
     wrong = [k for k in {*ours, *theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
     if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {sorted(wrong)[0]}; use the recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
+    ours, theirs = ({**o.pop('recipe', {}), **o} for o in (ours, theirs))
     for k in ours:
         if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")
     learn.model.load_state_dict(part('model.'))

@@ -1,8 +1,9 @@
-"""Fixtures that every test file shares."""
+"""Fixtures and helpers that test files share."""
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from spml_kit.core import data_root
 
@@ -21,3 +22,22 @@ def voc_animals():
     if root is None:
         pytest.skip("photographs absent: set SPML_DATA to a folder that holds voc_animals/VOC2012")
     return root
+
+
+@pytest.fixture(scope="session")
+def deeplab():
+    "The paper's VOC network: large, so built once; nobody may change its weights"
+    from spml_kit.embed import paper_deeplab
+    return paper_deeplab()
+
+
+def random_batch(seed=0, n_images=3, dim=5, size=(9, 8), n_classes=4, annotated=.4, void=.1, regions=4, dtype=torch.float64):
+    "emb (B,D,h,w), labels (B,h,w) with unlabelled and void pixels, regions (B,h,w), tags (B,C): what `make_segments` takes"
+    g, shape = torch.Generator().manual_seed(seed), (n_images, *size)
+    emb = torch.randn(n_images, dim, *size, generator=g, dtype=torch.float64).to(dtype)
+    labels = torch.randint(n_classes, shape, generator=g)
+    chance = torch.rand(shape, generator=g)
+    labels[chance > annotated] = 254
+    labels[chance > 1 - void] = 255
+    tags = torch.rand(n_images, n_classes, generator=g) < .4
+    return emb, labels, torch.randint(regions, shape, generator=g), tags

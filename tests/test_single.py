@@ -1,0 +1,111 @@
+"""The command line on data of one's own: a folder of images with strokes, as a user would type it."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spml_kit.core import UNLABELLED, write_index_png
+from spml_kit.data import SceneSet, WeakSet
+from spml_kit.experiment import spml_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Eight scenes: six with strokes, two with masks to score on"
+    root = tmp_path_factory.mktemp("own")
+    scenes = SceneSet(8, seed=3, size=64)
+    weak = WeakSet(scenes, "scribbles")
+    (root / "images").mkdir()
+    (root / "classes.txt").write_text("\n".join(scenes.classes.names))
+    for i, name in enumerate(scenes.names):
+        Image.fromarray(scenes.image(i)).save(root / "images" / f"{name}.png")
+        kind, labels = ("labels", weak.sample(i).labels) if i < 6 else ("masks", scenes.mask(i))
+        write_index_png(root / kind / f"{name}.png", labels, scenes.classes.palette)
+    return root
+
+
+def run(folder, out, *more):
+    return spml_run(["scribbles", "--data", "folder", "--root", str(folder), "--out", str(out), "--profile", "tiny", *more])
+
+
+def test_own_folder_is_trained_predicted_and_scored(folder, tmp_path, capsys):
+    assert run(folder, tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {r["method"] for r in rows} == {"spml_retrieval", "spml_head"}
+    assert all(0 <= r["miou"] <= 100 and r["data"] == "folder" for r in rows)
+    for method in ("spml_retrieval", "spml_head"):
+        assert len(list((tmp_path / "run" / "predictions" / method).glob("*.png"))) == 2
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert "spml_head" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_repeated_and_gives_the_same_numbers(folder, tmp_path):
+    assert run(folder, tmp_path / "run") == 0
+    first = (tmp_path / "run" / "metrics.json").read_text()
+    checkpoint = tmp_path / "run" / "spml" / "checkpoint.safetensors"
+    stamp = checkpoint.stat().st_mtime_ns
+    assert run(folder, tmp_path / "run") == 0
+    assert checkpoint.stat().st_mtime_ns == stamp
+    assert (tmp_path / "run" / "metrics.json").read_text() == first
+
+
+@pytest.fixture
+def broken(folder, tmp_path):
+    "A copy that a test may break"
+    return shutil.copytree(folder, tmp_path / "broken")
+
+
+def label_with(root, value):
+    path = sorted((root / "labels").iterdir())[0]
+    labels = np.full((64, 64), UNLABELLED, np.uint8)
+    labels[:8] = value
+    write_index_png(path, labels, np.zeros((256, 3), np.uint8))
+    return path.name
+
+
+@pytest.mark.parametrize("fault", ["value", "size", "image", "empty", "one class"])
+def test_faults_name_file_and_value(fault, broken, tmp_path, capsys):
+    first = sorted(p.name for p in (broken / "labels").iterdir())[0]
+    if fault == "value":
+        label_with(broken, 99)
+        words = [first, "value 99"]
+    elif fault == "size":
+        write_index_png(broken / "labels" / first, np.full((10, 12), UNLABELLED), np.zeros((256, 3), np.uint8))
+        words = [first, "10x12", "64x64"]
+    elif fault == "image":
+        image = broken / "images" / first
+        image.write_bytes(image.read_bytes()[:200])
+        words = [first, "not a readable image"]
+    else:
+        for path in (broken / "labels").iterdir():
+            labels = np.full((64, 64), UNLABELLED, np.uint8)
+            if fault == "one class":
+                labels[:8] = 0
+            write_index_png(path, labels, np.zeros((256, 3), np.uint8))
+        words = ["no pixel is labelled"] if fault == "empty" else ["only 'background' is labelled"]
+    assert run(broken, tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    message = said.replace("\r", "\n").strip().splitlines()[-1]  # after the progress bar
+    assert message.startswith("spml_run: ") and all(word in message for word in words), said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["scribbles", "--data", "folder", "--root", "nowhere"], "nowhere: no such folder"),
+    (["scribbles", "--data", "voc"], "needs --root"),
+    (["scribbles", "--profile", "tinny"], "did you mean 'tiny'"),
+    (["scribbles", "-p", "stepz", "4"], "did you mean 'steps'"),
+])
+def test_mistyped_commands_are_refused_before_anything_starts(argv, words, tmp_path, capsys):
+    assert spml_run([*argv, "--out", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_photographs(voc_animals, tmp_path):
+    assert spml_run(["points", "--data", "voc", "--root", str(voc_animals), "--profile", "tiny", "--out", str(tmp_path / "run")]) == 0
+    conditions = json.loads((tmp_path / "run" / "metrics.json").read_text())["conditions"]
+    assert conditions["n_train"] == 12 and len(conditions["classes"]) == 21

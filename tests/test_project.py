@@ -106,6 +106,12 @@ def test_public_names_are_documented(path):
     assert [line for n, t in own for line in undocumented(n, t)] == []
 
 
+def test_notebooks_leave_nothing_behind():
+    kinds = {".ipynb", ".png", ".jpg", ".svg", ".yml", ".yaml"}
+    files = [p for p in (ROOT / "nbs").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts]
+    assert [relative(p) for p in files if p.suffix not in kinds] == []
+
+
 def test_no_file_is_large():
     folders = [ROOT / n for n in ("nbs", "spml_kit", "tests", "results", ".ci")]
     assert [relative(p) for f in folders for p in f.rglob("*") if p.is_file() and p.stat().st_size > 5e6] == []

@@ -284,7 +284,7 @@ def spml_learner(
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
     loss = CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
-        relations or paper_relations(annotation, reference_scale, recipe.weights), recipe.grid, recipe.iterations, recipe.memory,
+        relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
         1. if relations else paper_weights(annotation, reference_scale).head)
     metrics = [PartMetric(loss, n) for n in loss.names] + [MeanIoU(dls.c)]
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,

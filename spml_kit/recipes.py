@@ -51,14 +51,14 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to its weight, where it is not the paper's
+    changes:dict=None, # name of a relation to those of its fields that are not the paper's
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
     make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence, affinity=feature_affinity)
     unknown = set(changes or {}) - set(make)
-    if unknown: raise SpmlError(f"weights of {sorted(unknown)}: the relations are {list(make)}")
-    return [f(kappa=getattr(w, name)[1], weight=(changes or {}).get(name, getattr(w, name)[0])) for name,f in make.items() if getattr(w, name)]
+    if unknown: raise SpmlError(f"changes of {sorted(unknown)}: the relations are {list(make)}")
+    return [replace(f(kappa=getattr(w, name)[1], weight=getattr(w, name)[0]), **(changes or {}).get(name, {})) for name,f in make.items() if getattr(w, name)]
 
 # %% ../nbs/api/58_recipes.ipynb #37237063
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Recipe:
     grid:tuple = (6, 6)   # k-means clusters down and across
     iterations:int = 10   # of k-means
     memory:int = 2        # batches in the bank
-    weights:dict = field(default_factory=dict) # relations whose weight is not the paper's
+    relations:dict = field(default_factory=dict) # changes to the paper's relations, by name
     dropout:float = .75   # of the joint head
     optimiser:str = 'adamw' # 'adamw' or 'sgd'
     lr:float = 1e-3       # base learning rate
@@ -99,7 +99,7 @@ class Recipe:
 
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512, scale=(.5, 1.5))
 RECIPES = {
-    'small': Recipe(weights={'similarity': 1.}, source='ours; relations as in the paper but for the weight of image similarity'),
+    'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}}, source='ours; relations as in the paper but for the two changes named'),
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING, source='paper A.2 and bashscripts/voc12'),
     'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -25,10 +25,12 @@ class Relation:
     weight:float=1. # lambda, >= 0
     scope:str='memory' # 'image', 'batch' or 'memory'
     location:bool=False # compare features with location?
+    anchors:float=1. # share of the pixels drawn as anchors at each step, above 0; 1 is the paper's
 
     def __post_init__(self):
         if not self.kappa > 0: raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0")
         if not self.weight >= 0: raise SpmlError(f"relation '{self.name}': weight {self.weight} must not be negative")
+        if not 0 < self.anchors <= 1: raise SpmlError(f"relation '{self.name}': share of anchors {self.anchors} must be above 0 and at most 1")
         if self.scope not in ('image', 'batch', 'memory'): raise SpmlError(f"relation '{self.name}': scope '{self.scope}' is not image, batch or memory")
 
     def groups(self,

@@ -108,6 +108,7 @@ def contrast(
     elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
+    x, mu = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in (x, mu))
     anchor = (ids[own] >= 0).nonzero()[:,0]
     if anchors < 1: anchor = anchor[torch.rand(len(anchor), device=x.device) < anchors]
     each = x.new_zeros(len(x))

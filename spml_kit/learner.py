@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMISERS', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss', 'spml_splitter', 'paper_sgd', 'lr_poly', 'PolyCB',
            'LossCB', 'HistoryCB', 'LineCB', 'PartMetric', 'MeanIoU', 'CheckpointCB', 'save_run', 'load_run',
-           'create_model', 'spml_learner']
+           'create_model', 'run_settings', 'spml_learner']
 
 # %% ../nbs/api/60_learner.ipynb #68449810
 import json
@@ -230,6 +230,7 @@ def save_run(
         numbers.append({k: v for k,v in state.items() if not torch.is_tensor(v)})
     if hasattr(learn.loss_func, 'bank'): tensors |= {f'bank.{k}': v for k,v in learn.loss_func.bank.state_dict().items()}
     tensors['random'] = torch.get_rng_state()
+    if torch.cuda.is_available(): tensors['random_gpu'] = torch.cuda.get_rng_state()
     save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
 
 def load_run(
@@ -243,7 +244,7 @@ def load_run(
     wrong = [k for k in {*ours, *theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
     if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {sorted(wrong)[0]}; use the recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
-    ours, theirs = ({**o.pop('recipe', {}), **o} for o in (ours, theirs))
+    ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))
     for k in ours:
         if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")
     learn.model.load_state_dict(part('model.'))
@@ -255,6 +256,7 @@ def load_run(
     learn.opt.load_state_dict({'state': state, 'hypers': learn.opt.hypers})
     if hasattr(learn.loss_func, 'bank'): learn.loss_func.bank.load_state_dict(part('bank.'))
     torch.set_rng_state(tensors['random'].cpu())
+    if 'random_gpu' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['random_gpu'].cpu())
     learn.history = meta['history']
     return meta['rounds']
 
@@ -267,6 +269,17 @@ def create_model(
     "Network of a recipe"
     net = getattr(embed, recipe.network)(dim=recipe.dim, **recipe.embed)
     return SegNet(net, SoftmaxHead(recipe.dim, n_classes, recipe.dropout), detach).to(memory_format=torch.channels_last)
+
+def run_settings(
+    learn:Learner, # with its recipe
+    method:str, # what it trains
+    seed:int, # of initialisation and dropout
+)->dict: # what a resumed run must share with the first
+    "Everything that decides the outcome of a run, for its checkpoint"
+    train = learn.dls.train
+    stream = {k: getattr(train, k) for k in ('bs', *getattr(train, 'settings', ())) if k != 'round'}
+    return dict(method=method, seed=seed, images=len(train.dataset), recipe=asdict(learn.recipe), stream=stream,
+                relations=[(r.name, r.kappa, r.weight, r.scope, r.anchors) for r in getattr(learn.loss_func, 'relations', [])])
 
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them
@@ -290,8 +303,7 @@ def spml_learner(
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
-    learn.settings = dict(method=method, seed=seed, images=len(dls.train.dataset), recipe=asdict(recipe), stream={k: getattr(dls.train, k) for k in getattr(dls.train, 'settings', ()) if k != 'round'},
-                          relations=[(r.name, r.kappa, r.weight, r.scope) for r in getattr(loss, 'relations', [])])
+    learn.settings = run_settings(learn, method, seed)
     return learn
 
 @patch
@@ -306,6 +318,7 @@ def fit_poly(self:Learner,
     file, done = Path(self.path)/'checkpoint.safetensors', 0
     self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if resume and file.exists(): done = load_run(self, file)
+    else: seed_everything(self.settings['seed'])
     if done >= rounds: return
     r = self.recipe
     own = [PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])

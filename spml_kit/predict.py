@@ -8,19 +8,18 @@ __all__ = ['window_ends', 'see', 'views', 'head_scores', 'predict_head', 'image_
            'head_learner', 'score']
 
 # %% ../nbs/api/76_predict.ipynb #bd68f474
-import math
+import copy, math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import nn
 from tqdm.auto import tqdm
 
 from .core import VOID, SpmlError, seed_everything
 from .embed import SegNet, SoftmaxHead, locations, unit, with_location
-from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, spml_splitter
+from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
 from .metrics import Confusion
 from .propagate import normalise_scores, random_walk
 from .recipes import RECIPES, Recipe
@@ -228,9 +227,10 @@ class FrozenEmbed(nn.Module):
     "An embedding network that never learns"
     def __init__(self, embed):
         super().__init__()
-        self.embed, self.mean = embed, embed.mean
-        for p in self.parameters(): p.requires_grad_(False)
+        self.embed = copy.deepcopy(embed).requires_grad_(False)
 
+    @property
+    def mean(self): return self.embed.mean
     def train(self, mode=True): return super().train(False)
     def forward(self, x):
         with torch.no_grad(): return self.embed(x)
@@ -248,7 +248,7 @@ def head_learner(
     learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c)],
                     path=path, cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0], wd_bn_bias=True, train_bn=False)
     learn.recipe = recipe.but(multipliers=recipe.multipliers[2:])
-    learn.settings = dict(method='head', seed=seed, images=len(dls.train.dataset))
+    learn.settings = run_settings(learn, 'head', seed)
     return learn
 
 # %% ../nbs/api/76_predict.ipynb #2a54f12a
@@ -259,6 +259,6 @@ def score(
 )->list: # one `Confusion` an image; sum them for the mIoU
     "Compare predictions with masks"
     out = []
-    for i, p in enumerate(tqdm(predictions, 'scoring', total=len(images), disable=not progress)): out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
-    if len(out) != len(images): raise SpmlError(f"{len(out)} predictions for {len(images)} images; every image needs one")
+    if len(predictions) != len(images): raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
+    for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)): out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
     return out

@@ -21,14 +21,14 @@ class Relation:
     "A rule that sorts segments into positives and negatives of each pixel"
     name:str      # shows in the log
     code:Callable # Prototypes -> (M,) group ids or (ids, (G,G) match table)
-    kappa:float   # concentration, > 0
+    kappa:float   # concentration, above 0, at most 60
     weight:float=1. # lambda, >= 0
     scope:str='memory' # 'image', 'batch' or 'memory'
     location:bool=False # compare features with location?
     anchors:float=1. # share of the pixels drawn as anchors at each step, above 0; 1 is the paper's
 
     def __post_init__(self):
-        if not self.kappa > 0: raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0")
+        if not 0 < self.kappa <= 60: raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, where float32 ends")
         if not self.weight >= 0: raise SpmlError(f"relation '{self.name}': weight {self.weight} must not be negative")
         if not 0 < self.anchors <= 1: raise SpmlError(f"relation '{self.name}': share of anchors {self.anchors} must be above 0 and at most 1")
         if self.scope not in ('image', 'batch', 'memory'): raise SpmlError(f"relation '{self.name}': scope '{self.scope}' is not image, batch or memory")
@@ -72,10 +72,10 @@ def nearest_labels(
     threshold:float=.95, # least cosine, -1..1
 )->torch.Tensor: # (M,) label of the nearest labelled segment of the same image, -1 where none is near enough
     "Spread labels to the segments that resemble labelled ones (reference `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`)"
-    with torch.no_grad():
-        cosine = (mu @ mu.T).masked_fill((image[:,None] != image) | (label >= UNLABELLED), -torch.inf)
-        best, index = cosine.max(1)
-    return torch.where((best >= threshold) & best.isfinite(), label[index], -1)
+    known = (label < UNLABELLED).nonzero()[:,0]
+    if len(known) == 0: return torch.full_like(label, -1)
+    with torch.no_grad(): best, index = (mu @ mu[known].T).masked_fill(image[:,None] != image[known], -torch.inf).max(1)
+    return torch.where(best >= threshold, label[known][index], -1)
 
 def near_label(
     protos:Prototypes, # M segments

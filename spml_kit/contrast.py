@@ -104,8 +104,8 @@ def contrast(
     match:torch.Tensor=None, # (G,G) bool, which groups match; None is equality
     image:torch.Tensor=None, # (M,) image of each segment: candidates are those of the same image, and the mean is over images of means over pixels
     own_negative:bool=False, # may the own segment be its own negative?
-    anchors:float=1., # share of the pixels drawn as anchors
     elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
+    anchors:float=1., # share of the pixels drawn as anchors
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
     x, mu = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in (x, mu))
@@ -134,4 +134,4 @@ def relation_loss(
     protos = candidates if candidates is not None and relation.scope == 'memory' else seg.protos
     ids, match = relation.groups(protos)
     x, mu = (seg.u, protos.mu_loc) if relation.location else (seg.v, protos.mu)
-    return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None, own_negative, relation.anchors)
+    return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None, own_negative, anchors=relation.anchors)

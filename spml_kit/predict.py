@@ -259,6 +259,7 @@ def score(
 )->list: # one `Confusion` an image; sum them for the mIoU
     "Compare predictions with masks"
     out = []
+    predictions = list(predictions)
     if len(predictions) != len(images): raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
     for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)): out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
     return out

@@ -327,7 +327,7 @@ def test_damaged_checkpoint(trained, tmp_path, damage):
 
 
 @pytest.mark.parametrize("change,message", [(dict(recipe=TINY.but(dim=9)), "another model"), (dict(recipe=TINY.but(embed=dict(backbone="test_efficientnet", pretrained=False))), "another model"),
-    (dict(recipe=TINY.but(optimiser="sgd")), "another run, optimiser was adamw and is now sgd"), (dict(seed=1), "another run, seed was 0 and is now 1"), (dict(method="cross_entropy"), "another run, method"),
+    (dict(recipe=TINY.but(optimiser="sgd")), "another run, recipe.optimiser was adamw and is now sgd"), (dict(seed=1), "another run, seed was 0 and is now 1"), (dict(method="cross_entropy"), "another run, method"),
     (dict(annotation="points"), "another run, relations"), (dict(dls=dict(steps=STEPS + 1)), "another run, (steps|stream) was"), (dict(dls=dict(seed=1)), "another run, stream"),
     (dict(dls=dict(n=7)), "another run, images was 8 and is now 7"), (dict(rounds=3), "another run, rounds was 2 and is now 3"), (dict(lr=1.), "another run, lr")], ids=lambda o: str(o)[:30])
 def test_checkpoint_of_another_run(trained, tmp_path, change, message):

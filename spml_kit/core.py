@@ -87,6 +87,7 @@ def check_labels(
     labels = np.asarray(labels)
     if labels.ndim != 2: raise SpmlError(f"{name}: a label map has two dimensions, this one has shape {labels.shape}; save it as a palette or grey PNG of class ids")
     if size is not None and labels.shape != tuple(size): raise SpmlError(f"{name}: label map is {labels.shape[0]}x{labels.shape[1]}, its image {size[0]}x{size[1]} (height x width); they must agree")
+    if not np.issubdtype(labels.dtype, np.integer) and (labels != np.floor(labels)).any(): raise SpmlError(f"{name}: value {labels[labels != np.floor(labels)][0]} is not a whole number; labels are class ids")
     allowed = {*range(n_classes), VOID} | ({UNLABELLED} if unlabelled else set())
     bad = [int(v) for v in np.unique(labels) if int(v) not in allowed]
     if bad: raise SpmlError(f"{name}: value {bad[0]} is not a label: classes are 0..{n_classes-1}, 254 is unlabelled, 255 void"
@@ -196,7 +197,8 @@ def rng_of(
     *keys, # integers and strings that name the purpose
 )->np.random.Generator: # independent of every other key
     "A NumPy generator that depends on nothing but its keys"
-    return np.random.default_rng([k if isinstance(k, int) and k >= 0 else int.from_bytes(repr(k).encode(), 'little') for k in keys])
+    as_int = lambda k: int(k) if isinstance(k, (int, np.integer)) and k >= 0 else int.from_bytes(repr(k).encode(), 'little')
+    return np.random.default_rng([as_int(k) for k in keys])
 
 # %% ../nbs/api/00_core.ipynb #d0d6f7c8
 def data_root(

@@ -26,7 +26,8 @@ def unit(
 def locations(
     h:int, # rows
     w:int, # columns
-    device=None, dtype=None, # of the result
+    device=None, # of the result
+    dtype=None,  # of the result
 )->torch.Tensor: # (h*w,2) rows (y,x), each from -0.5 to 0.5, raster order
     "Location of every pixel of an (h,w) grid"
     y, x = (torch.linspace(0, 1, n, device=device, dtype=dtype) - 0.5 for n in (h, w))

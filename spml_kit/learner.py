@@ -143,7 +143,12 @@ def lr_poly(
 class PolyCB(Callback):
     "Set every group's learning rate before each step"
     order = 60
-    def __init__(self, base, multipliers, warmup, power): self.base, self.multipliers, self.warmup, self.power = base, multipliers, warmup, power
+    def __init__(self,
+        base:float, # base learning rate
+        multipliers:tuple, # of each parameter group
+        warmup:int, # steps
+        power:float, # of the decay
+    ): self.base, self.multipliers, self.warmup, self.power = base, multipliers, warmup, power
 
     def before_batch(self):
         if not self.training: return
@@ -176,7 +181,9 @@ class HistoryCB(Callback):
 class LineCB(Callback):
     "Print one tidy line a round, for logs and reports"
     order = 56
-    def __init__(self, label): self.label = label
+    def __init__(self,
+        label:str, # name of the run
+    ): self.label = label
     def after_epoch(self):
         row = self.learn.history[-1]
         if row['round'] == self.epoch: print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
@@ -185,7 +192,10 @@ class LineCB(Callback):
 # %% ../nbs/api/60_learner.ipynb #b0fa2eee
 class PartMetric(Metric):
     "Mean of one part of the training loss over the round"
-    def __init__(self, loss_func, part): self.loss_func, self.part = loss_func, part
+    def __init__(self,
+        loss_func, # `SpmlLoss`
+        part:str,  # one of its names
+    ): self.loss_func, self.part = loss_func, part
     def reset(self):
         if not hasattr(self.loss_func, 'round_means') or self.part == self.loss_func.names[0]: self.loss_func.round_means = self.loss_func.means()
     def accumulate(self, learn): "Nothing: the loss has added it up"
@@ -196,7 +206,9 @@ class PartMetric(Metric):
 
 class MeanIoU(Metric):
     "Mean IoU in percent of the head's prediction on the validation set, over the classes that occur there"
-    def __init__(self, n_classes): self.n_classes = n_classes
+    def __init__(self,
+        n_classes:int, # C
+    ): self.n_classes = n_classes
     def reset(self): self.confusion = Confusion(self.n_classes)
 
     def accumulate(self, learn):
@@ -212,7 +224,9 @@ class MeanIoU(Metric):
 class CheckpointCB(Callback):
     "Write the state of the run after each round"
     order = 90
-    def __init__(self, file): self.file = Path(file)
+    def __init__(self,
+        file, # safetensors file to write
+    ): self.file = Path(file)
 
     def after_epoch(self):
         if self.epoch + 1 == len(self.learn.history): save_run(self.learn, self.file, self.epoch + 1)

@@ -98,8 +98,12 @@ def head_scores(
         total = total + F.interpolate(logits[None], image.shape[:2], mode='bilinear', align_corners=False)[0].softmax(0)
     return total/len(views(scales, flip))
 
-def predict_head(model:SegNet, image:np.ndarray, **kwargs)->np.ndarray: # (H,W) class ids
-    "Label map by the head; arguments of `head_scores`"
+def predict_head(
+    model:SegNet,     # embedding network and head
+    image:np.ndarray, # (H,W,3) uint8
+    **kwargs, # of `head_scores`
+)->np.ndarray: # (H,W) uint8 class ids
+    "Label map by the head"
     return head_scores(model, image, **kwargs).argmax(0).byte().cpu().numpy()
 
 # %% ../nbs/api/76_predict.ipynb #b63c8591
@@ -166,8 +170,14 @@ def retrieval_scores(
         total = total + F.interpolate(votes, image.shape[:2], mode='bilinear', align_corners=False)[0]
     return total/len(views(scales, flip))
 
-def predict_retrieval(model:SegNet, image:np.ndarray, index:SegmentIndex, n_classes:int, **kwargs)->np.ndarray: # (H,W) class ids
-    "Label map by retrieval; arguments of `retrieval_scores`"
+def predict_retrieval(
+    model:SegNet,     # embedding network
+    image:np.ndarray, # (H,W,3) uint8
+    index:SegmentIndex, # of the training set
+    n_classes:int,    # C
+    **kwargs, # of `retrieval_scores`
+)->np.ndarray: # (H,W) uint8 class ids
+    "Label map by retrieval"
     return retrieval_scores(model, image, index, n_classes, **kwargs).argmax(0).byte().cpu().numpy()
 
 # %% ../nbs/api/76_predict.ipynb #f032a707
@@ -225,7 +235,9 @@ def pseudo_labels(
 # %% ../nbs/api/76_predict.ipynb #fde6e612
 class FrozenEmbed(nn.Module):
     "An embedding network that never learns"
-    def __init__(self, embed):
+    def __init__(self,
+        embed:nn.Module, # trained network; it is copied
+    ):
         super().__init__()
         self.embed = copy.deepcopy(embed).requires_grad_(False)
 

@@ -16,12 +16,12 @@ from .relations import Relation, feature_affinity, image_similarity, semantic_an
 @dataclass(frozen=True)
 class Weights:
     "(weight, kappa) of each relation; `head` scales the joint head's cross-entropy"
-    annotation:tuple
-    similarity:tuple
-    cooccurrence:tuple = None
-    affinity:tuple = None
-    head:float = 1.
-    source:str = ''
+    annotation:tuple   # of semantic annotation
+    similarity:tuple   # of low-level image similarity
+    cooccurrence:tuple = None # of semantic co-occurrence
+    affinity:tuple = None # of feature affinity
+    head:float = 1.    # factor of the joint head's cross-entropy
+    source:str = ''    # where the numbers come from
 
 PAPER_WEIGHTS = { # Ke et al. 2021, Tables 1 and 5
     'tags':      Weights((1, 6), (.3, 16), (1, 8),   source='paper Table 5'),

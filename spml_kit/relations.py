@@ -89,19 +89,31 @@ def near_label(
     return torch.where(found < 0, C, found), match
 
 # %% ../nbs/api/50_relations.ipynb #66ec996d
-def semantic_annotation(kappa=6., weight=1.)->Relation:
+def semantic_annotation(
+    kappa:float=6.,  # concentration
+    weight:float=1., # lambda
+)->Relation:
     "Same label: pixel to labelled segments of batch and memory"
     return Relation('annotation', same_class, kappa, weight)
 
-def semantic_cooccurrence(kappa=12., weight=.5)->Relation:
+def semantic_cooccurrence(
+    kappa:float=12., # concentration
+    weight:float=.5, # lambda
+)->Relation:
     "Images that share a class: pixel to all segments of batch and memory"
     return Relation('cooccurrence', shared_tags, kappa, weight)
 
-def image_similarity(kappa=16., weight=.1)->Relation:
+def image_similarity(
+    kappa:float=16., # concentration
+    weight:float=.1, # lambda
+)->Relation:
     "Same contour region: pixel to the segments of its image, with location"
     return Relation('similarity', same_region, kappa, weight, scope='image', location=True)
 
-def feature_affinity(kappa=12., weight=.5)->Relation:
+def feature_affinity(
+    kappa:float=12., # concentration
+    weight:float=.5, # lambda
+)->Relation:
     "Same label once labels are spread within images: pixel to all segments of batch and memory"
     return Relation('affinity', near_label, kappa, weight)
 

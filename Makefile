@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 README ?= README.md
+# Threads that wait sleep: on a busy machine, spinning ones make a run several times longer.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -28,7 +30,7 @@ test: $(STAMP) ## run every notebook and every test
 	@echo "== notebooks (nbdev_test), each in a process of its own: what one imports must not change another"
 	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "== tests (pytest)"
-	@$(BIN)/python -m pytest -rs tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile tests
 
 lab: $(STAMP) ## open JupyterLab on the tutorials
 	@$(BIN)/jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials

@@ -113,6 +113,7 @@ def _execute(source, final, parameters, progress):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
     partial = final.with_name(f'.{final.stem}.partial.ipynb')
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try: papermill.execute_notebook(source, partial, parameters, kernel_name='python3', language='python', progress_bar=progress,
         stdout_file=_Lines() if progress else None, config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical

@@ -13,7 +13,7 @@ from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
 
 from .core import SpmlError, UNLABELLED, VOID, rng_of
-from .data import Sample, SceneSet, WeakSet
+from .data import Sample, WeakSet
 from .labels import tags_of
 
 # %% ../nbs/api/16_batches.ipynb #799fcf59

@@ -125,7 +125,7 @@ class EmbedNet(nn.Module):
         self.register_buffer('std', torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
         heads = dict(aspp=lambda n: ASPP(n, dim, rates), psp=lambda n: PSP(n, dim))
         if head not in heads: raise SpmlError(f"head '{head}' is not one of {list(heads)}")
-        self.head, self.up = heads[head](info.channels()[-1]), 2
+        self.head = heads[head](info.channels()[-1])
         finer = [i for i,r in enumerate(info.reduction()) if 4 <= r < output_stride] if lateral else []
         self.lateral = nn.ModuleDict({str(i): nn.Conv2d(info.channels()[i], dim, 1) for i in finer})
         self.smooth = nn.ModuleDict({str(i): nn.Conv2d(dim, dim, 3, padding=1) for i in finer})
@@ -159,7 +159,7 @@ class EmbedNet(nn.Module):
         for i, conv in reversed(self.lateral.items()):
             z = conv(maps[int(i)])
             y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
-        if not self.lateral: y = F.interpolate(y, scale_factor=self.up, mode='bilinear', align_corners=False)
+        if not self.lateral: y = F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
         return y
 
 # %% ../nbs/api/40_embed.ipynb #cfed59f0

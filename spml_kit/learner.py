@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import fastai.callback.progress # gives Learner its bar and `no_bar`
 from fastai.callback.core import Callback
-from fastai.callback.schedule import ParamScheduler
-from fastai.learner import Learner, Metric, SkipToEpoch
+from fastai.learner import Learner, Metric
 from fastai.optimizer import Adam, Optimizer, l2_reg
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -26,12 +26,12 @@ from torch import nn
 
 from . import embed
 from .contrast import relation_loss
-from .core import SpmlError, load_tensors, save_tensors, seed_everything, write_json
+from .core import SpmlError, load_tensors, save_tensors, seed_everything
 from .embed import SegNet, SoftmaxHead
 from .memory import MemoryBank
 from .metrics import Confusion
 from .recipes import RECIPES, Recipe, paper_relations, paper_weights
-from .segments import Prototypes, make_segments
+from .segments import make_segments
 
 # %% ../nbs/api/60_learner.ipynb #7bbab518
 def labelled_cross_entropy(

@@ -10,7 +10,7 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'PAPER_TRAINING', 'RECIPES', 'Weig
 from dataclasses import dataclass, field, replace
 
 from .core import SpmlError
-from .relations import Relation, feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
+from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
 # %% ../nbs/api/58_recipes.ipynb #7d057004
 @dataclass(frozen=True)

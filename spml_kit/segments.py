@@ -7,10 +7,9 @@ __all__ = ['grid_labels', 'cluster_means', 'spherical_kmeans', 'Prototypes', 'Se
            'make_segments']
 
 # %% ../nbs/api/42_segments.ipynb #dd11c107
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from .core import VOID, SpmlError
 from .embed import locations, unit, with_location

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'VOID', 'MAX_CLASSES', 'VOC_CLASSES', 'SpmlError', 'voc_palette', 'Classes', 'check_labels',
-           'atomic_path', 'write_json', 'read_json', 'read_image', 'read_index_png', 'write_index_png', 'save_tensors',
-           'load_tensors', 'seed_everything', 'rng_of', 'data_root']
+           'atomic_path', 'write_json', 'read_json', 'claim_folder', 'read_image', 'read_index_png', 'write_index_png',
+           'save_tensors', 'load_tensors', 'seed_everything', 'rng_of', 'data_root']
 
 # %% ../nbs/api/00_core.ipynb #a7ff4fa6
 import contextlib, json, os, random, tempfile
@@ -126,6 +126,18 @@ def read_json(
     try: return json.loads(Path(path).read_text())
     except FileNotFoundError: raise SpmlError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise SpmlError(f"{path}: not JSON ({e}); it may be truncated") from None
+
+# %% ../nbs/api/00_core.ipynb #f79d29de
+def claim_folder(
+    folder,        # where results go; made if need be
+    settings:dict, # what decides them, as json holds it
+):
+    "Take a folder for these settings; one that other settings have taken is refused"
+    path, settings = Path(folder)/'settings.json', json.loads(json.dumps(settings))
+    if not path.exists(): return write_json(path, settings)
+    there = read_json(path)
+    differ = [k for k in {**settings, **there} if settings.get(k) != there.get(k)]
+    if differ: raise SpmlError(f"{folder}: holds results of other settings ({', '.join(f'{k} was {there.get(k)!r}, is {settings.get(k)!r}' for k in differ[:3])}); choose another folder, or delete this one")
 
 # %% ../nbs/api/00_core.ipynb #ed9e3138
 def _open(path):

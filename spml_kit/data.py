@@ -16,7 +16,7 @@ from PIL import Image
 
 from .core import (SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, read_image, read_index_png,
                            read_json, rng_of)
-from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, simulate_points, simulate_scribbles, tags_of
+from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, read_voc_boxes, simulate_points, simulate_scribbles, tags_of
 from .oversegment import RegionCache, oversegment
 from .scenes import SCENE_CLASSES, make_scene
 

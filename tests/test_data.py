@@ -267,7 +267,7 @@ def test_rescale_every_kind():
     assert rescale(Tags([2]), old, new).classes.tolist() == [2]
 
 
-@pytest.mark.parametrize('ann, tags', [(Tags([1, 2]), [1, 2]), (Boxes([[2, 2, 9, 9]], [2]), [0, 2]), (Keypoints([[3, 3]], [1], [0]), [1])])
+@pytest.mark.parametrize('ann, tags', [(Tags([1, 2]), [0, 1, 2]), (Boxes([[2, 2, 9, 9]], [2]), [0, 2]), (Keypoints([[3, 3]], [1], [0]), [1])])
 def test_tags_name_what_the_annotation_names(folder, ann, tags):
     images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
     assert np.flatnonzero(WeakSet(images, lambda i: ann).sample(0).tags).tolist() == tags
@@ -351,7 +351,14 @@ def test_check_counts(folder):
         labels = np.full((24, 32), UNLABELLED)
         if i: labels[0, :5], labels[1, :3] = 0, 2
         return labels
-    assert check_weak_set(WeakSet(images, say)) == {'images': 3, 'without labels': 1, 'pixels': {'a': 10, 'b': 0, 'c': 6}}
+    assert check_weak_set(WeakSet(images, say)) == {'images': 3, 'without labels': 1, 'pixels': {'a': 10, 'b': 0, 'c': 6}, 'tags': {'a': 2, 'b': 0, 'c': 2}}
+
+
+def test_check_by_tags(folder):
+    images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
+    assert check_weak_set(WeakSet(images, lambda i: Tags([2])), by_tags=True)['tags'] == {'a': 3, 'b': 0, 'c': 3}
+    with pytest.raises(SpmlError, match="none of 3 images is tagged with a class other than 'a'"): check_weak_set(WeakSet(images, lambda i: Tags([0])), by_tags=True)
+    with pytest.raises(SpmlError, match="no pixel is labelled"): check_weak_set(WeakSet(images, lambda i: Tags([2])))
 
 
 def test_check_names_every_bad_file(folder):
@@ -526,3 +533,48 @@ def test_trains_in_a_fastai_learner(weak):
     assert len(losses) == 48 and dls.train.round == 6
     assert np.mean(losses[-8:]) < .8*np.mean(losses[:3])
     assert len(learn.recorder.values) == 6 and np.isfinite(learn.recorder.values[-1]).all()
+
+
+# what the images bring along
+
+@pytest.mark.parametrize("kind", ["boxes", "tags"])
+def test_said_annotation_never_opens_a_mask(kind, voc_animals):
+    for images in (SceneSet(3, masks=False), VocSet(voc_animals, "train", masks=False).take(3)):
+        weak = WeakSet(images, kind)
+        for i in range(3):
+            s = weak.sample(i)
+            assert s.tags[0] and s.tags[1:].any() and set(np.unique(s.labels)) <= ({UNLABELLED} if kind == "tags" else {0, UNLABELLED})
+
+
+def test_boxes_of_scenes_are_true():
+    images = SceneSet(6)
+    weak = WeakSet(images, "boxes")
+    for i in range(6):
+        s, mask = weak.sample(i), images.mask(i)
+        assert (mask[s.labels == 0] == 0).all() # outside all boxes is background
+        assert np.flatnonzero(s.tags).tolist() == sorted({0, *np.unique(mask[mask < VOID]).tolist()})
+        assert all((mask[y0:y1, x0:x1] == c).any() for (x0, y0, x1, y1), c in zip(weak.boxes(i).boxes.astype(int), weak.boxes(i).classes))
+
+
+def test_boxes_follow_the_reduction(voc_animals):
+    whole, half = (WeakSet(VocSet(voc_animals, "train", size, masks=False).take(4), "boxes") for size in (None, 160))
+    for i in range(4):
+        ratio = np.array(half.sample(i).labels.shape)/np.array(whole.sample(i).labels.shape)
+        assert np.allclose(half.boxes(i).boxes, whole.boxes(i).boxes*np.tile(ratio[::-1], 2))
+
+
+def test_objects_of_other_classes_are_no_background(voc_animals):
+    few = WeakSet(VocSet(voc_animals, "train", classes=Classes(("background", "dog")), masks=False), "boxes")
+    i = few.names.index("2007_000063") # a dog before a chair
+    s = few.sample(i)
+    assert few.boxes(i).classes.tolist() == [1] and np.flatnonzero(s.tags).tolist() == [0, 1]
+    assert (s.labels[:240, 48:274] == UNLABELLED).all() and (s.labels[:, :47] == 0).all()
+
+
+def test_relabelled_set_shares_images_regions_and_tags(monkeypatch):
+    weak = WeakSet(SceneSet(2), "tags", regions=20)
+    regions = weak.sample(0).regions
+    monkeypatch.setattr("spml_kit.data.oversegment", None) # regions are not made anew
+    other = weak.relabel(lambda i: np.full((128, 128), i))
+    assert (other.sample(0).regions == regions).all() and (other.sample(0).labels == 0).all()
+    assert (other.sample(0).tags == weak.sample(0).tags).all() and (weak.sample(0).labels == UNLABELLED).all()

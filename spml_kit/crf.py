@@ -103,7 +103,7 @@ def _corner_keys(zero, rank):
     place = F.pad(base[:-1].cumprod(0), (1, 0), value=1)
     down = torch.empty_like(rank).scatter_(1, d - rank, F.pad(place, (0, 1)).expand_as(rank))
     corner = torch.arange(d+1, device=zero.device)
-    keys = ((d+1)*(digit*place).sum(1, keepdim=True)) + corner*place.sum() - (d+1)*F.pad(down[:, :d].cumsum(1), (1, 0))
+    keys = (d+1)*(digit*place).sum(1, keepdim=True) + corner*place.sum() - (d+1)*F.pad(down[:, :d].cumsum(1), (1, 0))
     return keys, place.sum() - (d+1)*F.pad(place, (0, 1))
 
 # %% ../nbs/api/74_crf.ipynb #dcf32f74
@@ -162,10 +162,10 @@ def _softmax(logits, count):
 
 # %% ../nbs/api/74_crf.ipynb #03e9dc3b
 def _check(image, scores, iterations):
-    image = np.asarray(image)
+    image = np.ascontiguousarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise SpmlError(f"image is {image.dtype} of shape {image.shape}: the field compares colours of a (H,W,3) uint8 RGB image, as `read_image` returns it")
-    scores = torch.as_tensor(scores)
+    scores = scores.detach() if isinstance(scores, torch.Tensor) else torch.tensor(np.ascontiguousarray(scores))
     if scores.ndim != 3 or scores.shape[1:] != image.shape[:2]:
         raise SpmlError(f"scores have shape {tuple(scores.shape)}, the image {image.shape[0]}x{image.shape[1]} (height x width): expected (C,{image.shape[0]},{image.shape[1]}); resize the scores first")
     if len(scores) < 2: raise SpmlError(f"{len(scores)} class(es) in the scores: background and at least one more are needed")

@@ -90,16 +90,21 @@ def best_f(
     return dict(ods=float(total.max()), at=int(total.argmax()), ois=float(f_measure(counts[np.arange(len(counts)), own].sum(0))))
 
 # %% ../nbs/api/24_partitions.ipynb #15c6069b
+def _compact(ids):
+    "Ids without gaps, and how many there are"
+    ids = np.asarray(ids)
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0: raise SpmlError(f"ids of regions are integers, 0 or above, these are {ids.dtype} from {ids.min()}")
+    there = np.bincount(ids.ravel()) > 0
+    return (np.cumsum(there) - 1)[ids.ravel()], there.sum()
+
 def contingency(
     a:np.ndarray, # (H,W) ids, 0 or above
     b:np.ndarray, # (H,W) ids, 0 or above
 )->coo_array: # (A,B) pixels in both, ids without pixels left out
     "Table of overlaps"
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or not a.size: raise SpmlError(f"divisions of shapes {a.shape} and {b.shape}: they must agree, and have pixels")
-    (ids, i), (jds, j) = (np.unique(o.ravel(), return_inverse=True) for o in (a, b))
-    keys, n = np.unique(i*len(jds) + j, return_counts=True)
-    return coo_array((n, (keys//len(jds), keys % len(jds))), shape=(len(ids), len(jds)))
+    if np.shape(a) != np.shape(b) or not np.size(a): raise SpmlError(f"divisions of shapes {np.shape(a)} and {np.shape(b)}: they must agree, and have pixels")
+    (i, rows), (j, cols) = _compact(a), _compact(b)
+    return coo_array((np.ones(len(i), np.int64), (i, j)), shape=(rows, cols)).tocsr().tocoo() # tocsr adds up
 
 def _covering(table): # of the columns' division by the rows'
     n, (i, j) = table.data, table.coords

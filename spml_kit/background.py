@@ -44,11 +44,11 @@ def winning_class(
     normalise:str='sum', # 'none': the score; 'sum': its share of the scores of background and tags
 )->tuple: # (H,W) uint8 class, (H,W) its score
     "The strongest class of each pixel and how strong it is; ties to the smallest class"
-    tags = np.asarray(tags, bool)
+    maps, tags = _check_maps(maps), np.asarray(tags, bool)
     if tags.shape != (len(maps),): raise SpmlError(f"tags have shape {tags.shape}, the maps {len(maps)} classes: one flag per class, background included")
     if not tags.any(): raise SpmlError("an image without any tag cannot be labelled: tag it (background alone is a tag too) or leave it out")
     if normalise not in NORMALISE: raise SpmlError(f"normalise '{normalise}' is not one of {list(NORMALISE)}")
-    scores = tag_scores(maps, alpha)*np.where(np.arange(len(maps)) == 0, True, tags)[:, None, None]
+    scores = tag_scores(maps*tags[:, None, None], alpha) # what absent classes show is nothing
     best = scores.max(0)
     return scores.argmax(0).astype(np.uint8), best/scores.sum(0) if normalise == 'sum' else best
 

@@ -25,7 +25,7 @@ setup(
     package_dir={"spml_kit": "spml_kit", "spml_kit.experiments": "nbs/experiments"},
     package_data={"spml_kit.experiments": ["*.ipynb", "*.yaml"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["spml_kit=spml_kit._modidx:d"]},
     zip_safe=False,
 )

@@ -41,8 +41,11 @@ class Hed(nn.ModuleDict):
         for b,depth in enumerate(DEPTHS, 1):
             if b > 1: x = F.max_pool2d(x, 2, ceil_mode=True)
             for k in range(1, depth + 1): x = F.relu(self[f'conv{b}_{k}'](x))
-            side = F.interpolate(self[f'score-dsn{b}'](x), scale_factor=2**(b-1), mode='bilinear') if b > 1 else self['score-dsn1'](x)
-            sides.append(side[..., :size[0], :size[1]])
+            stride = 2**(b-1)
+            late = stride//4 # pixels, see below
+            side = F.interpolate(self[f'score-dsn{b}'](x), scale_factor=stride, mode='bilinear')
+            side = F.pad(side, (0, late, 0, late), mode='replicate')
+            sides.append(side[..., late:late + size[0], late:late + size[1]])
         sides = torch.cat(sides, 1)
         return torch.cat([sides, self['new-score-weighting'](sides)], 1)
 

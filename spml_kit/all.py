@@ -12,7 +12,10 @@ from .scenes import *
 from .data import *
 from .batches import *
 from .contours import *
+from .hed import *
 from .oversegment import *
+from .partitions import *
+from .background import *
 from .embed import *
 from .segments import *
 from .relations import *
@@ -20,10 +23,15 @@ from .contrast import *
 from .memory import *
 from .recipes import *
 from .learner import *
+from .cam import *
+from .seam import *
 from .retrieval import *
 from .propagate import *
+from .crf import *
 from .predict import *
+from .pipelines import *
 from .metrics import *
+from .seeds import *
 from .plot import *
 from .experiment import *
 

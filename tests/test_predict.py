@@ -11,10 +11,11 @@ from torch import nn
 
 from spml_kit.batches import weak_dls
 from spml_kit.core import SpmlError, UNLABELLED, VOID
-from spml_kit.data import SceneSet, WeakSet
+from spml_kit.crf import dense_crf
+from spml_kit.data import Sample, SceneSet, WeakSet
 from spml_kit.embed import EmbedNet, SegNet, SoftmaxHead, unit
-from spml_kit.predict import (FrozenEmbed, head_learner, head_scores, image_segments, majority_labels, predict_head, predict_retrieval, pseudo_label, pseudo_labels,
-                              retrieval_scores, score, see, training_index, views, window_ends)
+from spml_kit.predict import (FrozenEmbed, head_learner, head_scores, image_segments, majority_labels, predict_head, predict_retrieval, pseudo_labels, region_mean,
+                              retrieval_scores, score, see, settle, walked_scores, training_index, views, window_ends)
 from spml_kit.recipes import RECIPES
 from spml_kit.retrieval import SegmentIndex
 
@@ -227,6 +228,11 @@ def test_index_leaves_out_the_unlabelled(net, scales):
 
 # pseudo-labels
 
+def pseudo_label(net, image, labels, present, refine=(), **kwargs):
+    "One image by hand"
+    return settle(walked_scores(net, image, present, **kwargs), Sample(image, labels, np.arange(labels.size).reshape(labels.shape)//50, present), refine)
+
+
 def sparse(scenes, i, seed=0):
     "A tenth of the pixels annotated, some void"
     mask, chance = scenes.mask(i).copy(), np.random.default_rng(seed + i).random(scenes.mask(i).shape)
@@ -236,7 +242,7 @@ def sparse(scenes, i, seed=0):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 61), (7, 90)])
-@pytest.mark.parametrize("kwargs", [dict(), dict(stride=16, steps=3, scales=(.5, 1.)), dict(crop=32, steps=0)], ids=str)
+@pytest.mark.parametrize("kwargs", [dict(), dict(refine=("regions", "crf")), dict(stride=16, steps=3, scales=(.5, 1.)), dict(crop=32, steps=0)], ids=str)
 def test_pseudo_label_keeps_what_is_known(net, size, kwargs):
     rng, present = np.random.default_rng(0), np.isin(np.arange(13), [0, 3, 7])
     labels = rng.choice(np.array([0, 3, 7, UNLABELLED, UNLABELLED, VOID], np.uint8), size)
@@ -268,6 +274,28 @@ def test_pseudo_label_spreads_what_the_head_says():
     only = pseudo_label(model, image, np.full_like(mask, UNLABELLED), np.array([False, False, True]))
     assert (only == 2).all()
     with pytest.raises(SpmlError, match="without any known class"): pseudo_label(model, image, mask, np.zeros(3, bool))
+
+
+def test_other_scores_may_walk(net):
+    "maps of any size instead of the head's; classes nobody names stay 0"
+    image, maps = picture(40, 56), torch.rand(13, 20, 28)
+    maps[5:] = 0
+    walked = walked_scores(net, image, np.ones(13, bool), maps, stride=4)
+    assert walked.shape == (13, 40, 56) and (walked[5:] == 0).all()
+    close(walked_scores(net, image, np.ones(13, bool), torch.ones(13, 3, 3), stride=4), torch.ones(13, 40, 56)) # constant maps are fixed points
+    still = walked_scores(net, image, np.ones(13, bool), maps, stride=2, steps=0)
+    close(still, F.interpolate(maps[None], (40, 56), mode="bilinear", align_corners=False)[0])
+
+
+def test_refinements_come_in_order(net):
+    image, labels = picture(24, 30), np.full((24, 30), UNLABELLED, np.uint8)
+    sample, scores = Sample(image, labels, np.arange(720).reshape(24, 30)//45, np.ones(3, bool)), torch.rand(3, 24, 30)
+    mean = region_mean(scores, torch.as_tensor(sample.regions))
+    assert (settle(scores, sample, ()) == scores.argmax(0).numpy()).all()
+    assert (settle(scores, sample, ("regions",)) == mean.argmax(0).numpy()).all()
+    assert (settle(scores, sample, ("regions", "crf")) == dense_crf(image, mean).argmax(0).numpy()).all()
+    assert (settle(scores, sample, ("crf", "regions")) != settle(scores, sample, ("regions", "crf"))).any()
+    with pytest.raises(SpmlError, match="refine .*magic"): settle(scores, sample, ("magic",))
 
 
 def test_masks_stay_closed(net):

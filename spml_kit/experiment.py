@@ -146,7 +146,7 @@ def run_notebook(
     return final
 
 # %% ../nbs/api/96_experiment.ipynb #71746747
-ANNOTATIONS = 'scribbles', 'points', 'full', 'clicks' # each runs the experiment `single`
+ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'full', 'clicks' # each runs the experiment `single`
 
 def _command(prog, action):
     "Do it; errors become one line and an exit code: 2 for what the user can mend, 1 for a cell that failed"

@@ -46,11 +46,12 @@ class SeamNet(TagNet):
         n_classes:int, # C, background included
         scale:float=.5, # size of the second view, relative; the paper's is .3
         widths:tuple=(64, 128), # channels compared of the backbone's last but one and last map
+        refine:bool=True, # give refined class maps? the attribute may be set after training, to see what refinement does
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)
         if not 0 < scale < 1: raise SpmlError(f"scale {scale} must lie between 0 and 1: the second view is smaller than the first")
-        self.scale, n = scale, self.backbone.feature_info.channels()
+        self.scale, self.refine, n = scale, refine, self.backbone.feature_info.channels()
         self.middle, self.last = (nn.Conv2d(i, o, 1, bias=False) for i, o in zip(n[-2:], widths))
         self.compare = nn.Conv2d(3 + sum(widths), 3 + sum(widths), 1, bias=False)
 
@@ -66,9 +67,9 @@ class SeamNet(TagNet):
 
     def maps(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->torch.Tensor: # (B,C,h,w) 0..1; row 0 holds the background, which `class_maps` leaves out
-        "Refined class maps"
-        return self.look(x)[1]
+    )->torch.Tensor: # (B,C,h,w); row 0 of refined maps holds the background, which `class_maps` leaves out
+        "Refined class maps, or the raw ones where `refine` is off"
+        return self.look(x)[1] if self.refine else super().maps(x)
 
     def forward(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1

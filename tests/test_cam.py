@@ -253,6 +253,13 @@ def test_parts_of_the_seam_loss_by_hand():
     assert parts["pooling"] == pytest.approx((least(refined1) + least(refined2))/2, rel=1e-5)
 
 
+def test_raw_maps_are_those_of_the_classifier():
+    net, x = network("seam"), torch.rand(1, 3, SIZE, SIZE)
+    refined, net.refine = net.maps(x), False
+    torch.testing.assert_close(net.maps(x), TagNet.maps(net, x))
+    assert refined.min() >= 0 and refined.max() <= 1 + 1e-5 and not torch.equal(refined, net.maps(x))
+
+
 def test_refined_maps_teach_the_comparison_only_and_raw_maps_the_backbone():
     learn = learner(method="seam")
     learn.model.train()

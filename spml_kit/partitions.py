@@ -41,7 +41,7 @@ def thin_contours(
     return np.where((c*1.01 >= sides[0]) & (c*1.01 >= sides[1]), c, 0)
 
 # %% ../nbs/api/24_partitions.ipynb #c75ea02c
-THRESHOLDS = np.linspace(.05, .95, 19)
+THRESHOLDS = tuple(np.linspace(.05, .95, 19).tolist()) # of boundary strength
 
 def _reach(shape, tolerance): return max(tolerance*np.hypot(*shape), 1.)
 

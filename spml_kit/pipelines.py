@@ -66,6 +66,7 @@ class Pipeline:
         head_steps:int=120, # of each second head
         tag_steps:int=200, # of the classifier of tags
         cam:str='cam',     # where activation maps come from: 'cam' or 'seam'
+        tag_recipe:Recipe=TAG_RECIPE, # training of that classifier
         cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which it looks; small images want large ones
         alpha:float=6.,    # power of the background score of tags
         threshold:float=.2, # least share of the winner's score among seeds of tags
@@ -82,12 +83,12 @@ class Pipeline:
         if unknown or 'embedding' in skip: raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {list(STEPS[annotation])}, and there is nothing without 'embedding'")
         if truth is not None and truth.names != weak.names: raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
         self.weak, self.watch, self.annotation, self.out, self.recipe, self.truth = weak, watch, annotation, Path(out), recipe, truth
-        self.rounds, self.steps, self.head_steps, self.tag_steps, self.cam, self.cam_scales = rounds, steps, head_steps, tag_steps, cam, cam_scales
+        self.rounds, self.steps, self.head_steps, self.tag_steps, self.cam, self.tag_recipe, self.cam_scales = rounds, steps, head_steps, tag_steps, cam, tag_recipe, cam_scales
         self.alpha, self.threshold, self.refine, self.walk_stride = alpha, threshold, refine, walk_stride
         self.skip, self.workers, self.seed, self.progress = tuple(skip), workers, seed, progress
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, dict(annotation=annotation, images=len(weak), recipe=asdict(recipe), rounds=rounds, steps=steps, head_steps=head_steps, tag_steps=tag_steps,
-                                    cam=cam, cam_scales=list(cam_scales), alpha=alpha, threshold=threshold, refine=list(refine), walk_stride=walk_stride, skip=list(skip), seed=seed))
+                                    cam=cam, tag_recipe=asdict(tag_recipe), cam_scales=list(cam_scales), alpha=alpha, threshold=threshold, refine=list(refine), walk_stride=walk_stride, skip=list(skip), seed=seed))
 
     @property
     def model(self):
@@ -134,7 +135,7 @@ class Pipeline:
     def _activation(self, sample): return class_maps(self.learners['classifier'].model, sample.image, sample.tags, self.cam_scales)
 
     def _classifier(self, name):
-        recipe = TAG_RECIPE.but(bs=self.recipe.bs, crop=self.recipe.crop, steps=self.tag_steps)
+        recipe = self.tag_recipe.but(bs=self.recipe.bs, crop=self.recipe.crop, steps=self.tag_steps)
         self._fit(name, lambda dls, path: tag_learner(dls, self.cam, recipe, seed=self.seed, path=path), self.weak, 1, self.tag_steps, recipe)
 
     def _seeds(self, name):

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .contours import gradient_contours
-from .core import SpmlError, read_index_png, read_json, write_index_png, write_json
+from .core import SpmlError, claim_folder, read_index_png, read_json, write_index_png
 
 # %% ../nbs/api/22_oversegment.ipynb #1f0c7ade
 @dataclass(frozen=True, eq=False)
@@ -107,13 +107,10 @@ class RegionCache:
         settings:dict=None, # what makes them; a folder made by other settings is refused; None: whatever is there
     ):
         self.folder = Path(folder)
-        there, path = None, self.folder/'settings.json'
-        if path.exists(): there = read_json(path)
-        elif settings is None: raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with prepare_regions(images, {str(folder)!r}, n=...)")
-        if settings is not None and there is not None and there != settings:
-            raise SpmlError(f"{self.folder}: holds regions of {there}, not of {settings}; choose another folder, or delete this one to make them anew")
-        if there is None: write_json(path, settings)
-        self.settings = there or settings
+        path = self.folder/'settings.json'
+        if settings is not None: claim_folder(self.folder, settings)
+        elif not path.exists(): raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with prepare_regions(images, {str(folder)!r}, n=...)")
+        self.settings = read_json(path)
 
     def path(self,
         name:str, # name of an image

@@ -203,7 +203,7 @@ def test_failing_images_are_named_and_the_rest_done(tmp_path, workers):
 def test_mixed_settings_are_refused(tmp_path, other):
     prepare_regions(Images(2), tmp_path, n=30, progress=False)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(SpmlError, match="'n': 30.*not of.*another folder"): prepare_regions(Images(2), tmp_path, progress=False, **other)
+    with pytest.raises(SpmlError, match="holds results of other settings .*was .*choose another folder"): prepare_regions(Images(2), tmp_path, progress=False, **other)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 

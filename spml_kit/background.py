@@ -59,7 +59,7 @@ def tag_labels(
     threshold:float=.2, # 0..1; a weaker winner leaves its pixel unlabelled
     normalise:str='sum', # 'none' or 'sum', see above
 )->np.ndarray: # (H,W) uint8 labels, 254 where the winner is weak
-    "Label map of a tagged image (spec 5.1, decision Q1)"
+    "Label map of a tagged image (paper A.4; the release names its files a6_th0.2)"
     if not 0 <= threshold <= 1: raise SpmlError(f"threshold {threshold} is outside 0..1")
     label, score = winning_class(maps, tags, alpha, normalise)
     return np.where(score < threshold, UNLABELLED, label).astype(np.uint8)

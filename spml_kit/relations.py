@@ -46,7 +46,7 @@ class Relation:
 def same_class(
     protos:Prototypes, # M segments
 )->torch.Tensor: # (M,) class id, -1 where unlabelled
-    "Code of semantic annotation (paper section 3.2; spec 3.2)"
+    "Code of semantic annotation (paper section 3.2)"
     return torch.where(protos.label < UNLABELLED, protos.label, -1)
 
 # %% ../nbs/api/50_relations.ipynb #55c1d080

@@ -70,7 +70,7 @@ def test_groups_of_the_paper(deeplab):
 
 
 def test_batch_norm(deeplab):
-    "The paper's network learns its statistics, slowly (spec 1.2 and 1.5); ours keeps those of the body"
+    "The paper's network learns its statistics, slowly; ours keeps those of the body"
     norms = lambda net: [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.momentum, m.eps, m.training) for m in norms(deeplab.train())} == {(3e-4, 1e-5, True)}
     ours = SegNet(EmbedNet(dim=8, **TINY.embed), SoftmaxHead(8, 3)).train()

@@ -42,20 +42,34 @@ def spherical_kmeans(
     k:int, # number of clusters
     iterations:int=10, # pairs of M step and E step; 0 returns the start
     valid:torch.Tensor=None, # (B,P) bool, pixels that take part; None is all
-    elements:int=2**22, # similarities held at a time
+    elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
 )->torch.Tensor: # (B,P) clusters; those of pixels that take no part mean nothing
     "Spherical k-means of a batch of images, without gradient (reference `segsort/common.py:kmeans_with_initial_labels`)"
     B, P, D = u.shape
     labels = labels.expand(B, P).clone()
-    if valid is not None: u = u*valid[...,None]
-    step = max(1, elements//(P*k))
-    for lo in range(0, B, step):
-        part, found = u[lo:lo+step], labels[lo:lo+step]
-        offset = torch.arange(len(part), device=u.device)[:,None]*k
+    valid = torch.ones(B, P, dtype=torch.bool, device=u.device) if valid is None else valid
+    elements = elements or 2**(18 if u.device.type == 'cpu' else 24)
+    images, pixels = max(1, elements//(P*k)), max(1, elements//k)
+    for lo in range(0, B, images):
+        part, counted = u[lo:lo+images], valid[lo:lo+images].flatten()
+        n, rows = len(part), part.reshape(-1, D)
+        offset = torch.arange(n, device=u.device)[:,None]*k
+        own = (labels[lo:lo+images] + offset).flatten()
+        sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device), torch.zeros(n*k, dtype=torch.long, device=u.device)
+        def count(at, sign): # pixels enter their cluster, or leave it
+            sums.index_add_(0, own[at], rows[at].double(), alpha=sign)
+            sizes.index_add_(0, own[at], torch.ones_like(at), alpha=sign)
+        count(counted.nonzero()[:,0], 1)
         for _ in range(iterations):
-            mu = cluster_means(part.reshape(-1, D), (found + offset).flatten(), len(part)*k)
-            found = (part @ mu.view(-1, k, D).transpose(1, 2)).argmax(-1)
-        labels[lo:lo+step] = found
+            mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
+            if n == 1: found = torch.cat([(r @ mu[0]).argmax(1) for r in rows.split(pixels)]) # quicker than a batch of one
+            else: found = ((part @ mu).argmax(2) + offset).flatten()
+            moved = ((found != own) & counted).nonzero()[:,0]
+            if len(moved) == 0: break # and so it would stay
+            count(moved, -1)
+            own = found
+            count(moved, 1)
+        labels[lo:lo+images] = own.view(n, P) - offset
     return labels
 
 # %% ../nbs/api/42_segments.ipynb #2e97234a

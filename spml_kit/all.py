@@ -19,6 +19,7 @@ from .background import *
 from .embed import *
 from .segments import *
 from .relations import *
+from .fused import *
 from .contrast import *
 from .memory import *
 from .recipes import *

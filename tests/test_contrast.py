@@ -1,4 +1,6 @@
 """The fast loss against its definition: every dtype, scope, match table, concentration and chunk size; values, gradients, faults."""
+import os
+
 import pytest
 import torch
 
@@ -51,6 +53,14 @@ def leaves(seg, bank, location):
     return x, mu, seg, bank.candidates(seg.protos)
 
 
+@pytest.fixture(autouse=True)
+def kernels_run(monkeypatch):
+    "Where test_fused.py runs these tests again, the chunked form must not step in"
+    if not os.environ.get("SPML_KERNELS_MUST_RUN"): return
+    def refuse(*args): raise AssertionError("the chunked form ran instead of the kernels")
+    monkeypatch.setattr("spml_kit.contrast._pieces", refuse)
+
+
 def fast(relation, seg, bank, own_negative, elements):
     "Mean, loss of each pixel, gradients by pixels and by the batch's prototypes: `relation_loss`, with the chunk size in our hands"
     x, mu, seg, candidates = leaves(seg, bank, relation.location)
@@ -89,7 +99,7 @@ def compare(relation, own_negative=False, elements=None, dtype=torch.float64, **
     return want
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("own_negative", [False, True])
 @pytest.mark.parametrize("scope", ["image", "batch", "memory"])
 @pytest.mark.parametrize("code", CODES)
@@ -104,7 +114,7 @@ def test_own_negative_matters():
         assert other > one
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kappa", [1, 6, 16, 30, 50])
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.name)
 def test_concentrations(relation, kappa, dtype):
@@ -213,7 +223,7 @@ def test_one_segment(own_negative):
     torch.testing.assert_close(alone, torch.full_like(alone, 2).log() if own_negative else torch.zeros_like(alone))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kappa", [1, 16, 50, 60])
 @pytest.mark.parametrize("cosines", [(1, -1, 1), (-1, 1, 1), (-1, -1, 1), (1, 1, -1), (1, -1, -1), (-1, 1, -1), (0, -1, 1)])
 def test_extreme_similarity(cosines, kappa, dtype):

@@ -209,7 +209,7 @@ def spml_run(
     p.add_argument('--data', choices=['scenes', 'voc', 'folder'], help="where images come from: embedded scenes (default), PASCAL VOC layout, or your own folder")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
-    p.add_argument('--profile', metavar='P', help="set of parameters: tiny, scenes, voc, folder or paper_voc (default: named as the data)")
+    p.add_argument('--profile', metavar='P', help="set of parameters of profiles.yaml: tiny, scenes, voc, folder, voc_animals, bsds or paper_voc (default: named as the data)")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
     args = p.parse_args(argv)

@@ -72,6 +72,7 @@ class Pipeline:
         threshold:float=.2, # least share of the winner's score among seeds of tags
         refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
         walk_stride:int=4, # pixels per step of the walk's grid
+        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
         skip:tuple=(),     # names of steps to leave out
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
@@ -84,11 +85,11 @@ class Pipeline:
         if truth is not None and truth.names != weak.names: raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
         self.weak, self.watch, self.annotation, self.out, self.recipe, self.truth = weak, watch, annotation, Path(out), recipe, truth
         self.rounds, self.steps, self.head_steps, self.tag_steps, self.cam, self.tag_recipe, self.cam_scales = rounds, steps, head_steps, tag_steps, cam, tag_recipe, cam_scales
-        self.alpha, self.threshold, self.refine, self.walk_stride = alpha, threshold, refine, walk_stride
+        self.alpha, self.threshold, self.refine, self.walk_stride, self.vote_scales = alpha, threshold, refine, walk_stride, vote_scales
         self.skip, self.workers, self.seed, self.progress = tuple(skip), workers, seed, progress
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, dict(annotation=annotation, images=len(weak), recipe=asdict(recipe), rounds=rounds, steps=steps, head_steps=head_steps, tag_steps=tag_steps,
-                                    cam=cam, tag_recipe=asdict(tag_recipe), cam_scales=list(cam_scales), alpha=alpha, threshold=threshold, refine=list(refine), walk_stride=walk_stride, skip=list(skip), seed=seed))
+                                    cam=cam, tag_recipe=asdict(tag_recipe), cam_scales=list(cam_scales), alpha=alpha, threshold=threshold, refine=list(refine), walk_stride=walk_stride, vote_scales=list(vote_scales), skip=list(skip), seed=seed))
 
     @property
     def model(self):
@@ -157,9 +158,9 @@ class Pipeline:
         self._label(name, again if name == 'walk again' else first)
 
     def _neighbours(self, name):
-        index = self.index(scales=(.5, 1., 1.5))
+        index = self.index(scales=[s for s in self.vote_scales if s <= 1.5])
         def vote(sample, i):
-            votes = retrieval_scores(self.model, sample.image, index, self.weak.c, scales=(.5, 1., 1.5, 2.), flip=True, grid=self.recipe.infer_grid)
+            votes = retrieval_scores(self.model, sample.image, index, self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid)
             return settle(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample, self.refine)
         self._label(name, vote)
 

@@ -23,47 +23,57 @@ from spml_kit.segments import grid_labels, spherical_kmeans
 unit = lambda *shape, g: F.normalize(torch.randn(*shape, generator=g), dim=-1)
 
 
+def batch(device, images=16, pixels=4096, segments=75, old=2400, classes=21, D=64):
+    "Pixels of a batch, their segments and codes, and a memory: what the three relations of the paper take"
+    g = torch.Generator().manual_seed(0)
+    own = (torch.randint(segments, (images, pixels), generator=g).sort(1)[0] + segments*torch.arange(images)[:, None]).flatten()
+    M = images*segments
+    x = F.normalize(unit(M, D, g=g)[own] + .5*unit(len(own), D, g=g), dim=1)
+    label = torch.randint(classes, (M,), generator=g)
+    label[torch.rand(M, generator=g) < .5] = 254
+    tags = torch.rand(images, classes, generator=g) < .1
+    tags[:, 0], tags[:, 1] = True, tags[:, 1] | ~tags[:, 2:].any(1)
+    side = 2**(pixels.bit_length()//2) # of a grid of a power of two pixels
+    b = dict(x=x, own=own, label=label, region=torch.randint(30, (M,), generator=g), image=torch.arange(images).repeat_interleave(segments), tags=tags,
+             loc=locations(side, pixels//side).repeat(images, 1), old_mu=unit(old, D, g=g), old_label=torch.randint(classes, (old,), generator=g),
+             old_image=images + torch.arange(old) % (2*images), old_tags=torch.cat([tags, tags.flip(0)]))
+    return {k: v.to(device) for k, v in b.items()}
+
+
+def features(x, b):
+    "Unit features of the pixels and of their segments, without and with location; with gradient, as in training"
+    v = F.normalize(x, dim=1)
+    u = with_location(v, b['loc'])
+    mean = lambda o: F.normalize(torch.zeros(len(b['label']), o.shape[1], device=o.device).index_add(0, b['own'], o), dim=1)
+    return v, u, mean(v), mean(u)
+
+
+def dense(x, b):
+    v, u, mu, mu_loc = features(x, b)
+    return baselines.three_relations(v, u, b['own'], b['label'], b['region'], b['image'], b['tags'], mu, mu_loc, (b['old_mu'], b['old_label'], b['old_image'], b['old_tags']), b['tags'].shape[1])
+
+
+def chunked(x, b):
+    v, u, mu, mu_loc = features(x, b)
+    both, known = torch.cat([mu, b['old_mu']]), torch.cat([b['label'], b['old_label']])
+    said = torch.cat([b['tags'], b['old_tags']])[:, 1:].float()
+    return (contrast(v, both, b['own'], torch.where(known < b['tags'].shape[1], known, -1), 6.)[0] + .5*contrast(v, both, b['own'], torch.cat([b['image'], b['old_image']]), 12., match=said @ said.T > 0)[0]
+            + .1*contrast(u, mu_loc, b['own'], b['region'], 16., image=b['image'])[0])
+
+
+def gradient(loss, b):
+    "Value and gradient by the pixels"
+    x = b['x'].clone().requires_grad_()
+    value = loss(x, b)
+    value.backward()
+    return value.detach(), x.grad
+
+
 def relations(device):
     "Three VOC relations, forward and backward: 65,536 pixels, 1,200 segments and 2,400 in memory, D = 64, 21 classes, 16 images"
-    g = torch.Generator().manual_seed(0)
-    B, per, m, D, C = 16, 4096, 75, 64, 21
-    own = (torch.randint(m, (B, per), generator=g).sort(1)[0] + m*torch.arange(B)[:, None]).flatten()
-    centre = unit(B*m, D, g=g)
-    v = F.normalize(centre[own] + .5*unit(B*per, D, g=g), dim=1)
-    loc = locations(64, 64).repeat(B, 1)
-    label = torch.randint(C, (B*m,), generator=g)
-    label[torch.rand(B*m, generator=g) < .5] = 254
-    region, image = torch.randint(30, (B*m,), generator=g), torch.arange(B).repeat_interleave(m)
-    tags = torch.rand(B, C, generator=g) < .1
-    tags[:, 0], tags[:, 1] = True, tags[:, 1] | ~tags[:, 2:].any(1)
-    old = (unit(2400, D, g=g), torch.randint(C, (2400,), generator=g), B + torch.arange(2*B).repeat_interleave(m), torch.cat([tags, tags.flip(0)]))
-    raw, mine, label, region, image, tags, loc = (o.to(device) for o in (v, own, label, region, image, tags, loc))
-    memory = tuple(o.to(device) for o in old)
-
-    def features(x): # with gradient, as in training
-        v = F.normalize(x, dim=1)
-        u = with_location(v, loc)
-        mean = lambda o: F.normalize(torch.zeros(B*m, o.shape[1], device=device).index_add(0, mine, o), dim=1)
-        return v, u, mean(v), mean(u)
-
-    def gradient(loss):
-        x = raw.clone().requires_grad_()
-        value = loss(x)
-        value.backward()
-        return value.detach(), x.grad
-
-    def plain(x):
-        v, u, mu, mu_loc = features(x)
-        return baselines.three_relations(v, u, mine, label, region, image, tags, mu, mu_loc, memory)
-
-    def ours(x):
-        v, u, mu, mu_loc = features(x)
-        both, known = torch.cat([mu, memory[0]]), torch.cat([label, memory[1]])
-        ids = torch.where(known < C, known, -1)
-        said = torch.cat([tags, memory[3]])[:, 1:].float()
-        return (contrast(v, both, mine, ids, 6.)[0] + .5*contrast(v, both, mine, torch.cat([image, memory[2]]), 12., match=said @ said.T > 0)[0]
-                + .1*contrast(u, mu_loc, mine, region, 16., image=image)[0])
-    return lambda: gradient(plain), lambda: gradient(ours), lambda a, b: max(float((a[0] - b[0]).abs()), float((a[1] - b[1]).abs().max()/a[1].abs().max())), 1e-4
+    b = batch(device)
+    differ = lambda a, c: max(float((a[0] - c[0]).abs()), float((a[1] - c[1]).abs().max()/a[1].abs().max()))
+    return lambda: gradient(dense, b), lambda: gradient(chunked, b), differ, 1e-4
 
 
 def kmeans(k):
@@ -101,15 +111,13 @@ def neighbours(device):
 TASKS = dict(relations=relations, kmeans_36=kmeans(36), kmeans_576=kmeans(576), walk=walk, neighbours=neighbours)
 
 
-def sync(device):
-    if device == 'cuda': torch.cuda.synchronize()
-
-
 def clock(f, device):
-    sync(device)
+    "Seconds, result"
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    wait()
     start = time.perf_counter()
     out = f()
-    sync(device)
+    wait()
     return time.perf_counter() - start, out
 
 
@@ -125,8 +133,12 @@ def time_task(name, device, repeats):
 
 
 def peak_of(name, device, which):
-    "MiB above what the inputs take, in this process alone"
-    f = TASKS[name](device)[which]
+    "Peak memory of one form, in this process alone"
+    return peak(TASKS[name](device)[which], device)
+
+
+def peak(f, device):
+    "MiB that a call takes above what is there before it"
     if device == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -140,8 +152,9 @@ def peak_of(name, device, which):
     return (status('VmHWM') - before)/1024
 
 
-def child(*words):
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+def child(*words, file=__file__):
+    "What a process of its own prints last"
+    done = subprocess.run([sys.executable, file, *words], capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{words} failed with {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

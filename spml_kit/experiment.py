@@ -7,7 +7,7 @@ __all__ = ['ANNOTATIONS', 'experiments', 'find_notebook', 'notebook_parameters',
            'run_notebook', 'profile_parameters', 'spml_run', 'spml_prepare']
 
 # %% ../nbs/api/96_experiment.ipynb #375a2854
-import argparse, ast, difflib, os, platform, subprocess, sys
+import argparse, ast, difflib, logging, os, platform, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -155,6 +155,7 @@ def _command(prog, action):
         print(f"{prog}: {e}", file=sys.stderr)
         return 2 if isinstance(e, SpmlError) else 1
     except KeyboardInterrupt:
+        logging.getLogger('asyncio').disabled = True # tasks that waited for the kernel complain of its end
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     return 0

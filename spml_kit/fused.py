@@ -10,6 +10,7 @@ import os
 
 import torch
 
+# %% ../nbs/api/51_fused.ipynb #db91b428
 try: import triton, triton.language as tl
 except ImportError: triton = None # no GPU build of torch: the chunked form serves
 

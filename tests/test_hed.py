@@ -246,7 +246,7 @@ def test_regions_of_other_weights_are_refused(tmp_path):
     prepare_regions(Images(2), tmp_path/"r", n=12, contours=Many(), progress=False)
     other = Many()
     other.source = "network, second weights"
-    with pytest.raises(SpmlError, match="first weights.*not of.*second weights.*another folder"): prepare_regions(Images(2), tmp_path/"r", n=12, contours=other, progress=False)
+    with pytest.raises(SpmlError, match="first weights.*is .*second weights.*another folder"): prepare_regions(Images(2), tmp_path/"r", n=12, contours=other, progress=False)
 
 
 def test_a_failing_image_does_not_take_its_batch_along(tmp_path):

@@ -44,7 +44,7 @@ def test_own_folder_is_trained_predicted_and_scored(folder, tmp_path, capsys):
 def test_a_finished_run_is_not_repeated_and_gives_the_same_numbers(folder, tmp_path):
     assert run(folder, tmp_path / "run") == 0
     first = (tmp_path / "run" / "metrics.json").read_text()
-    checkpoint = tmp_path / "run" / "spml" / "checkpoint.safetensors"
+    checkpoint = tmp_path / "run" / "spml" / "embedding" / "checkpoint.safetensors"
     stamp = checkpoint.stat().st_mtime_ns
     assert run(folder, tmp_path / "run") == 0
     assert checkpoint.stat().st_mtime_ns == stamp

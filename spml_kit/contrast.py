@@ -103,7 +103,7 @@ def contrast(
     match:torch.Tensor=None, # (G,G) bool, which groups match; None is equality
     image:torch.Tensor=None, # (M,) image of each segment: candidates are those of the same image, and the mean is over images of means over pixels
     own_negative:bool=False, # may the own segment be its own negative?
-    elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
+    elements:int=None, # similarities held at a time; None is 2**20 on a CPU (its cache), 2**24 on a GPU
     anchors:float=1., # share of the pixels drawn as anchors
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
@@ -123,7 +123,7 @@ def contrast(
         if image is not None: anchor = anchor[image[own[anchor]].argsort(stable=True)]
         total, losses = FusedContrast.apply(x[anchor], mu, own[anchor], weight[anchor], ids, kappa, match, image, own_negative)
         return total, each.index_put((anchor,), losses)
-    pieces = _pieces(anchor, own, ids, match, image, image is not None, elements or 2**(18 if x.device.type == "cpu" else 24))
+    pieces = _pieces(anchor, own, ids, match, image, image is not None, elements or 2**(20 if x.device.type == "cpu" else 24))
     with torch.autocast(x.device.type, enabled=False): return _Contrast.apply(x, mu, own, weight, pieces, kappa, own_negative)
 
 # %% ../nbs/api/52_contrast.ipynb #d95f5f2e

@@ -136,6 +136,7 @@ class SceneSet(ImageSet):
     def _paint(self, i):
         scene = make_scene(int(self.names[i].split('_')[1]), self.seed, self.size)
         for k in ('mask', 'instances'): self._memory((k, i), lambda: np.asarray(getattr(scene, k)))
+        self._memory(('boxes', i), lambda: (scene.boxes.boxes, scene.boxes.classes))
         return scene
 
     def _image(self, i): return self._paint(i).image
@@ -145,7 +146,11 @@ class SceneSet(ImageSet):
         self._refuse_closed(i)
         return self._memory(('instances', i), lambda: np.asarray(self._paint(i).instances))
 
-    def boxes(self, i): return make_scene(int(self.names[i].split('_')[1]), self.seed, self.size).boxes
+    def boxes(self, i):
+        def painted():
+            said = self._paint(i).boxes
+            return said.boxes, said.classes
+        return Boxes(*self._memory(('boxes', i), painted))
 
 # %% ../nbs/api/14_data.ipynb #3743e9df
 class VocSet(ImageSet):
@@ -172,8 +177,10 @@ class VocSet(ImageSet):
         return check_labels(read_index_png(path), len(VOC_CLASSES), str(path), self.stored_size(i), unlabelled=False)
 
     def _objects(self, i):
-        said = read_voc_boxes(self.root/'Annotations'/f'{self.names[i]}.xml', VOC_CLASSES)
-        return said.boxes, self.ids[said.classes]
+        def read():
+            said = read_voc_boxes(self.root/'Annotations'/f'{self.names[i]}.xml', VOC_CLASSES)
+            return said.boxes, self.ids[said.classes]
+        return self._memory(('objects', i), read)
 
     def boxes(self, i):
         boxes, classes = self._objects(i)

@@ -68,6 +68,7 @@ class SegmentIndex:
         if not ((norm - 1).abs() < .01).logical_or(norm == 0).all(): raise SpmlError("prototypes must be unit vectors (or zero): normalise them")
         self.mu = mu[row.to(mu.device)]
         self.label, self.image, self.row = (o.to(mu.device)[row.to(mu.device)] for o in (label, image, torch.arange(len(mu))))
+        self.faiss = None
 
     def __len__(self): return len(self.mu)
     def __repr__(self): return f"SegmentIndex: {len(self)} segments of {len(self.image.unique())} images, {len(self.label.unique())} classes, {self.mu.shape[1]} dimensions"
@@ -78,7 +79,24 @@ class SegmentIndex:
         chunk:int=2**22, # similarities held at a time
     )->tuple: # (Q,k) similarity, (Q,k) place in the index
         "The k most similar segments"
-        return nearest(q, self.mu, k, chunk)
+        if self.faiss is None: return nearest(q, self.mu, k, chunk)
+        found = [torch.from_numpy(o).to(self.mu.device) for o in self.faiss.search(q.float().cpu().numpy(), min(k, len(self)))]
+        if (found[1] < 0).any(): raise SpmlError(f"faiss looked at fewer than {k} segments for some query: raise `index.faiss.nprobe`, or ask for fewer")
+        return tuple(found)
+
+    def use_faiss(self,
+        factory:str='Flat', # what `faiss.index_factory` builds: 'Flat' is exact, 'IVF1024,Flat' or 'HNSW32' miss some neighbours and are quicker
+    )->'SegmentIndex': # itself
+        "Let faiss look for the neighbours; its index is `self.faiss`"
+        try: import faiss
+        except ImportError as e: raise SpmlError(f"use_faiss needs the package faiss ({e}): pip install faiss-cpu") from None
+        rows = self.mu.float().cpu().numpy()
+        try: search = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError: raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; try 'Flat' or 'IVF1024,Flat'") from None
+        search.train(rows)
+        search.add(rows)
+        self.faiss = search
+        return self
 
     def vote(self,
         q:torch.Tensor,  # (Q,D) unit queries

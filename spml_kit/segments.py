@@ -8,6 +8,7 @@ __all__ = ['grid_labels', 'cluster_means', 'spherical_kmeans', 'Prototypes', 'Se
 
 # %% ../nbs/api/42_segments.ipynb #dd11c107
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -35,6 +36,9 @@ def cluster_means(
     "Mean direction of each cluster: the M step, and the prototypes"
     return unit(torch.zeros(m, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, own, x))
 
+def _argmax(s): # of each row; on a CPU NumPy's, which is vectorised
+    return torch.from_numpy(s.numpy().argmax(1)) if s.device.type == 'cpu' else s.argmax(1)
+
 @torch.no_grad()
 def spherical_kmeans(
     u:torch.Tensor,      # (B,P,D) unit features
@@ -55,20 +59,18 @@ def spherical_kmeans(
         n, rows = len(part), part.reshape(-1, D)
         offset = torch.arange(n, device=u.device)[:,None]*k
         own = (labels[lo:lo+images] + offset).flatten()
-        sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device), torch.zeros(n*k, dtype=torch.long, device=u.device)
-        def count(at, sign): # pixels enter their cluster, or leave it
-            sums.index_add_(0, own[at], rows[at].double(), alpha=sign)
-            sizes.index_add_(0, own[at], torch.ones_like(at), alpha=sign)
-        count(counted.nonzero()[:,0], 1)
+        size = partial(torch.bincount, minlength=n*k)
+        sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, own[counted], rows[counted].double()), size(own[counted])
         for _ in range(iterations):
             mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
-            if n == 1: found = torch.cat([(r @ mu[0]).argmax(1) for r in rows.split(pixels)]) # quicker than a batch of one
-            else: found = ((part @ mu).argmax(2) + offset).flatten()
+            if n == 1: found = torch.cat([_argmax(r @ mu[0]) for r in rows.split(pixels)]) # quicker than a batch of one
+            else: found = (_argmax((part @ mu).flatten(0, 1)).view(n, P) + offset).flatten()
             moved = ((found != own) & counted).nonzero()[:,0]
             if len(moved) == 0: break # and so it would stay
-            count(moved, -1)
+            left, joined, those = own[moved], found[moved], rows[moved].double()
+            sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
+            sizes += size(joined) - size(left)
             own = found
-            count(moved, 1)
         labels[lo:lo+images] = own.view(n, P) - offset
     return labels
 

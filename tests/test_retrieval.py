@@ -209,3 +209,24 @@ def test_gpu_agrees():
     unit_mu = unit(500, 8, 0, torch.float32)
     on_gpu, on_cpu = (SegmentIndex(m, torch.arange(500) % 5, torch.arange(500)) for m in (unit_mu.cuda(), unit_mu))
     assert torch.equal(on_gpu.vote(unit_mu[:50], 5).cpu(), on_cpu.vote(unit_mu[:50], 5))
+
+
+def test_faiss_finds_the_same():
+    pytest.importorskip("faiss", reason="faiss is an extra: pip install faiss-cpu")
+    mu, q = unit(3000, 16, 0, torch.float32), unit(50, 16, 1, torch.float32)
+    index = index_of(mu, torch.arange(3000) % 4)
+    (sim, row), votes = index.nearest(q, 20), index.vote(q, 4)
+    exact_sim, exact = index.use_faiss().nearest(q, 20)
+    torch.testing.assert_close(exact_sim, sim, atol=1e-6, rtol=0)
+    assert (exact == row).float().mean() > .99 and torch.allclose(index.vote(q, 4), votes, atol=.06)
+    assert index.nearest(q, 5000)[1].shape == (50, 3000)
+    index.use_faiss("IVF16,Flat")
+    with pytest.raises(SpmlError, match="nprobe"): index.nearest(q, 2000)
+    index.faiss.nprobe = 8
+    assert .5 < torch.tensor([len(set(a) & set(b))/20 for a, b in zip(index.nearest(q, 20)[1].tolist(), row.tolist())]).mean() < 1
+    with pytest.raises(SpmlError, match="'nonsense' is nothing"): index.use_faiss("nonsense")
+
+
+def test_faiss_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(SpmlError, match="pip install faiss-cpu"): index_of(unit(10, 4, 0), torch.zeros(10).long()).use_faiss()

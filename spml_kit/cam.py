@@ -15,7 +15,7 @@ from torch import nn
 
 from .core import SpmlError, seed_everything
 from .embed import create_backbone
-from .learner import OPTIMISERS, HistoryCB, LossCB, PartMetric, run_settings
+from .learner import OPTIMISERS, HistoryCB, LossCB, PartMetric, PartsLoss, run_settings
 from .recipes import RECIPES, Recipe
 
 # %% ../nbs/api/62_cam.ipynb #230667c0
@@ -58,9 +58,8 @@ class TagNet(nn.Module):
         return self.classify(self.features(x)).mean((-2, -1))
 
 # %% ../nbs/api/62_cam.ipynb #115219db
-class TagLoss(nn.Module):
+class TagLoss(PartsLoss):
     "Binary cross-entropy on the tags, mean over the classes and the tagged images"
-    names = ()
     def forward(self,
         logits:torch.Tensor, # (B,C-1) of the foreground classes
         labels,  # not read
@@ -71,8 +70,6 @@ class TagLoss(nn.Module):
         known = tags.any(1)
         per_image = F.binary_cross_entropy_with_logits(logits.float(), tags[:, 1:].float(), reduction='none').mean(1)
         return (per_image*known).sum()/known.sum().clamp_min(1)
-
-    def after_step(self): "Nothing to remember"
 
 # %% ../nbs/api/62_cam.ipynb #fc0e41d3
 def average_precision(

@@ -13,6 +13,7 @@ from torch import nn
 from .cam import TAG_METHODS, TagLoss, TagNet
 from .core import SpmlError
 from .embed import unit
+from .learner import PartsLoss
 
 # %% ../nbs/api/63_seam.ipynb #94739509
 def scaled_maps(
@@ -79,7 +80,7 @@ class SeamNet(TagNet):
         return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear', align_corners=False))
 
 # %% ../nbs/api/63_seam.ipynb #f7c76496
-class SeamLoss(nn.Module):
+class SeamLoss(PartsLoss):
     "Classification, pooling, equivariant and equivariant cross regularisation"
     names = 'tags', 'pooling', 'equivariance', 'cross'
     def __init__(self,
@@ -87,7 +88,7 @@ class SeamLoss(nn.Module):
         empty:float=.25,  # share of the cells that should hold no object, 0..1
     ):
         super().__init__()
-        self.hardest, self.empty, self.classify, self.sums, self.count = hardest, empty, TagLoss(), {}, 0
+        self.hardest, self.empty, self.classify = hardest, empty, TagLoss()
 
     def pooling(self, refined): # (B,C,h,w)
         best = refined[:, 1:].amax(1).flatten(1)
@@ -115,16 +116,7 @@ class SeamLoss(nn.Module):
                      pooling=sum(self.pooling(o.float()*told) for o in refineds)/2,
                      equivariance=(one - two).abs().mean(),
                      cross=self.cross(seeds[1], refined[0]) + self.cross(seeds[0], refined[1]))
-        self.count += 1
-        for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.keep(parts)
         return sum(parts.values())
-
-    def after_step(self): "Nothing to remember"
-
-    def means(self)->dict:
-        "Mean of each part since the last call"
-        means = {name: float(v)/max(self.count, 1) for name, v in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
 
 TAG_METHODS['seam'] = SeamNet, SeamLoss

@@ -31,6 +31,22 @@ def deeplab():
     return paper_deeplab()
 
 
+def quiet(learn):
+    "Without bar and table"
+    learn.remove_cb(learn.progress)
+    learn.logger = lambda row: None
+    return learn
+
+
+def weights(learn):
+    return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for k in one: assert torch.equal(one[k], other[k]), k
+
+
 def random_batch(seed=0, n_images=3, dim=5, size=(9, 8), n_classes=4, annotated=.4, void=.1, regions=4, dtype=torch.float64):
     "emb (B,D,h,w), labels (B,h,w) with unlabelled and void pixels, regions (B,h,w), tags (B,C): what `make_segments` takes"
     g, shape = torch.Generator().manual_seed(seed), (n_images, *size)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 
+from conftest import assert_equal, quiet, weights
 from spml_kit.batches import weak_dls
 from spml_kit.cam import GRAD_CAMS, TAG_METHODS, TAG_RECIPE, TagLoss, TagNet, average_precision, class_maps, grad_cam, tag_learner
 from spml_kit.core import SpmlError, rng_of
@@ -31,20 +31,7 @@ def tagged(n=8, start=0):
 
 def learner(path=".", method="cam", train=None, steps=3, seed=0):
     dls = weak_dls(train or tagged(), tagged(4, start=100), bs=2, crop=SIZE, steps=steps, scale=RECIPE.scale, device="cpu")
-    learn = tag_learner(dls, method, RECIPE, NET, seed, path)
-    learn.remove_cb(ProgressCallback)
-    learn.logger = lambda row: None  # no table on the screen
-    return learn
-
-
-def weights(learn):
-    return {k: v.clone() for k, v in learn.model.state_dict().items()}
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for k in one:
-        assert torch.equal(one[k], other[k]), k
+    return quiet(tag_learner(dls, method, RECIPE, NET, seed, path))
 
 
 def network(method="cam", seed=0, **kwargs):

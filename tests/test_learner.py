@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from torch import nn
 
-from conftest import random_batch
+from conftest import assert_equal, quiet, random_batch, weights
 from spml_kit.core import SpmlError, UNLABELLED, VOID, load_tensors, save_tensors
 from spml_kit.contrast import relation_loss
 from spml_kit.batches import weak_dls
@@ -35,19 +34,7 @@ def scenes(annotation="scribbles", n=8, steps=STEPS, **kwargs):
 
 
 def learner(path=".", dls=None, recipe=TINY, **kwargs):
-    learn = spml_learner(dls or scenes(), recipe=recipe, path=path, **kwargs)
-    learn.remove_cb(ProgressCallback)
-    learn.logger = lambda row: None # no table on the screen
-    return learn
-
-
-def weights(learn):
-    return {k: v.clone() for k, v in learn.model.state_dict().items()}
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for k in one: assert torch.equal(one[k], other[k]), k
+    return quiet(spml_learner(dls or scenes(), recipe=recipe, path=path, **kwargs))
 
 
 # parameter groups and schedule

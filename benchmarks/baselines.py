@@ -13,7 +13,7 @@ def dense_loss(x, mu, own, positive, candidate, kappa):
     return -torch.log(numerator/(numerator + (e*neg).sum(1))).mean()
 
 
-def three_relations(v, u, own, label, region, image, tags, mu, mu_loc, memory, C=21, kappas=(6., 12., 16.)):
+def three_relations(v, u, own, label, region, image, tags, mu, mu_loc, memory, C=21, kappas=(6., 12., 16.), weights=(1., .5, .1)):
     "Semantic annotation, co-occurrence and image similarity of a batch; `memory` is (mu, label, image, tags) of earlier batches"
     all_mu, all_label = torch.cat([mu, memory[0]]), torch.cat([label, memory[1]])
     all_image, all_tags = torch.cat([image, memory[2]]), torch.cat([tags, memory[3]])
@@ -32,7 +32,7 @@ def three_relations(v, u, own, label, region, image, tags, mu, mu_loc, memory, C
         r, mine = region[own[pixels]], own[pixels] - segments[0]
         same = r[:, None] == region[segments]
         similarity.append(dense_loss(u[pixels], mu_loc[segments], mine, same, torch.ones_like(same), kappas[2]))
-    return annotation + .5*cooccurrence + .1*torch.stack(similarity).mean()
+    return weights[0]*annotation + weights[1]*cooccurrence + weights[2]*torch.stack(similarity).mean()
 
 
 def looped_kmeans(u, start, k, iterations):

@@ -6,7 +6,7 @@
 Scores are masks with smooth noise, blurred: they set the task, nothing is trained or scored with the masks. Two settings: 7 classes with scores everywhere; 21 classes of which only those
 in the image have scores, as after the random walk. Building the kernels counts for both.
 """
-import argparse, os, platform, sys, time
+import argparse, os, sys, time
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from measure import machine
 from spml_kit.core import SpmlError, VOC_CLASSES, VOID, read_image, read_index_png, rng_of, write_json
 from spml_kit.crf import KERNELS, dense_crf
 
@@ -80,17 +81,12 @@ def summary(rows):
             cpu_ratio=median(lambda r: r['cpu_ms']/r['reference_cpu_ms'])))
     return out
 
-def processor():
-    "Model name where Linux tells it"
-    try: return next(l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
-
 def main():
     ap = argparse.ArgumentParser(description='Dense CRF: agreement with pydensecrf2, and time of both on one thread')
     ap.add_argument('--root', type=Path, required=True, help='VOC2012 folder: ImageSets, JPEGImages, SegmentationClass')
     ap.add_argument('--n', type=int, default=20, help='photographs')
     ap.add_argument('--repeats', type=int, default=3, help='runs of each, of which the median counts')
-    ap.add_argument('--out', type=Path, default=Path('results/benchmarks/crf.json'))
+    ap.add_argument('--out', type=Path, default=Path(__file__).parent/'crf.json')
     args = ap.parse_args()
     if not (args.root/'ImageSets/Segmentation/val.txt').exists(): sys.exit(f"{args.root}: no ImageSets/Segmentation/val.txt there; --root takes the VOC2012 folder")
     try: ref_version = version('pydensecrf2')
@@ -101,9 +97,8 @@ def main():
     table = summary(rows)
     print(f"{'setting':28}{'changed by field':>18}{'agreement: mean':>17}{'least':>9}{'kit ms':>9}{'pydensecrf2 ms':>16}{'ratio':>7}{'ratio of cpu time':>19}")
     for t in table: print(f"{t['setting']:28}{100*t['changed_by_field']:16.1f} %{100*t['agreement_mean']:15.3f} %{100*t['agreement_least']:7.2f} %{t['wall_ms']:9.0f}{t['reference_wall_ms']:16.0f}{t['wall_ratio']:7.2f}{t['cpu_ratio']:19.2f}")
-    write_json(args.out, dict(conditions=dict(command=f'python benchmarks/crf.py --root VOC2012 --n {args.n} --repeats {args.repeats}', threads=1, iterations=10,
-            kernels=[vars(k) for k in KERNELS], processor=processor(), cores=os.cpu_count(), load_before=load, load_after=[round(x, 1) for x in os.getloadavg()],
-            python=platform.python_version(), torch=torch.__version__, pydensecrf2=ref_version), summary=table, photographs=rows))
+    write_json(args.out, dict(conditions=dict(command=f'python benchmarks/crf.py --root VOC2012 --n {args.n} --repeats {args.repeats}', iterations=10,
+            kernels=[vars(k) for k in KERNELS], **machine(), load_before=load, pydensecrf2=ref_version), summary=table, photographs=rows))
     print(f'written: {args.out}')
 
 if __name__ == '__main__':

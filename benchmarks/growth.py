@@ -1,12 +1,13 @@
 """How the cost of the three relations grows: forward and backward on doublings of pixels, segments, images and classes, with a fitted exponent.
 
-    python benchmarks/growth.py                  # a table, results/benchmarks/growth_cpu.json and growth_cpu.png beside it
+    python benchmarks/growth.py                  # a table, benchmarks/growth.json and growth.png
     python benchmarks/growth.py --device cuda
 
 Each point runs in a process of its own: the median of some runs after a warm-up, and the peak memory above the inputs. An exponent of 1 is linear.
 """
-import argparse, json, os, statistics
+import argparse, json
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 matplotlib.use('Agg')
@@ -14,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from speed import batch, child, chunked, clock, gradient, peak
+from measure import child, clock, machine, peak
+from speed import batch, chunked, gradient
 from spml_kit.core import write_json
 
 BASE = dict(images=8, pixels=1024, segments=50, old=800, classes=21)
@@ -30,7 +32,7 @@ def point(change, device, repeats):
     b = batch(device, **{**BASE, **change})
     run = lambda: gradient(chunked, b)
     clock(run, device)
-    return dict(change, N=len(b['x']), M=len(b['label']) + len(b['old_mu']), seconds=statistics.median(clock(run, device)[0] for _ in range(repeats)), mib=peak(run, device))
+    return dict(change, N=len(b['x']), M=len(b['label']) + len(b['old_mu']), seconds=median(clock(run, device)[0] for _ in range(repeats)), mib=peak(run, device))
 
 
 def exponent(x, y): return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
@@ -40,14 +42,14 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--out', type=Path, help="JSON to write (default results/benchmarks/growth_DEVICE.json)")
+    p.add_argument('--out', type=Path, help="JSON to write (default benchmarks/growth.json; growth_cuda.json on a GPU)")
     p.add_argument('--point', help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.point: return print(json.dumps(point(json.loads(args.point), args.device, args.repeats)))
-    out, curves = args.out or Path(f'results/benchmarks/growth_{args.device}.json'), {}
+    out, curves = args.out or Path(__file__).parent/('growth.json' if args.device == 'cpu' else f'growth_{args.device}.json'), {}
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for name, changes in AXES.items():
-        rows = [child('--point', json.dumps(c), '--device', args.device, '--repeats', str(args.repeats), file=__file__) for c in changes]
+        rows = [child(__file__, '--point', json.dumps(c), '--device', args.device, '--repeats', str(args.repeats)) for c in changes]
         x, key = [list(c.values())[0] for c in changes], list(changes[0])[0]
         work = [r['N']*r['M'] for r in rows] if name != 'classes' else x
         room = [r['N'] + r['M'] for r in rows] if name != 'classes' else x
@@ -57,7 +59,7 @@ def main():
         for ax, what in zip(axes, ('seconds', 'mib')): ax.loglog([v/x[0] for v in x], [r[what]/rows[0][what] for r in rows], 'o-', label=name)
     for ax, what in zip(axes, ('time', 'peak memory')): ax.set_xlabel('times the first size'); ax.set_title(what + ', times the first'); ax.grid(alpha=.3)
     axes[0].legend()
-    conditions = dict(base=BASE, threads=torch.get_num_threads(), cores=os.cpu_count(), gpu=torch.cuda.get_device_name() if args.device == 'cuda' else None, torch=torch.__version__, load=os.getloadavg(), repeats=args.repeats)
+    conditions = machine(args.device) | dict(base=BASE, repeats=args.repeats)
     write_json(out, dict(curves=curves, conditions=conditions))
     fig.tight_layout(); fig.savefig(out.with_suffix('.png'), dpi=80)
 

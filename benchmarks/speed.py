@@ -1,26 +1,51 @@
 """The kit's fast paths against the straightforward forms of `baselines.py`: time in one run, by turns, after a warm-up; peak memory of each in a process of its own.
 
-    python benchmarks/speed.py                       # all tasks on the CPU, a table, results/benchmarks/speed_cpu.json
+    python benchmarks/speed.py                       # all tasks on the CPU: a table, benchmarks/results.json and results.png
     python benchmarks/speed.py relations kmeans_36   # some
-    python benchmarks/speed.py --device cuda
+    python benchmarks/speed.py --device cuda         # benchmarks/results_cuda.json
 
-The figures are ratios: baseline over kit. Both must give the same result, to a stated tolerance, or the task fails.
+The figures are ratios: baseline over kit. Both must give the same result, to a stated tolerance, or the task fails. `target` says what is aimed at; a target that is missed is printed as such.
 """
-import argparse, json, os, platform, statistics, subprocess, sys, time
+import argparse, json, tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Callable
 
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
 import baselines
+from measure import child, clock, machine, peak
+from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast
-from spml_kit.core import write_json
-from spml_kit.embed import locations, with_location
+from spml_kit.core import VOID, data_root, write_json
+from spml_kit.data import SceneSet, VocSet, WeakSet
+from spml_kit.embed import locations, unit, with_location
+from spml_kit.learner import spml_learner
+from spml_kit.memory import MemoryBank
+from spml_kit.oversegment import prepare_regions
 from spml_kit.propagate import random_walk
+from spml_kit.recipes import RECIPES
 from spml_kit.retrieval import SegmentIndex
-from spml_kit.segments import grid_labels, spherical_kmeans
+from spml_kit.segments import Prototypes, cluster_means, cut_segments, grid_labels, resize_labels, spherical_kmeans
 
-unit = lambda *shape, g: F.normalize(torch.randn(*shape, generator=g), dim=-1)
+random_unit = lambda *shape, g: F.normalize(torch.randn(*shape, generator=g), dim=-1)
+
+
+@dataclass
+class Pair:
+    "Two functions that do the same, and what must hold of their results"
+    plain: Callable      # the straightforward form
+    ours: Callable       # the kit
+    differ: Callable     # of both results: how far they are apart
+    tolerance: float     # at most so far
+    share: float = 1.    # the baseline does this part of the work, and its time counts accordingly
+    more: Callable = None # further figures, a dict
+    memory: bool = True  # measure peak memory too?
 
 
 def batch(device, images=16, pixels=4096, segments=75, old=2400, classes=21, D=64):
@@ -28,14 +53,14 @@ def batch(device, images=16, pixels=4096, segments=75, old=2400, classes=21, D=6
     g = torch.Generator().manual_seed(0)
     own = (torch.randint(segments, (images, pixels), generator=g).sort(1)[0] + segments*torch.arange(images)[:, None]).flatten()
     M = images*segments
-    x = F.normalize(unit(M, D, g=g)[own] + .5*unit(len(own), D, g=g), dim=1)
+    x = F.normalize(random_unit(M, D, g=g)[own] + .5*random_unit(len(own), D, g=g), dim=1)
     label = torch.randint(classes, (M,), generator=g)
     label[torch.rand(M, generator=g) < .5] = 254
     tags = torch.rand(images, classes, generator=g) < .1
     tags[:, 0], tags[:, 1] = True, tags[:, 1] | ~tags[:, 2:].any(1)
     side = 2**(pixels.bit_length()//2) # of a grid of a power of two pixels
     b = dict(x=x, own=own, label=label, region=torch.randint(30, (M,), generator=g), image=torch.arange(images).repeat_interleave(segments), tags=tags,
-             loc=locations(side, pixels//side).repeat(images, 1), old_mu=unit(old, D, g=g), old_label=torch.randint(classes, (old,), generator=g),
+             loc=locations(side, pixels//side).repeat(images, 1), old_mu=random_unit(old, D, g=g), old_label=torch.randint(classes, (old,), generator=g),
              old_image=images + torch.arange(old) % (2*images), old_tags=torch.cat([tags, tags.flip(0)]))
     return {k: v.to(device) for k, v in b.items()}
 
@@ -70,93 +95,200 @@ def gradient(loss, b):
 
 
 def relations(device):
-    "Three VOC relations, forward and backward: 65,536 pixels, 1,200 segments and 2,400 in memory, D = 64, 21 classes, 16 images"
     b = batch(device)
     differ = lambda a, c: max(float((a[0] - c[0]).abs()), float((a[1] - c[1]).abs().max()/a[1].abs().max()))
-    return lambda: gradient(dense, b), lambda: gradient(chunked, b), differ, 1e-4
+    return Pair(lambda: gradient(dense, b), lambda: gradient(chunked, b), differ, 1e-4)
 
 
-def kmeans(k):
-    def task(device):
-        g = torch.Generator().manual_seed(0)
-        side = int(k**.5)
-        smooth = F.interpolate(torch.randn(16, 64, 16, 16, generator=g), (128, 128), mode='bilinear')
-        v = F.normalize(smooth.flatten(2).transpose(1, 2), dim=2).to(device)
-        u, start = with_location(v, locations(128, 128, device)), grid_labels(128, 128, (side, side), device)
-        differ = lambda a, b: float((a != b).float().mean())
-        return lambda: baselines.looped_kmeans(u, start, k, 10), lambda: spherical_kmeans(u, start, k, 10), differ, 1e-3
-    task.__doc__ = f"Spherical k-means, 10 iterations: 16 x 128 x 128 x 66, {k} clusters"
-    return task
+def kmeans(k, device):
+    g = torch.Generator().manual_seed(0)
+    side = int(k**.5)
+    smooth = F.interpolate(torch.randn(16, 64, 16, 16, generator=g), (128, 128), mode='bilinear')
+    v = F.normalize(smooth.flatten(2).transpose(1, 2), dim=2).to(device)
+    u, start = with_location(v, locations(128, 128, device)), grid_labels(128, 128, (side, side), device)
+    return Pair(lambda: baselines.looped_kmeans(u, start, k, 10), lambda: spherical_kmeans(u, start, k, 10), lambda a, b: float((a != b).float().mean()), 1e-3)
+
+
+def default_preset(device, workers=0):
+    "Learner and loader of the default preset on scenes"
+    images = SceneSet(64)
+    dls = weak_dls(WeakSet(images, 'scribbles', regions=32), images.take(8), bs=RECIPES['small'].bs, crop=RECIPES['small'].crop, steps=8, num_workers=workers, device=torch.device(device))
+    learn = spml_learner(dls, 'scribbles')
+    learn.model.to(device).train()
+    learn.loss_func.train()
+    return learn
+
+
+def step(device):
+    "Both forms of the loss on the same network, which does not change (lr 0), each with a full memory bank"
+    learn = default_preset(device)
+    model, ours, recipe, batches = learn.model, learn.loss_func, learn.recipe, [*learn.dls.train]
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.)
+    weight, kappa = ({r.name: getattr(r, key) for r in ours.relations} for key in ('weight', 'kappa'))
+    order, bank = ('annotation', 'cooccurrence', 'similarity'), MemoryBank(recipe.memory)
+
+    def plain_loss(pred, labels, regions, tags):
+        emb, _ = pred
+        B, D, h, w = emb.shape
+        labels, regions = (resize_labels(o, (h, w)).flatten(1).long() for o in (labels, regions))
+        v = unit(emb, 1).flatten(2).transpose(1, 2)
+        u, start, valid = with_location(v, locations(h, w, emb.device)), grid_labels(h, w, recipe.grid, emb.device), labels != VOID
+        cluster = baselines.looped_kmeans(u.detach(), start, int(start.max()) + 1, recipe.iterations)
+        image = torch.arange(B, device=emb.device)[:, None].expand(B, h*w)
+        own, *codes = cut_segments(cluster[valid], labels[valid], regions[valid], image[valid])
+        v, u = v[valid], u[valid]
+        protos = Prototypes(cluster_means(v, own, len(codes[0])), cluster_means(u, own, len(codes[0])), *codes, tags)
+        old, M = bank.candidates(protos), len(protos)
+        bank.push(protos)
+        memory = old.mu[M:], old.label[M:], old.image[M:], old.tags[len(tags):]
+        return baselines.three_relations(v, u, own, protos.label, protos.region, protos.image, tags, protos.mu, protos.mu_loc, memory, tags.shape[1], [kappa[n] for n in order], [weight[n] for n in order])
+
+    def our_loss(*args):
+        total = ours(*args) # 0 times the head's share: the baseline leaves it out
+        ours.after_step()
+        return total
+
+    def stepper(loss):
+        turn = iter(range(10**6))
+        def one():
+            x, *given = batches[next(turn) % len(batches)]
+            total = loss(model(x), *given)
+            total.backward()
+            optimiser.step(); optimiser.zero_grad()
+            return total.detach()
+        for _ in range(recipe.memory): one()
+        return one
+
+    ours.head_weight = 0.
+    forms = dict(baseline=(plain_loss, stepper(plain_loss)), kit=(our_loss, stepper(our_loss)))
+
+    def shares():
+        out = {}
+        for name, (loss, one) in forms.items():
+            x, *given = batches[0]
+            def part():
+                emb, logits = (o.detach().requires_grad_() for o in model(x))
+                return clock(lambda: loss((emb, logits), *given).backward(), device)[0]
+            out[name] = median(part() for _ in range(5))/median(clock(one, device)[0] for _ in range(5))
+        return dict(share=out['kit'], baseline_share=out['baseline'])
+
+    return Pair(forms['baseline'][1], forms['kit'][1], lambda a, b: float((a - b).abs()/a), .05, more=shares) # a quarter of the pixels are drawn as anchors of co-occurrence
+
+
+def loading(device):
+    "Share of the time that training spends waiting for batches: the first round, which paints the scenes and draws the scribbles, and the second"
+    learn = default_preset(device)
+    waited, worked = [], []
+    for _ in range(2):
+        batches, wait, work = iter(learn.dls.train), 0, 0
+        while True:
+            seconds, b = clock(lambda: next(batches, None), device)
+            if b is None: break
+            x, *given = b
+            wait += seconds
+            work += clock(lambda: learn.loss_func(learn.model(x), *given).backward(), device)[0]
+            learn.loss_func.after_step()
+        waited.append(wait); worked.append(work)
+    share = [a/(a + b) for a, b in zip(waited, worked)]
+    return dict(waiting_first=share[0], waiting=share[1])
 
 
 def walk(device):
-    "Random walk of 64 steps, building the matrix included: 63 x 47 grid, 5 of 21 classes present, image and mirror image"
     g = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.randn(2, 64, 8, 6, generator=g), (63, 47), mode='bilinear').flatten(2).transpose(1, 2)
     views, scores = F.normalize(smooth, dim=2).to(device), torch.rand(21, 63*47, generator=g).to(device)
     scores[5:] = 0
-    return lambda: baselines.squared_walk(scores, views), lambda: random_walk(scores, views), lambda a, b: float((a - b).abs().max()), 1e-5
+    return Pair(lambda: baselines.squared_walk(scores, views), lambda: random_walk(scores, views), lambda a, b: float((a - b).abs().max()), 1e-5)
 
 
-def neighbours(device):
-    "20 nearest segments: 10,000 queries against 1,000,000 prototypes, D = 64"
+def neighbours(faiss, device):
     g = torch.Generator().manual_seed(0)
-    query, prototypes = unit(10_000, 64, g=g).to(device), unit(1_000_000, 64, g=g).to(device)
-    index = SegmentIndex(prototypes, torch.zeros(len(prototypes), dtype=torch.long, device=device), torch.zeros(len(prototypes), dtype=torch.long, device=device), 21)
+    query, prototypes = random_unit(10_000, 64, g=g).to(device), random_unit(1_000_000, 64, g=g).to(device)
+    zeros = torch.zeros(len(prototypes), dtype=torch.long, device=device)
+    index = SegmentIndex(prototypes, zeros, zeros, 21)
+    if faiss: index.use_faiss()
     few = query[:100] # sorting all would take many minutes: the baseline sorts a hundredth, and its time counts a hundredfold
-    differ = lambda a, b: float((a != b[:100]).float().mean())
-    return lambda: baselines.sorted_neighbours(few, prototypes, 20), lambda: index.nearest(query, 20)[1], differ, 1e-3, 100
+    return Pair(lambda: baselines.sorted_neighbours(few, prototypes, 20), lambda: index.nearest(query, 20)[1], lambda a, b: float((a != b[:100]).float().mean()), 1e-3, share=100)
 
 
-TASKS = dict(relations=relations, kmeans_36=kmeans(36), kmeans_576=kmeans(576), walk=walk, neighbours=neighbours)
+def regions(device, n=200):
+    root = data_root('voc_animals', 'VOC2012')
+    images = lambda: VocSet(root, 'train', masks=False).take(n) if root else SceneSet(n, size=384)
+    def prepare(workers):
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_regions(images(), folder, n=80, workers=workers, progress=False)
+            return {f.name: f.read_bytes() for f in sorted(Path(folder).glob('*.png'))}
+    def more():
+        seconds, files = clock(lambda: prepare(2))
+        return dict(data='photographs of voc_animals' if root else 'scenes of 384 x 384, for want of photographs', ms_per_image=1e3*seconds/n, bytes_per_image=sum(map(len, files.values()))/n)
+    return Pair(lambda: prepare(1), lambda: prepare(2), lambda a, b: float(a != b), 0, more=more, memory=False)
 
 
-def clock(f, device):
-    "Seconds, result"
-    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
-    wait()
-    start = time.perf_counter()
-    out = f()
-    wait()
-    return time.perf_counter() - start, out
+@dataclass
+class Task:
+    make: Callable # of the device: a Pair, or figures
+    size: str
+    target: dict   # figure to what it should reach; `memory_ratio`, `share` and `waiting` should stay below
+
+
+TASKS = {
+    'relations': Task(relations, 'three VOC relations, forward and backward: N 65,536, M 1,200 + 2,400, D 64, 21 classes, 16 images', dict(speedup=5, memory_ratio=.1)),
+    'kmeans_36': Task(lambda device: kmeans(36, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 36 clusters', dict(speedup=2)),
+    'kmeans_576': Task(lambda device: kmeans(576, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 576 clusters', dict(speedup=2)),
+    'step': Task(step, 'training step of the default preset: 8 x 128 x 128, EfficientNet-Lite0; share is that of loss and clustering', dict(share=.25)),
+    'loading': Task(loading, 'waiting for batches of the default preset, as a share of the time, without worker processes', dict(waiting=.05)),
+    'walk': Task(walk, 'random walk of 64 steps, matrix included: 63 x 47 grid, 5 of 21 classes present, image and mirror image', dict(speedup=8)),
+    'neighbours': Task(lambda device: neighbours(False, device), '20 nearest of 1,000,000 prototypes, 10,000 queries, D 64', dict(speedup=8)),
+    'neighbours_faiss': Task(lambda device: neighbours(True, device), 'the same through faiss', dict(speedup=8)),
+    'regions': Task(regions, 'regions of 200 photographs, 2 processes against 1', dict(speedup=1.8)),
+}
 
 
 def time_task(name, device, repeats):
-    "Both forms by turns"
-    plain, ours, differ, tolerance, *share = TASKS[name](device)
-    (_, a), (_, b) = clock(plain, device), clock(ours, device) # warm-up
-    off = differ(a, b)
-    if not off <= tolerance: raise SystemExit(f"{name}: the two differ by {off:.2g}, allowed are {tolerance:.0e}")
-    times = [(clock(plain, device)[0], clock(ours, device)[0]) for _ in range(repeats)]
-    p, o = (statistics.median(t) for t in zip(*times))
-    return dict(baseline_s=p*(share[0] if share else 1), kit_s=o, differ=off)
+    "Both forms by turns, in this process"
+    task = TASKS[name].make(device)
+    if isinstance(task, dict): return task
+    (_, a), (_, b) = clock(task.plain, device), clock(task.ours, device) # warm-up
+    off = task.differ(a, b)
+    if not off <= task.tolerance: raise SystemExit(f"{name}: the two differ by {off:.2g}, allowed are {task.tolerance:.0e}")
+    times = [(clock(task.plain, device)[0], clock(task.ours, device)[0]) for _ in range(repeats)]
+    plain, ours = (median(t) for t in zip(*times))
+    return dict(baseline_s=plain*task.share, kit_s=ours, speedup=plain*task.share/ours, differ=off, memory=task.memory, **(task.more() if task.more else {}))
 
 
-def peak_of(name, device, which):
-    "Peak memory of one form, in this process alone"
-    return peak(TASKS[name](device)[which], device)
+def met(row):
+    "Does a row reach its target?"
+    return all(row[k] >= v if k == 'speedup' else row[k] <= v for k, v in row['target'].items())
 
 
-def peak(f, device):
-    "MiB that a call takes above what is there before it"
-    if device == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        f()
-        return (torch.cuda.max_memory_allocated() - before)/2**20
-    status = lambda key: next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
-    torch.ones(512, 512) @ torch.ones(512, 512) # libraries are loaded
-    Path('/proc/self/clear_refs').write_text('5') # forget the peak so far
-    before = status('VmRSS')
-    f()
-    return (status('VmHWM') - before)/1024
+def measure(name, device, repeats):
+    "A row of the table; time and memory of each form in processes of their own"
+    same = '--device', device
+    row = dict(name=name, size=TASKS[name].size, speedup=None, memory_ratio=None, target=TASKS[name].target) | child(__file__, '--time', name, '--repeats', str(repeats), *same)
+    if row.pop('memory', False):
+        row |= {f'{form}_mib': child(__file__, '--memory', name, form, *same) for form in ('plain', 'ours')}
+        row['memory_ratio'] = row['ours_mib']/row['plain_mib']
+    return row | dict(met=met(row))
 
 
-def child(*words, file=__file__):
-    "What a process of its own prints last"
-    done = subprocess.run([sys.executable, file, *words], capture_output=True, text=True)
-    if done.returncode: raise SystemExit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{words} failed with {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def show(row):
+    "A row as a line"
+    some = lambda key, form: format(row[key], form) if row.get(key) is not None else ''
+    aim = ', '.join(f"{k} {'at least' if k == 'speedup' else 'at most'} {v:g}" for k, v in row['target'].items())
+    print(f"{row['name']:<17}{some('baseline_s', '9.3f'):>10}{some('kit_s', '9.3f'):>10}{some('speedup', '7.1f'):>8}{some('memory_ratio', '8.3f'):>9}{some('share', '7.3f'):>8}{some('waiting', '7.3f'):>8}   "
+          f"{aim}: {'met' if row['met'] else 'MISSED'}", flush=True)
+
+
+def picture(rows, path):
+    "Speed-ups as bars, targets as marks"
+    rows = [r for r in rows if r['speedup']][::-1]
+    fig, ax = plt.subplots(figsize=(7, .45*len(rows) + 1))
+    ax.barh([r['name'] for r in rows], [r['speedup'] for r in rows], color='#4477aa')
+    for i, r in enumerate(rows):
+        ax.text(r['speedup'], i, f" {r['speedup']:.1f}", va='center')
+        if 'speedup' in r['target']: ax.plot([r['target']['speedup']]*2, [i - .45, i + .45], color='#ee6677', lw=2)
+    ax.set_xscale('log'); ax.set_xlabel('times faster than the baseline (red: target)'); ax.margins(x=.15)
+    fig.tight_layout(); fig.savefig(path, dpi=80)
 
 
 def main():
@@ -164,26 +296,22 @@ def main():
     p.add_argument('tasks', nargs='*', help=f"out of {list(TASKS)}; none: all")
     p.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--out', type=Path, help="JSON to write (default results/benchmarks/speed_DEVICE.json)")
+    p.add_argument('--out', type=Path, help="JSON to write (default benchmarks/results.json; results_cuda.json on a GPU)")
     p.add_argument('--time', metavar='TASK', help=argparse.SUPPRESS)
-    p.add_argument('--memory', nargs=2, metavar=('TASK', 'WHICH'), help=argparse.SUPPRESS)
+    p.add_argument('--memory', nargs=2, metavar=('TASK', 'FORM'), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.time: return print(json.dumps(time_task(args.time, args.device, args.repeats)))
-    if args.memory: return print(json.dumps(peak_of(args.memory[0], args.device, int(args.memory[1]))))
+    if args.memory: return print(json.dumps(peak(getattr(TASKS[args.memory[0]].make(args.device), args.memory[1]), args.device)))
     unknown = set(args.tasks) - set(TASKS)
     if unknown: p.error(f"no task {sorted(unknown)}; there are {list(TASKS)}")
-    rows = []
-    print(f"{'task':<12} {'baseline':>10} {'kit':>10} {'ratio':>7} {'baseline':>11} {'kit':>10} {'share':>7}   differ")
+    out, rows = args.out or Path(__file__).parent/('results.json' if args.device == 'cpu' else f'results_{args.device}.json'), []
+    conditions = machine(args.device) | dict(repeats=args.repeats, dtype='float32')
+    print(f"{'':<17}{'baseline s':>10}{'kit s':>10}{'faster':>8}{'memory':>9}{'share':>8}{'waiting':>8}   target")
     for name in args.tasks or TASKS:
-        same = ['--device', args.device]
-        row = dict(task=name, what=TASKS[name].__doc__, **child('--time', name, '--repeats', str(args.repeats), *same),
-                   baseline_mib=child('--memory', name, '0', *same), kit_mib=child('--memory', name, '1', *same))
-        row |= dict(faster=row['baseline_s']/row['kit_s'], memory_share=row['kit_mib']/row['baseline_mib'])
-        rows.append(row)
-        print(f"{name:<12} {row['baseline_s']:>8.3f} s {row['kit_s']:>8.3f} s {row['faster']:>6.1f}x {row['baseline_mib']:>7.0f} MiB {row['kit_mib']:>6.0f} MiB {row['memory_share']:>6.1%}   {row['differ']:.1e}", flush=True)
-    gpu = torch.cuda.get_device_name() if args.device == 'cuda' else None
-    conditions = dict(threads=torch.get_num_threads(), cores=os.cpu_count(), gpu=gpu, torch=torch.__version__, platform=platform.machine(), load=os.getloadavg(), repeats=args.repeats, dtype='float32')
-    write_json(args.out or Path(f'results/benchmarks/speed_{args.device}.json'), dict(rows=rows, conditions=conditions))
+        rows.append(measure(name, args.device, args.repeats))
+        show(rows[-1])
+        write_json(out, dict(rows=rows, conditions=conditions))
+    picture(rows, out.with_suffix('.png'))
 
 
 if __name__ == '__main__': main()

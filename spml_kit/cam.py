@@ -8,18 +8,18 @@ __all__ = ['TAG_RECIPE', 'TAG_METHODS', 'GRAD_CAMS', 'TagNet', 'TagLoss', 'avera
 
 # %% ../nbs/api/62_cam.ipynb #be17d42e
 import numpy as np
-import timm, torch
+import torch
 import torch.nn.functional as F
 from fastai.learner import Learner, Metric
 from torch import nn
 
 from .core import SpmlError, seed_everything
-from .embed import create_backbone
+from .embed import BackboneNet
 from .learner import OPTIMISERS, HistoryCB, LossCB, PartMetric, PartsLoss, run_settings
 from .recipes import RECIPES, Recipe
 
 # %% ../nbs/api/62_cam.ipynb #230667c0
-class TagNet(nn.Module):
+class TagNet(BackboneNet):
     "RGB in 0..1 to one logit per foreground class, by global average pooling over class maps"
     def __init__(self,
         n_classes:int, # C, background included
@@ -29,20 +29,10 @@ class TagNet(nn.Module):
         pretrained:bool=True, # ImageNet weights?
         weights:str=None,     # state dict of one's own
     ):
-        super().__init__()
         if n_classes < 2: raise SpmlError(f"{n_classes} class(es): background and at least one more are needed")
-        self.backbone, cfg = create_backbone(backbone, output_stride, pretrained, weights), timm.get_pretrained_cfg(backbone)
-        self.register_buffer('mean', torch.tensor(cfg.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
+        super().__init__(backbone, output_stride, pretrained, weights)
         self.dropout, self.classifier = nn.Dropout(dropout), nn.Conv2d(self.backbone.feature_info.channels()[-1], n_classes - 1, 1, bias=False)
 
-    def train(self, mode=True):
-        super().train(mode)
-        for m in self.backbone.modules(): # batches are small: ImageNet's statistics stay
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
-        return self
-
-    def features(self, x): return self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
     def classify(self, features): return self.classifier(self.dropout(features[-1]))
 
     def maps(self,

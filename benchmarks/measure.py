@@ -1,0 +1,50 @@
+"""Time, peak memory and conditions of what the benchmarks run."""
+import json, os, platform, subprocess, sys, time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+
+def clock(f, device='cpu'):
+    "Seconds, result"
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    wait()
+    start = time.perf_counter()
+    out = f()
+    wait()
+    return time.perf_counter() - start, out
+
+
+def peak(f, device='cpu'):
+    "MiB that a call takes above what is there before it"
+    if device == 'cuda':
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        f()
+        return (torch.cuda.max_memory_allocated() - before)/2**20
+    status = lambda key: next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
+    torch.ones(512, 512) @ torch.ones(512, 512) # libraries are loaded
+    Path('/proc/self/clear_refs').write_text('5') # forget the peak so far
+    before = status('VmRSS')
+    f()
+    return (status('VmHWM') - before)/1024
+
+
+def child(file, *words):
+    "What a process of its own prints last"
+    done = subprocess.run([sys.executable, file, *words], capture_output=True, text=True)
+    if done.returncode: raise SystemExit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{words} failed with {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def processor():
+    "Model name where Linux tells it"
+    try: return next(l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
+    except (OSError, StopIteration): return platform.processor()
+
+
+def machine(device='cpu'):
+    "Conditions of a measurement"
+    return dict(date=str(date.today()), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if device == 'cuda' else None,
+                python=platform.python_version(), torch=torch.__version__, load=[round(x, 1) for x in os.getloadavg()])

@@ -12,7 +12,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import nbformat, papermill, torch, yaml
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import RegexRemovePreprocessor
 from papermill.exceptions import PapermillExecutionError
@@ -96,12 +96,15 @@ class RunFailed(RuntimeError):
     "A cell of an experiment failed; the message names the notebook that holds the traceback"
 
 class _Lines:
-    "Takes what the cells print to the terminal, above the progress bar"
+    "Takes what the cells print to a file and, above the progress bar, to the terminal"
     rest = ''
+    def __init__(self, file, show): self.file, self.show = file, show
     def write(self, text):
         *lines, self.rest = (self.rest + text).split('\n')
-        for line in lines: tqdm.write(line)
-    def flush(self): sys.stdout.flush()
+        for line in lines:
+            self.file.write(line + '\n')
+            if self.show: tqdm.write(line)
+    def flush(self): self.file.flush()
 
 def _report(notebook, path, source):
     exporter = HTMLExporter(embed_images=True, require_js_url='', mathjax_url='')
@@ -109,18 +112,21 @@ def _report(notebook, path, source):
     html, _ = exporter.from_notebook_node(nbformat.read(notebook, 4), {'metadata': {'name': source.stem, 'path': str(source.parent)}})
     with atomic_path(path) as tmp: tmp.write_text(html, encoding='utf-8')
 
-def _execute(source, final, parameters, progress):
+def _execute(source, final, parameters, progress, timeout):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
     partial = final.with_name(f'.{final.stem}.partial.ipynb')
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
-    try: papermill.execute_notebook(source, partial, parameters, kernel_name='python3', language='python', progress_bar=progress,
-        stdout_file=_Lines() if progress else None, config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
+    try:
+        with open(final.with_name('log.txt'), 'w', buffering=1) as log:
+            papermill.execute_notebook(source, partial, parameters, kernel_name='python3', language='python', progress_bar=progress, execution_timeout=timeout,
+                stdout_file=_Lines(log, progress), config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
         raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
+    except CellTimeoutError: raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
         if partial.exists(): os.replace(partial, final)
@@ -131,6 +137,7 @@ def run_notebook(
     out,                  # folder of the run; made if need be
     parameters:dict=None, # name to value; `out` is passed on by itself where the notebook has it
     progress:bool=True,   # show a bar over the cells, and what they print?
+    timeout:int=None,     # seconds that a cell may take; None: as long as it wants
 )->Path: # the executed notebook
     "Execute an experiment into a folder: notebook, report, environment, and the metrics that the notebook writes"
     source, out = find_notebook(name), Path(out).resolve()
@@ -141,7 +148,7 @@ def run_notebook(
     for old in ('report.html', 'metrics.json'): (out/old).unlink(missing_ok=True)
     write_json(out/'environment.json', {'experiment': source.stem, 'parameters': parameters, **environment()})
     final = out/source.name
-    _execute(source, final, parameters, progress)
+    _execute(source, final, parameters, progress, timeout)
     _report(final, out/'report.html', source)
     return final
 

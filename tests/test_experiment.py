@@ -48,7 +48,7 @@ def test_run_leaves_notebook_report_metrics_and_environment(toy, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     final = run_notebook(toy, "deep/run", {"steps": 5, "root": Path("photographs")}, progress=False)
     assert final == tmp_path / "deep" / "run" / "toy.ipynb"
-    assert sorted(p.name for p in final.parent.iterdir()) == ["environment.json", "metrics.json", "report.html", "toy.ipynb"]
+    assert sorted(p.name for p in final.parent.iterdir()) == ["environment.json", "log.txt", "metrics.json", "report.html", "toy.ipynb"]
     assert [r["miou"] for r in read_json(final.parent / "metrics.json")["rows"]] == [50, 50]
     text = "".join(o["text"] for c in nbformat.read(final, 4).cells for o in c.get("outputs", []))
     assert f"python {sys.executable}" in text and f"root {tmp_path}/photographs" in text
@@ -114,7 +114,7 @@ def test_failing_cell_keeps_the_notebook_and_no_old_results(toy, tmp_path):
     assert "\n" not in str(e.value)
     kept = (out / "toy.ipynb").read_text()
     assert "before" in kept and "Traceback" in kept and "steps = 7" in kept
-    assert sorted(p.name for p in out.iterdir()) == ["environment.json", "toy.ipynb"]
+    assert sorted(p.name for p in out.iterdir()) == ["environment.json", "log.txt", "toy.ipynb"]
 
 
 def test_death_of_the_kernel_is_told(tmp_path):

@@ -1,0 +1,114 @@
+"""Sweeps: what a grid asks for, Dask workers, killed ones, failures, time limits, the command line."""
+import os
+import signal
+import threading
+import time
+
+import nbformat
+import pytest
+
+from spml_kit.core import SpmlError, read_json
+from spml_kit.sweep import read_grid, run_id, run_state, spml_sweep, sweep
+
+CELL = """
+import json, os, pathlib, time
+here = pathlib.Path(out)
+print('step', x)
+times = len(list(here.glob('attempt*')))
+(here/f'attempt{times}').write_text(f'{os.getpid()} {os.getppid()}')
+if x == 0: raise ValueError('x is 0')
+if x == 13 and times == 0: time.sleep(60) # the first attempt is killed
+if x == 7: time.sleep(60)
+(here/'metrics.json').write_text(json.dumps({'rows': [{'x': x, 'pid': os.getpid()}]}))
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    "A notebook that divides nothing, but fails, hangs or finishes as its parameter says"
+    new = nbformat.v4.new_code_cell
+    cells = [new("x = 1 # what to do\nout = ''", metadata={"tags": ["parameters"]}), new(CELL)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "toy.ipynb")
+    return str(tmp_path / "toy.ipynb")
+
+
+def runs_of(*xs): return {f"x {x}": {"x": x} for x in xs}
+
+
+def test_workers_do_every_run_once(toy, tmp_path):
+    table = sweep(toy, runs_of(1, 2, 0, 3), tmp_path / "s", workers=2, code="v", progress=False)
+    assert list(table.state) == ["done", "done", "failed", "done"] and "ValueError: x is 0" in table.message[2]
+    found = [read_json(tmp_path / "s" / f / "metrics.json")["rows"][0] for f in table.folder[table.state == "done"]]
+    assert [r["x"] for r in found] == [1, 2, 3] and len({r["pid"] for r in found}) == 3 # a kernel each
+    failed = nbformat.read(tmp_path / "s" / table.folder[2] / "toy.ipynb", 4)
+    assert any(o.get("ename") == "ValueError" for c in failed.cells for o in c.get("outputs", [])) # the traceback is kept
+    sweep(toy, runs_of(1, 0), tmp_path / "s", workers=0, code="v", progress=False)
+    sweep(toy, runs_of(0), tmp_path / "s", workers=0, code="v", progress=False, retry=True)
+    attempts = {x: len(list((tmp_path / "s" / f).glob("attempt*"))) for x, f in zip((1, 2, 0, 3), table.folder)}
+    assert attempts == {1: 1, 2: 1, 0: 2, 3: 1}
+    assert set(read_json(tmp_path / "s" / "sweep.json")["runs"]) == {"x 0"}
+
+
+def alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    with open(f"/proc/{pid}/stat") as f: return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_killed_workers_run_goes_on_elsewhere(toy, tmp_path):
+    folder = tmp_path / "s" / f"toy-{run_id(toy, {'x': 13}, 'v')}"
+    pids = []
+
+    def kill():
+        for _ in range(600):
+            try: pids.extend(map(int, (folder / "attempt0").read_text().split()))
+            except (OSError, ValueError): time.sleep(.1)
+            if len(pids) == 2: return os.kill(pids[1], signal.SIGKILL) # the worker, not the kernel
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    table = sweep(toy, runs_of(13, 1), tmp_path / "s", workers=2, code="v", progress=False)
+    thread.join()
+    assert list(table.state) == ["done", "done"] and len(list(folder.glob("attempt*"))) == 2
+    for _ in range(100):
+        if not alive(pids[0]): break
+        time.sleep(.1)
+    assert not alive(pids[0]) # the kernel went with its worker
+
+
+def test_a_cell_that_takes_too_long_is_ended(toy, tmp_path):
+    table = sweep(toy, runs_of(7, 1), tmp_path / "s", workers=0, code="v", timeout=3, progress=False)
+    assert list(table.state) == ["failed", "done"] and "took longer than 3 s" in table.message[0]
+
+
+def test_grid(toy, tmp_path):
+    (tmp_path / "g.yaml").write_text(f"experiment: {toy}\nruns: {{one: {{}}, two: {{x: 2}}}}\nparameters: {{x: 5}}\n")
+    experiment, runs = read_grid(tmp_path / "g.yaml")
+    assert experiment == toy and runs == {"one": {"x": 5}, "two": {"x": 2}}
+    (tmp_path / "g.yaml").write_text(f"experiment: {toy}\n")
+    assert read_grid(tmp_path / "g.yaml")[1] == {"toy": {}}
+    with pytest.raises(SpmlError, match="none.yaml"): read_grid(tmp_path / "none.yaml")
+
+
+def test_address_of_a_run(toy):
+    same = run_id(toy, {"x": 1, "y": [1, 2]}, "v")
+    assert same == run_id(toy, {"y": [1, 2], "x": 1}, "v") and len(same) == 10
+    assert len({same, run_id(toy, {"x": 2, "y": [1, 2]}, "v"), run_id(toy, {"x": 1, "y": [1, 2]}, "w"), run_id("other", {"x": 1, "y": [1, 2]}, "v")}) == 4
+
+
+def test_command(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.yaml").write_text(f"experiment: {toy}\ngrid: {{x: [1, 0]}}\n")
+    words = ["g.yaml", "--workers", "0", "--code", "v"]
+    assert spml_sweep([*words, "--dry"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["new", "new"] and not (tmp_path / "runs").exists()
+    assert spml_sweep(words) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 runs failed" in said.err and "x 1" in said.out
+    assert spml_sweep([*words, "--dry"]) == 0 and [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["done", "failed"]
+    (tmp_path / "g.yaml").write_text(f"experiment: {toy}\ngrid: {{z: [1]}}\n")
+    assert spml_sweep(words) == 2 and "no parameter 'z'" in capsys.readouterr().err
+    assert len(list((tmp_path / "runs" / "g").glob("toy-*"))) == 2 # refused before anything started
+
+
+def test_state_of_what_never_ran(tmp_path): assert run_state(tmp_path / "x")["state"] == "new"

@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lab docs sync readme clean
+.PHONY: help setup demo test bench lab docs sync readme clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,6 +31,10 @@ test: $(STAMP) ## run every notebook and every test
 	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "== tests (pytest)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile tests
+
+bench: $(STAMP) ## time the kit against straightforward forms, and how its cost grows; tables and plots in benchmarks/
+	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/speed.py
+	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/growth.py
 
 lab: $(STAMP) ## open JupyterLab on the tutorials
 	@$(BIN)/jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials

@@ -51,14 +51,15 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to those of its fields that are not the paper's
+    changes:dict=None, # name of a relation to those of its fields that are not the paper's; one that the paper leaves out enters when it is given a weight
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
     make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence, affinity=feature_affinity)
     unknown = set(changes or {}) - set(make)
     if unknown: raise SpmlError(f"changes of {sorted(unknown)}: the relations are {list(make)}")
-    return [replace(f(kappa=getattr(w, name)[1], weight=getattr(w, name)[0]), **(changes or {}).get(name, {})) for name,f in make.items() if getattr(w, name)]
+    given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | (changes or {}).get(name, {}) for name in make}
+    return [replace(f(), **given[name]) for name,f in make.items() if 'weight' in given[name]]
 
 # %% ../nbs/api/58_recipes.ipynb #37237063
 @dataclass(frozen=True)

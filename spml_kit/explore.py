@@ -76,7 +76,7 @@ class explore_relations(Explorer):
         learn.model.eval()
         with torch.no_grad(): emb, logits = (o.float().cpu() for o in learn.model(self.images.to(next(learn.model.parameters()).device)))
         self.emb, self.logits = emb, F.interpolate(logits, self.size, mode='bilinear', align_corners=False)
-        self._trees, self._made, names = {}, (None, None), [*self.relations]
+        self._trees, self._made, names = [hierarchy_of(gradient_contours(o)) for o in self.rgb], (None, None), [*self.relations]
         grid, iterations = getattr(loss, 'grid', (6, 6)), getattr(loss, 'iterations', 10)
         first = self.relations[names[0]]
         super().__init__('relations', dict(
@@ -103,14 +103,10 @@ class explore_relations(Explorer):
         key = self.annotation.value, self.regions.value, self.clusters.value, self.iterations.value, self.memory.value
         if self._made[0] != key:
             _, labels, regions, tags = self.batches[key[0]]
-            if key[1]: regions = torch.from_numpy(np.stack([self._tree(i).regions(key[1]) for i in range(len(self.rgb))])).long()
+            if key[1]: regions = torch.from_numpy(np.stack([t.regions(key[1]) for t in self._trees])).long()
             seg = make_segments(self.emb, labels, regions, tags, (key[2],)*2, key[3])
             self._made = key, (seg, self.bank.candidates(seg.protos) if key[4] else seg.protos)
         return self._made[1]
-
-    def _tree(self, i):
-        if i not in self._trees: self._trees[i] = hierarchy_of(gradient_contours(self.rgb[i]))
-        return self._trees[i]
 
     def refresh(self, change=None):
         if change and change.get('owner') is self.relation: # the sliders take over its numbers

@@ -189,5 +189,5 @@ class Explorer(W.VBox):
     def _repr_mimebundle_(self, **kwargs):
         packed, small = io.BytesIO(), io.BytesIO()
         self.figure().savefig(packed, format='png', dpi=72)
-        Image.open(packed).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True) # saved with the notebook
-        return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}', 'image/png': base64.b64encode(small.getvalue()).decode()}
+        Image.open(packed).convert('RGB').save(small, 'JPEG', quality=85, subsampling=0) # it is saved with the notebook
+        return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}', 'image/jpeg': base64.b64encode(small.getvalue()).decode()}

@@ -249,7 +249,7 @@ def _note(self:Annotator):
 def _change(self:Annotator, marks, brush=None, undoing=False):
     "Make `marks` the drawing of the image: check, write, show"
     if self.image is None: raise SpmlError(self.status)
-    brush = brush or self.brush
+    brush = self.brush if brush is None else brush
     if not 1 <= brush <= 100: raise SpmlError(f"brush of {brush} pixels: it is 1..100 wide")
     wrong = [m.c for m in marks if not 0 <= m.c < len(self.classes)]
     if wrong: raise SpmlError(f"class id {wrong[0]}: the classes are 0..{len(self.classes) - 1}")

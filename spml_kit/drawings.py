@@ -177,7 +177,7 @@ def prepare_spread(
 )->tuple: # (D,h,w) features, (H,W) small regions; of the image reduced to 320 pixels
     "What `spread_labels` needs to know of an image"
     ratio = min(1, _SIDE/max(image.shape[:2]))
-    small = resize(image, tuple(max(1, round(n*ratio)) for n in image.shape[:2]))
+    small = resize(image, tuple(max(2, round(n*ratio)) for n in image.shape[:2]))
     return pixel_features(small, model), oversegment(small, n=200)
 
 def spread_labels(

@@ -11,6 +11,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
+from fastcore.basics import chunked
 
 from .core import SpmlError, UNLABELLED, VOID, rng_of
 from .data import Sample, WeakSet
@@ -51,6 +52,14 @@ def augment(
 # %% ../nbs/api/16_batches.ipynb #6d31a636
 class BatchLoader(DataLoader):
     "Collates (image, labels, regions, tags) as bytes; converts on the device"
+    process = 0, 1 # which of how many processes this is: each makes its part of every batch
+
+    def create_batches(self, samps):
+        k, n = self.process
+        for batch in chunked(samps, self.bs):
+            part = batch[k*len(batch)//n:(k + 1)*len(batch)//n]
+            if part: yield self.do_batch([self.do_item(i) for i in part])
+
     def create_batch(self, items): return tuple(torch.from_numpy(np.stack(o)) for o in zip(*items))
 
     def after_batch(self, b):

@@ -14,6 +14,7 @@ from fastai.learner import Learner, Metric
 from torch import nn
 
 from .core import SpmlError, seed_everything
+from .distributed import gather, joint_mean
 from .embed import BackboneNet
 from .learner import OPTIMISERS, HistoryCB, LossCB, PartMetric, PartsLoss, run_settings
 from .recipes import RECIPES, Recipe
@@ -59,7 +60,8 @@ class TagLoss(PartsLoss):
         "Loss of a batch"
         known = tags.any(1)
         per_image = F.binary_cross_entropy_with_logits(logits.float(), tags[:, 1:].float(), reduction='none').mean(1)
-        return (per_image*known).sum()/known.sum().clamp_min(1)
+        mean = (per_image*known).sum()/known.sum().clamp_min(1)
+        return joint_mean(mean, known.sum()) if self.training else mean
 
 # %% ../nbs/api/62_cam.ipynb #fc0e41d3
 def average_precision(
@@ -80,7 +82,7 @@ class TagPrecision(Metric):
     def name(self): return 'precision'
     @property
     def value(self):
-        scores, truth = (torch.cat(o).numpy() for o in zip(*self.batches))
+        scores, truth = (gather(torch.cat(o)).numpy() for o in zip(*self.batches))
         each = [average_precision(s, t) for s, t in zip(scores.T, truth.T) if t.any()]
         return float(np.mean(each)) if each else None
 

@@ -25,8 +25,8 @@ from fastcore.foundation import L
 from torch import nn
 
 from . import embed
-from .contrast import relation_loss
 from .core import SpmlError, load_tensors, save_tensors, seed_everything
+from .distributed import ProcessesCB, all_mean, all_sum, barrier, gather, gather_segments, joint_mean, joint_relation_loss, rank
 from .embed import SegNet, SoftmaxHead
 from .memory import MemoryBank
 from .metrics import Confusion
@@ -50,7 +50,7 @@ class PartsLoss(nn.Module):
 
     def means(self)->dict:
         "Mean of each part since the last call"
-        means = {name: float(v)/self.count for name,v in self.sums.items()}
+        means = {name: float(all_mean(v))/self.count for name,v in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
@@ -60,17 +60,19 @@ class PartsLoss(nn.Module):
 def labelled_cross_entropy(
     logits:torch.Tensor, # (B,C,h,w)
     labels:torch.Tensor, # (B,H,W) 0..C-1, 254, 255
+    joint:bool=False,    # weigh by this process's share of the labelled pixels?
 )->torch.Tensor: # scalar; 0 where nothing is labelled
     "Mean cross-entropy over the labelled pixels; the logits are resized to the labels"
     labels = labels.long()
     known = labels < logits.shape[1]
     logits = F.interpolate(logits.float(), labels.shape[-2:], mode='bilinear', align_corners=False)
     total = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction='sum')
-    return total/known.sum().clamp_min(1)
+    mean = total/known.sum().clamp_min(1)
+    return joint_mean(mean, known.sum()) if joint else mean
 
 class CrossEntropy(PartsLoss):
     "Plain training: cross-entropy on whatever is labelled"
-    def forward(self, pred, labels, regions, tags): return labelled_cross_entropy(pred[1], labels)
+    def forward(self, pred, labels, regions, tags): return labelled_cross_entropy(pred[1], labels, joint=self.training)
 
 # %% ../nbs/api/60_learner.ipynb #98f15756
 class SpmlLoss(PartsLoss):
@@ -102,11 +104,11 @@ class SpmlLoss(PartsLoss):
         "Total loss"
         emb, logits = pred
         with torch.autocast(emb.device.type, enabled=False):
-            head = labelled_cross_entropy(logits, labels)
+            head = labelled_cross_entropy(logits, labels, joint=self.training)
             if not self.training: return head
-            seg = make_segments(emb, labels, regions, tags, self.grid, self.iterations)
+            seg = gather_segments(make_segments(emb, labels, regions, tags, self.grid, self.iterations))
             candidates = self.bank.candidates(seg.protos)
-            parts = {r.name: relation_loss(r, seg, candidates, self.own_negative)[0] for r in self.relations if r.weight}
+            parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations if r.weight}
         self.protos = seg.protos
         self.keep(parts | dict(head=head))
         return sum(r.weight*parts[r.name] for r in self.relations if r.weight) + self.head_weight*head
@@ -189,7 +191,7 @@ class HistoryCB(Callback):
 
     def after_epoch(self):
         if self.epoch < len(self.learn.history): return # a round that a resumed run skips
-        row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train), loss=float(torch.stack(self.losses).mean()))
+        row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train), loss=float(all_mean(torch.stack(self.losses).mean())))
         values = dict(zip(self.recorder.metric_names[3:], self.recorder.values[-1][2:]))
         self.learn.history.append(row | {k: None if v is None else float(v) for k,v in values.items()})
 
@@ -233,7 +235,9 @@ class MeanIoU(Metric):
     @property
     def name(self): return 'miou'
     @property
-    def value(self): return self.confusion.mean_iou(present_only=True)
+    def value(self):
+        self.confusion.counts = all_sum(torch.from_numpy(self.confusion.counts)).numpy()
+        return self.confusion.mean_iou(present_only=True)
 
 # %% ../nbs/api/60_learner.ipynb #2fded127
 class CheckpointCB(Callback):
@@ -258,9 +262,10 @@ def save_run(
         tensors |= {f'opt.{i}.{k}': v for k,v in state.items() if torch.is_tensor(v)}
         numbers.append({k: v for k,v in state.items() if not torch.is_tensor(v)})
     if hasattr(learn.loss_func, 'bank'): tensors |= {f'bank.{k}': v for k,v in learn.loss_func.bank.state_dict().items()}
-    tensors['random'] = torch.get_rng_state()
-    if torch.cuda.is_available(): tensors['random_gpu'] = torch.cuda.get_rng_state()
-    save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
+    tensors['random'] = gather(torch.get_rng_state())
+    if torch.cuda.is_available(): tensors['random_gpu'] = gather(torch.cuda.get_rng_state())
+    if rank() == 0: save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
+    barrier()
 
 def load_run(
     learn:Learner, # a learner built as the saved one was
@@ -284,8 +289,9 @@ def load_run(
         state[int(i)][name] = v
     learn.opt.load_state_dict({'state': state, 'hypers': learn.opt.hypers})
     if hasattr(learn.loss_func, 'bank'): learn.loss_func.bank.load_state_dict(part('bank.'))
-    torch.set_rng_state(tensors['random'].cpu())
-    if 'random_gpu' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['random_gpu'].cpu())
+    own = lambda states, now: (rows := states.cpu().view(-1, len(now)))[rank() % len(rows)].clone() # a run may go on with more or fewer processes
+    torch.set_rng_state(own(tensors['random'], torch.get_rng_state()))
+    if 'random_gpu' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(own(tensors['random_gpu'], torch.cuda.get_rng_state()))
     learn.history = meta['history']
     return meta['rounds']
 
@@ -347,8 +353,8 @@ def fit_poly(self:Learner,
     file, done = Path(self.path)/'checkpoint.safetensors', 0
     self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if resume and file.exists(): done = load_run(self, file)
-    else: seed_everything(self.settings['seed'])
+    else: seed_everything(self.settings['seed'] + rank())
     if done >= rounds: return
     r = self.recipe
-    own = [PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
+    own = [ProcessesCB(), PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

@@ -416,7 +416,7 @@ def figure(self:Annotator)->plt.Figure:
     panels = {'drawing': paint(ink, np.where(rim[..., None], np.uint8(255), self.image)), 'label map': paint(self.labels, np.uint8(90))}
     try: panels['propagated'] = (.5*colours[self.spread_drawing()[0]] + .5*resize(self.image, self._seen[1].shape)).round().astype(np.uint8)
     except SpmlError: "Nothing to tell apart yet: two panels"
-    fig, axs = plt.subplots(1, len(panels), figsize=(3.2*len(panels), 3.2*h/w + .7), layout='constrained')
+    fig, axs = plt.subplots(1, len(panels), figsize=(2.8*len(panels), 2.8*h/w + .7), layout='constrained')
     for ax,(title,picture) in zip(axs, panels.items()):
         ax.imshow(picture, interpolation='nearest', extent=(-.5, w - .5, h - .5, -.5)); ax.set_title(title, fontsize='medium'); ax.axis('off')
     for m in marks:

@@ -6,7 +6,7 @@
 __all__ = ['Annotator', 'annotate']
 
 # %% ../nbs/api/94_annotate.ipynb #756a0b73
-import io
+import base64, io
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,3 +431,13 @@ def figure(self:Annotator)->plt.Figure:
                loc='outside lower center', ncols=6, frameon=False, fontsize='small')
     plt.close(fig)
     return fig
+
+@patch
+def _repr_mimebundle_(self:Annotator, **kwargs):
+    "The page, and the twin for whoever opens the saved notebook without a kernel"
+    (data, meta), packed, small = anywidget.AnyWidget._repr_mimebundle_(self, **kwargs), io.BytesIO(), io.BytesIO()
+    data['text/plain'] = f'Annotator: {self.name}, {self.status}'
+    if self.image is None: return data, meta
+    self.figure().savefig(packed, format='png', dpi=80)
+    Image.open(packed).convert('RGB').save(small, 'JPEG', quality=85)
+    return data | {'image/jpeg': base64.b64encode(small.getvalue()).decode()}, meta

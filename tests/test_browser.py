@@ -2,8 +2,8 @@
 
 `make test-browser` runs these (pytest -m browser). Screenshots go to the folder SPML_SCREENSHOTS, or to pytest's.
 """
-import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,10 +17,9 @@ import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from PIL import Image
 
-from spml_kit.core import UNLABELLED, read_index_png
-from spml_kit.data import SceneSet, WeakSet, folder_sets
+from spml_kit.core import read_index_png
+from spml_kit.data import WeakSet, folder_sets
 from spml_kit.labels import read_annotation
 
 pytestmark = pytest.mark.browser
@@ -90,7 +89,7 @@ class Lab:
             os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(20)
 
-    def wait(self, condition, otherwise, seconds=40):
+    def wait(self, condition, otherwise, seconds=60):
         "What `condition` returns, once it is true"
         from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
@@ -126,7 +125,7 @@ class Lab:
         "Run all cells, without waiting for them"
         self.js("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
-    def kernel_is(self, status): return self.js("return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == status
+    def done(self): return all(e.text.strip("[]: ").isdigit() for e in self.all(".jp-CodeCell .jp-InputArea-prompt"))
 
     def no_error(self):
         errors = [e.text for e in self.all(".jp-OutputArea-output[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*='error']")]
@@ -170,72 +169,121 @@ def chord(lab, *keys):
     chain.perform()
 
 
+def tutorial(name, before=None):
+    "A tutorial without its outputs; only the cells before the first one that holds `before`"
+    nb = nbformat.read(ROOT / "nbs" / "tutorials" / f"{name}.ipynb", 4)
+    end = next((i for i, c in enumerate(nb.cells) if before and before in c.source), len(nb.cells))
+    nb.cells = nb.cells[:end]
+    for c in nb.cells:
+        if c.cell_type == "code": c.outputs = []
+    return nb
+
+
 # the annotator
 
-@pytest.fixture
-def photos(lab, request):
-    "A folder of two images"
-    root = lab.root / request.node.name
-    (root / "images").mkdir(parents=True)
-    scenes = SceneSet(2, seed=3, size=160)
-    for i in range(2):
-        Image.fromarray(scenes.image(i)).save(root / "images" / f"photo_{i}.png")
-    return root
-
-
-def status(lab): return lab.one(".spml-annotate .status").text
-
-
-def test_annotator(lab, photos):
+def test_annotator(lab):
+    "The tutorial up to its first strokes; the next ones are drawn by hand"
     from selenium.webdriver.common.keys import Keys
-    lab.open("annotate", f"from spml_kit.annotate import annotate\na = annotate({photos.name!r}, ['background', 'kite', 'balloon'])", "a")
+    nb = tutorial("your_own_images", before="def hand")
+    nb.cells.append(new_code_cell("Path('root.txt').write_text(str(root)); a.preview = True"))
+    lab.open_notebook("annotate", nb)
     lab.run()
-    canvas = lab.one(".spml-annotate canvas")
+    lab.wait((lab.root / "root.txt").exists, "the tutorial does not run", 90)
+    root = Path((lab.root / "root.txt").read_text())
+    canvas, one = lab.one(".spml-annotate canvas"), lab.one
     lab.wait(lambda: canvas.size["width"] > 300, "no image")
-    png, strokes = photos / "labels" / "photo_0.png", photos / "scribbles" / "photo_0.json"
+    png, strokes, dots, boxes = (root / k / f"photo_00.{e}" for k, e in (("labels", "png"), ("scribbles", "json"), ("points", "json"), ("boxes", "json")))
+    n, pixels = len(read_annotation(strokes)), (read_index_png(png) == 1).sum()
+    lab.wait(lambda: one("[data-do=preview]").get_attribute("aria-pressed") == "true", "Python's preview is not on the page")
 
-    drag(lab, canvas, [(.3, .3), (.4, .35), (.5, .3)])
-    lab.wait(png.exists, "the stroke was not saved")
-    assert set(np.unique(read_index_png(png))) == {1, UNLABELLED}
-    stroke = read_annotation(strokes)
-    np.testing.assert_allclose(stroke.strokes[0][[0, -1]], [[47.5, 47.5], [79.5, 47.5]], atol=1.5)
-    lab.wait(lambda: "saved: labels/photo_0.png" in status(lab), "the page does not say that it was saved")
+    drag(lab, canvas, [(.3, .7), (.4, .75), (.5, .7)])
+    lab.wait(lambda: len(read_annotation(strokes)) == n + 1, "the stroke was not saved")
+    assert (read_index_png(png) == 1).sum() > pixels
+    said = read_annotation(strokes)
+    assert said.classes[-1] == 1
+    np.testing.assert_allclose(said.strokes[-1][[0, -1]], [[37.9, 89.1], [63.5, 89.1]], atol=1.5)
+    lab.wait(lambda: "saved: labels/photo_00.png" in one(".spml-annotate .status").text, "the page does not say that it was saved")
 
     cells = len(lab.all(".jp-Cell"))
     press(lab, "0", "b") # background, box tool; in JupyterLab b inserts a cell
     assert len(lab.all(".jp-Cell")) == cells
-    assert lab.one("[data-class='0']").get_attribute("aria-pressed") == "true"
+    assert one("[data-class='0']").get_attribute("aria-pressed") == "true"
     press(lab, "s")
     drag(lab, canvas, [(.1, .9), (.9, .9)], pen="touch")
-    lab.wait(lambda: len(read_annotation(strokes)) == 2, "the finger's stroke was not saved")
-    assert read_annotation(strokes).classes.tolist() == [1, 0]
+    lab.wait(lambda: len(read_annotation(strokes)) == n + 2, "the finger's stroke was not saved")
+    assert read_annotation(strokes).classes.tolist()[-2:] == [1, 0]
     chord(lab, Keys.CONTROL, "z")
-    lab.wait(lambda: len(read_annotation(strokes)) == 1, "undo did nothing")
+    lab.wait(lambda: len(read_annotation(strokes)) == n + 1, "undo did nothing")
     chord(lab, Keys.CONTROL, Keys.SHIFT, "z")
-    lab.wait(lambda: len(read_annotation(strokes)) == 2, "redo did nothing")
+    lab.wait(lambda: len(read_annotation(strokes)) == n + 2, "redo did nothing")
 
-    press(lab, "v")
-    lab.wait(lambda: lab.one("[data-do=preview]").get_attribute("aria-pressed") == "true", "the preview is not on")
+    lab.js("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code: 'import time; time.sleep(2)'})")
     press(lab, "2", "p")
-    drag(lab, canvas, [(.7, .2)])
-    lab.wait((photos / "points" / "photo_0.json").exists, "the dot was not saved")
+    drag(lab, canvas, [(.7, .2)]) # while a cell runs
     press(lab, "b")
-    drag(lab, canvas, [(.2, .2), (.6, .5)])
-    lab.wait((photos / "boxes" / "photo_0.json").exists, "the box was not saved")
-    assert read_annotation(photos / "boxes" / "photo_0.json").boxes.tolist() == [[32, 32, 96, 80]]
-    lab.wait(lambda: lab.one(".spml-annotate").get_attribute("data-waiting") == "0", "Python does not answer")
+    drag(lab, canvas, [(.25, .25), (.625, .5)])
+    lab.wait(lambda: dots.exists() and boxes.exists(), "the dot and the box were not saved")
+    assert read_annotation(dots).classes.tolist() == [2]
+    assert read_annotation(boxes).boxes.tolist() == [[32, 32, 80, 64]]
+    lab.wait(lambda: one(".spml-annotate").get_attribute("data-waiting") == "0", "Python does not answer")
     lab.picture("annotate")
 
     press(lab, "e")
-    drag(lab, canvas, [(.2, .35)])
-    lab.wait(lambda: not (photos / "boxes" / "photo_0.json").exists(), "the box was not erased")
+    drag(lab, canvas, [(.25, .35)])
+    lab.wait(lambda: not boxes.exists(), "the box was not erased")
     press(lab, Keys.ARROW_RIGHT)
-    lab.wait(lambda: "photo_1 (2/2)" in lab.one(".spml-annotate .name").text, "no next image")
-    lab.one("[data-tag='2']").click()
-    lab.wait((photos / "labels" / "photo_1.json").exists, "the tag was not saved")
-    assert read_annotation(photos / "labels" / "photo_1.json").classes.tolist() == [2]
-    train, _ = folder_sets(photos)
-    assert WeakSet(train, photos / "labels").sample(0).tags.all()
+    lab.wait(lambda: "photo_01 (2/32)" in one(".spml-annotate .name").text, "no next image")
+    one("[data-tag='2']").click()
+    lab.wait((root / "labels" / "photo_01.json").exists, "the tag was not saved")
+    assert read_annotation(root / "labels" / "photo_01.json").classes.tolist() == [2]
+    train, _ = folder_sets(root)
+    weak = WeakSet(train, root / "labels")
+    assert train.names == ["photo_00", "photo_01"] and weak.sample(0).tags.all() and weak.sample(1).tags.tolist() == [True, False, True, False]
+    lab.no_error()
+
+
+# the explorers
+
+EXPLORERS = dict(relations="clusters a side", background="alpha", regions="regions", retrieval="query", embedding="step") # and a slider of each
+
+
+def test_explorers(lab):
+    "The tutorial: a click in a picture, an arrow key, a slider; what is said and shown changes"
+    if not (ROOT / "nbs" / "tutorials" / "explore.ipynb").exists(): pytest.skip("there is no tutorial of the explorers")
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    lab.open_notebook("explore", tutorial("explore"))
+    lab.run()
+    lab.wait(lambda: all(lab.all(f".spml-explore-{name} .spml-picture img") for name in EXPLORERS), "not all explorers are on the page", 300)
+    lab.wait(lab.done, "the tutorial does not end", 120)
+    for name, control in EXPLORERS.items():
+        root = lab.one(f".spml-explore-{name}")
+        find, all_of = (lambda css: root.find_element("css selector", css)), (lambda css: root.find_elements("css selector", css))
+        state = lambda: (find(".spml-sentence").text, [i.get_attribute("src") for i in all_of(".spml-picture img")])
+        image = find(".spml-picture img")
+        lab.js("arguments[0].scrollIntoView({block: 'center'})", image)
+
+        before, (w, h) = state(), (image.size[k] for k in ("width", "height"))
+        ActionChains(lab.driver).move_to_element_with_offset(image, -w // 4, -h // 4).click().perform()
+        clicked = lab.wait(lambda: (now := state())[0] != before[0] and now, f"{name}: a click changes nothing")
+        if name == "relations": # says which pixel it was
+            x, y = (lab.js(f"return arguments[0].natural{k}", image) // 4 for k in ("Width", "Height"))
+            said = [int(v) for v in re.findall(r"\d+", clicked[0])[:3]]
+            assert abs(said[0] - x) <= 2 and abs(said[1] - y) <= 2 and said[2] == 0, clicked[0]
+        assert image == lab.driver.switch_to.active_element # arrow keys go on from here
+        press(lab, Keys.ARROW_RIGHT)
+        moved = lab.wait(lambda: (now := state()) != clicked and now, f"{name}: an arrow key changes nothing")
+
+        slider = next(s for s in all_of(".widget-hslider") if s.is_displayed() and s.text.startswith(control))
+        handle, readout = slider.find_element("css selector", ".noUi-handle"), slider.find_element("css selector", ".widget-readout")
+        value = readout.text
+        lab.js("arguments[0].focus()", handle)
+        press(lab, *[Keys.ARROW_RIGHT] * 4)
+        if readout.text == value: press(lab, *[Keys.ARROW_LEFT] * 4) # it was at its end
+        assert readout.text != value
+        lab.wait(lambda: state() != moved, f"{name}: the slider changes nothing")
+        lab.picture(f"explore_{name}")
+    assert len(lab.all(".jp-Notebook")) == 1 and not lab.all(".jp-Dialog")
     lab.no_error()
 
 

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 import traitlets as T
 
-from .core import UNLABELLED, SpmlError, load_tensors
+from .core import UNLABELLED, VOID, SpmlError, load_tensors
 from .data import WeakSet
 from .embed import unit
-from .explain import PULL, PUSH, View, cross, outline, rgb_of
-from .explore import heat
+from .explain import PULL, PUSH, View, cross, heat, hex_of, outline, rgb_of
+from .explore import _pad, _pictures, _those
 from .learner import CheckpointCB, save_run
 from .plot import draw_regions, embedding_rgb, overlay
 from .predict import image_segments, majority_labels, pseudo_labels, see
@@ -75,21 +75,19 @@ class explore_embedding(Explorer):
         which:tuple=(0, 1, 2, 3), # images of it
     ):
         self.classes, labels = learn.dls.classes, None
-        if hasattr(images, '__len__') and isinstance(images, (tuple, list)): x, labels = images[0][list(which)].cpu(), images[1][list(which)].cpu()
+        if isinstance(images, (tuple, list)): x, labels = (o[_those(which, len(o))].cpu() for o in images[:2])
         else:
-            samples = [images.sample(i) if isinstance(images, WeakSet) else images.image(i) for i in which]
-            if isinstance(images, WeakSet): labels, samples = [s.labels for s in samples], [s.image for s in samples]
-            h, w = (min(o.shape[k] for o in samples)//32*32 for k in (0, 1)) # what all have
-            if not h*w: raise SpmlError(f"images of {samples[0].shape[:2]}: at least 32x32 pixels are needed")
-            x = torch.from_numpy(np.stack([o[:h, :w] for o in samples])).permute(0, 3, 1, 2).float()/255
-            if labels is not None: labels = torch.from_numpy(np.stack([o[:h, :w] for o in labels])).long()
+            which = _those(which, len(images))
+            samples = [images.sample(i) for i in which] if isinstance(images, WeakSet) else None
+            x = _pictures([s.image for s in samples] if samples else [images.image(i) for i in which])
+            if samples: labels = _pad([s.labels for s in samples], VOID).long()
         self.rgb, self.seen, self.labels = (255*x).round().byte().permute(0, 2, 3, 1).numpy(), snapshots(learn.model, x, folder), labels
         self.size, self.step_px = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         steps, B = [*self.seen], len(self.rgb)
         self.colours = dict(zip(steps, embedding_rgb(torch.cat([*self.seen.values()])).reshape(len(steps), B, *self.seen['now'].shape[-2:], 3)))
         super().__init__('embedding', dict(
             step=W.SelectionSlider(options=steps, value='now', description='step', tooltip='steps of training done'),
-            follow=W.Checkbox(True, description='follow the pointer', tooltip='else a click or the arrow keys choose the pixel')), 4, width=300)
+            follow=W.Checkbox(True, description='follow the pointer', tooltip='else a click or the arrow keys choose the pixel')), 4, width=270)
         for p in self.pictures[:3]: p.observe(lambda change, k=self.pictures.index(p): change.new and self.click(k, *change.new), 'hover')
         self.follow.observe(self._follow, 'value')
         self.observe(self.refresh, 'point')
@@ -126,7 +124,8 @@ class explore_embedding(Explorer):
         if self.labels is not None:
             small = resize_labels(self.labels, (h, w))
             mean = {int(k): float(cosine[small == k].mean()) for k in small[small < UNLABELLED].unique()}
-            bars = {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels', '#%02x%02x%02x' % tuple(self.classes.palette[k].tolist())) for k in sorted(mean, key=mean.get, reverse=True)}
+            bars = {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels', hex_of(self.classes.palette[k]))
+                    for k in sorted(mean, key=mean.get, reverse=True)}
             own = int(self.labels[i, y, x])
             if own < len(self.classes): said += f" It is labelled '{self.classes.names[own]}'."
         return View(said, pictures, bars)
@@ -148,12 +147,13 @@ def segment_store(
     "The index of `training_index`, and the pixels of its segments"
     mus, tops, where, owns = [], [], [], []
     for i, (image, label) in enumerate(zip(images, labels)):
-        own, mu = image_segments(see(model, image)[0], grid)
-        owns.append(own.view(image.shape[:2]).cpu() + sum(map(len, mus)))
-        mus.append(mu); tops.append(majority_labels(torch.as_tensor(np.asarray(label)).flatten().to(own.device), own, len(mu))); where.append(torch.full((len(mu),), i))
+        own, mu = (o.cpu() for o in image_segments(see(model, image)[0], grid))
+        owns.append(own.view(image.shape[:2]) + sum(map(len, mus)))
+        mus.append(mu); where.append(torch.full((len(mu),), i))
+        tops.append(majority_labels(torch.as_tensor(np.asarray(label)).flatten(), own, len(mu)))
     index = SegmentIndex(torch.cat(mus), torch.cat(tops), torch.cat(where), n_classes)
     place = torch.full((sum(map(len, mus)),), -1)
-    place[index.row.cpu()] = torch.arange(len(index))
+    place[index.row] = torch.arange(len(index))
     return SegmentStore(index, [place[o].int().numpy() for o in owns])
 
 def crop_around(
@@ -231,10 +231,13 @@ class explore_retrieval(Explorer):
         there = [self.classes.names[k] for k in self.store.index.label.unique()]
         super().__init__('retrieval', dict(
             image=W.IntSlider(0, min=0, max=len(queries) - 1, description='query', tooltip='which image; a new one needs a pass of the network'),
-            k=W.IntSlider(20, min=1, max=50, description='neighbours', tooltip='how many segments vote; the first 15 are shown'),
+            k=W.IntSlider(20, min=1, max=50, description='neighbours',
+                tooltip='how many segments vote; the first 15 are shown'),
             only_class=W.Dropdown(options=['all', *there], description='class', tooltip='retrieve segments of this class only'),
-            only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1, description='image', tooltip='retrieve segments of this training image only'),
-            method=W.Dropdown(options=['pca', 'umap'] if find_spec('umap') else ['pca'], description='map', tooltip='main directions, or UMAP where umap-learn is installed')), 5, width=300)
+            only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1, description='image',
+                tooltip='retrieve segments of this training image only'),
+            method=W.Dropdown(options=['pca', 'umap'] if find_spec('umap') else ['pca'], description='map',
+                tooltip='main directions, or UMAP where umap-learn is installed')), 5, width=270)
         self.point = tuple(n//2 for n in queries.image(0).shape[1::-1])
         self.observe(self.refresh, ['point', 'chosen'])
         self.refresh()
@@ -248,8 +251,8 @@ class explore_retrieval(Explorer):
 
     def _places(self): # of the segments that may vote
         index, keep = self.store.index, torch.ones(len(self.store.index), dtype=torch.bool)
-        if self.only_class.value != 'all': keep &= index.label.cpu() == self.classes.id(self.only_class.value)
-        if self.only_image.value >= 0: keep &= index.image.cpu() == self.only_image.value
+        if self.only_class.value != 'all': keep &= index.label == self.classes.id(self.only_class.value)
+        if self.only_image.value >= 0: keep &= index.image == self.only_image.value
         if not keep.any(): raise SpmlError(f"No segment of class '{self.only_class.value}' in this training image.")
         return keep.nonzero()[:, 0]
 
@@ -279,16 +282,16 @@ class explore_retrieval(Explorer):
         elif k == 3: # the map
             self.chosen = int(((on_map(self._map()[1]) - (x, y))**2).sum(1).argmin())
         else: # the training image
-            there = int(self.store.index.image[self.place])
-            j = int(self.store.maps[there][tuple(min(v*view_step(self.train.image(there).shape[:2]), n - 1) for v, n in zip((y, x), self.train.image(there).shape))])
+            there = self.store.maps[int(self.store.index.image[self.place])]
+            j = int(there[tuple(min(v*view_step(there.shape), n - 1) for v, n in zip((y, x), there.shape))])
             if j < 0: return 'This segment has no label: it is not in the index.'
             self.chosen = j
 
     def draw(self):
         (own, mu), places, index, i = self._query(), self._places(), self.store.index, self.image.value
         image, (x, y) = self.queries.image(i), (min(v, n - 1) for v, n in zip(self.point, self.queries.image(i).shape[1::-1]))
-        sim, at = nearest(mu, index.mu[places].cpu(), self.k.value)
-        label, C, name = index.label.cpu()[places][at], len(self.classes), self.classes.names
+        sim, at = nearest(mu, index.mu[places], self.k.value)
+        label, C, name = index.label[places][at], len(self.classes), self.classes.names
         votes = torch.nn.functional.one_hot(label, C).sum(1)
         won = (votes == votes.amax(1, keepdim=True)).int().argmax(1) # ties to the smallest class, as `predict_retrieval`
         me = int(own[y, x])
@@ -300,7 +303,9 @@ class explore_retrieval(Explorer):
             truth = int(np.bincount(inside[inside < C], minlength=C).argmax()) if (inside < C).any() else None
             if truth is None: said += ' The mask says nothing about it: it is void.'
             elif truth == called: said += ' The mask agrees.'
-            else: said += f" The mask says '{name[truth]}': the {int(votes[called])} neighbours of '{name[called]}' outvote {int(votes[truth])} of its own class" + (f", the first of which has rank {int((label == truth).nonzero()[0]) + 1}." if votes[truth] else '.')
+            else:
+                first = f', the first of which has rank {int((label == truth).nonzero()[0]) + 1}' if votes[truth] else ''
+                said += f" The mask says '{name[truth]}': the {int(votes[called])} neighbours of '{name[called]}' outvote {int(votes[truth])} of its own class{first}."
         step = view_step(image.shape[:2])
         small = lambda o: np.ascontiguousarray(o[::step, ::step])
         marked = lambda p: cross(outline(p, small(own == me)), x//step, y//step)
@@ -309,7 +314,8 @@ class explore_retrieval(Explorer):
         if mask is not None: # what is wrong is hatched
             wrong = small((predicted != mask) & (mask < C))
             painted[wrong & (np.indices(wrong.shape).sum(0) % 4 == 0)] = rgb_of(PUSH)
-        pictures = {'query and its segments': marked(small(image)//2 + draw_regions(small(image), small(own))//2), 'called so by vote' + ('' if mask is None else '\nhatched where wrong'): marked(painted)}
+        pictures = {'query and its segments': marked(small(image)//2 + draw_regions(small(image), small(own))//2),
+                    'called so by vote' + ('' if mask is None else '\nhatched where wrong'): marked(painted)}
         self.shown, crops = at[:15].tolist(), []
         for j, k in zip(self.shown, label.tolist()):
             crop = crop_around(self.train.image(int(index.image[j])), self.store.maps[int(index.image[j])] == j, self.crop)
@@ -320,7 +326,7 @@ class explore_retrieval(Explorer):
         pictures['nearest first, row by row' + ('' if truth is None else '\nblue is right, red is wrong')] = mosaic(crops, 5)
         place, xy = self._map()
         self.place = self.chosen if self.chosen >= 0 else int(at[0])
-        colours = self.classes.palette[index.label.cpu()].copy()
+        colours = self.classes.palette[index.label].copy()
         faint = np.ones(len(xy), bool); faint[places] = False
         colours[faint] = 225
         dots = scatter(xy, colours, at.tolist(), self.place)
@@ -329,6 +335,7 @@ class explore_retrieval(Explorer):
         far = self.train.image(there)
         s = view_step(far.shape[:2])
         pictures[f"{self.train.names[there]}: '{name[int(index.label[self.place])]}'"] = outline(np.ascontiguousarray(far[::s, ::s]), self.store.maps[there][::s, ::s] == self.place)
-        table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': '1/' + str(n), 'image': [self.train.names[int(index.image[j])] for j in at]})
-        bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', '#%02x%02x%02x' % tuple(self.classes.palette[k].tolist())) for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]}
+        table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}', 'image': [self.train.names[int(index.image[j])] for j in at]})
+        order = [k for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]]
+        bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', hex_of(self.classes.palette[k])) for k in order}
         return View(said, pictures, bars, {'neighbours': table[:15]})

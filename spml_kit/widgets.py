@@ -124,9 +124,11 @@ class Explorer(W.VBox):
         width:int=320, # of a picture in the browser, in pixels
     ):
         self.pictures, self.controls, self._held, self.view = [ClickImage(width=width) for _ in range(pictures)], controls, False, None
-        for k, w in controls.items(): setattr(self, k, w)
+        for k, w in controls.items():
+            w.style.description_width, w.layout.width = '105px', '320px' # words are not cut
+            setattr(self, k, w)
         self._words, self._below = W.HTML(), W.HTML()
-        wrap = W.Layout(flex_flow='row wrap', align_items='flex-end')
+        wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')
         super().__init__([W.HBox([*controls.values()], layout=wrap), self._words, W.HBox(self.pictures, layout=wrap), self._below])
         self.add_class('spml-explorer'); self.add_class(f'spml-explore-{name}')
         for w in controls.values(): w.observe(self.refresh, 'value')
@@ -189,5 +191,5 @@ class Explorer(W.VBox):
     def _repr_mimebundle_(self, **kwargs):
         packed, small = io.BytesIO(), io.BytesIO()
         self.figure().savefig(packed, format='png', dpi=72)
-        Image.open(packed).convert('RGB').save(small, 'JPEG', quality=85, subsampling=0) # it is saved with the notebook
+        Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # it is saved with the notebook
         return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}', 'image/jpeg': base64.b64encode(small.getvalue()).decode()}

@@ -128,8 +128,9 @@ class Lab:
     def done(self): return all(e.text.strip("[]: ").isdigit() for e in self.all(".jp-CodeCell .jp-InputArea-prompt"))
 
     def no_error(self):
-        errors = [e.text for e in self.all(".jp-OutputArea-output[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*='error']")]
+        errors = [e.text for e in self.all("[data-mime-type='application/vnd.jupyter.error']")]
         assert errors == [], errors
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_annotator(lab):
     nb.cells.append(new_code_cell("Path('root.txt').write_text(str(root)); a.preview = True"))
     lab.open_notebook("annotate", nb)
     lab.run()
-    lab.wait((lab.root / "root.txt").exists, "the tutorial does not run", 90)
+    lab.wait(lambda: lab.no_error() and (lab.root / "root.txt").exists(), "the tutorial does not run", 90)
     root = Path((lab.root / "root.txt").read_text())
     canvas, one = lab.one(".spml-annotate canvas"), lab.one
     lab.wait(lambda: canvas.size["width"] > 300, "no image")
@@ -254,7 +255,7 @@ def test_explorers(lab):
     from selenium.webdriver.common.keys import Keys
     lab.open_notebook("explore", tutorial("explore"))
     lab.run()
-    lab.wait(lambda: all(lab.all(f".spml-explore-{name} .spml-picture img") for name in EXPLORERS), "not all explorers are on the page", 300)
+    lab.wait(lambda: lab.no_error() and all(lab.all(f".spml-explore-{name} .spml-picture img") for name in EXPLORERS), "not all explorers are on the page", 300)
     lab.wait(lab.done, "the tutorial does not end", 120)
     for name, control in EXPLORERS.items():
         root = lab.one(f".spml-explore-{name}")

@@ -132,7 +132,8 @@ class ProcessesCB(Callback):
         self.together, self.learn.to_detach = DistributedDataParallel(self.model), partial(to_detach, gather=False) # added up below
         if rank() > 0:
             self.learn.logger = noop
-            for cb in self.learn.cbs: cb.run = cb.name not in ('progress', 'line_cb')
+            for cb in self.learn.cbs:
+                if cb.name in ('progress', 'line_cb'): cb.run = False
 
     def before_train(self): self.learn.model = self.together
     def before_validate(self):
@@ -144,4 +145,5 @@ class ProcessesCB(Callback):
             if hasattr(m, 'total'): m.total, m.count = all_sum(torch.tensor([float(m.total), m.count], dtype=torch.double)).tolist()
 
     def after_fit(self):
+        del self.learn.to_detach
         for dl in self.dls.loaders: dl.process = 0, 1

@@ -17,8 +17,9 @@ from .core import SpmlError
 def unit(
     x:torch.Tensor, # features, any shape
     dim:int=-1,     # dimension that holds the feature
-)->torch.Tensor: # the same shape, length 1 (or 0) along `dim`
-    "Scale features to unit length; zero stays zero"
+)->torch.Tensor: # the same shape, length 1 (or 0) along `dim`, float32 or float64
+    "Scale features to unit length; zero stays zero; half precision becomes float32, where squares neither vanish nor overflow"
+    x = x.float() if x.dtype in (torch.half, torch.bfloat16) else x
     return x / x.norm(dim=dim, keepdim=True).clamp_min(1e-12)
 
 # %% ../nbs/api/40_embed.ipynb #7b047703

@@ -54,24 +54,25 @@ def spherical_kmeans(
     valid = torch.ones(B, P, dtype=torch.bool, device=u.device) if valid is None else valid
     elements = elements or 2**(18 if u.device.type == 'cpu' else 24)
     images, pixels = max(1, elements//(P*k)), max(1, elements//k)
-    for lo in range(0, B, images):
-        part, counted = u[lo:lo+images], valid[lo:lo+images].flatten()
-        n, rows = len(part), part.reshape(-1, D)
-        offset = torch.arange(n, device=u.device)[:,None]*k
-        own = (labels[lo:lo+images] + offset).flatten()
-        size = partial(torch.bincount, minlength=n*k)
-        sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, own[counted], rows[counted].double()), size(own[counted])
-        for _ in range(iterations):
-            mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
-            if n == 1: found = torch.cat([_argmax(r @ mu[0]) for r in rows.split(pixels)]) # quicker than a batch of one
-            else: found = (_argmax((part @ mu).flatten(0, 1)).view(n, P) + offset).flatten()
-            moved = ((found != own) & counted).nonzero()[:,0]
-            if len(moved) == 0: break # and so it would stay
-            left, joined, those = own[moved], found[moved], rows[moved].double()
-            sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
-            sizes += size(joined) - size(left)
-            own = found
-        labels[lo:lo+images] = own.view(n, P) - offset
+    with torch.autocast(u.device.type, enabled=False): # who is nearest is decided in full precision
+        for lo in range(0, B, images):
+            part, counted = u[lo:lo+images], valid[lo:lo+images].flatten()
+            n, rows = len(part), part.reshape(-1, D)
+            offset = torch.arange(n, device=u.device)[:,None]*k
+            own = (labels[lo:lo+images] + offset).flatten()
+            size = partial(torch.bincount, minlength=n*k)
+            sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, own[counted], rows[counted].double()), size(own[counted])
+            for _ in range(iterations):
+                mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
+                if n == 1: found = torch.cat([_argmax(r @ mu[0]) for r in rows.split(pixels)]) # quicker than a batch of one
+                else: found = (_argmax((part @ mu).flatten(0, 1)).view(n, P) + offset).flatten()
+                moved = ((found != own) & counted).nonzero()[:,0]
+                if len(moved) == 0: break # and so it would stay
+                left, joined, those = own[moved], found[moved], rows[moved].double()
+                sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
+                sizes += size(joined) - size(left)
+                own = found
+            labels[lo:lo+images] = own.view(n, P) - offset
     return labels
 
 # %% ../nbs/api/42_segments.ipynb #2e97234a
@@ -153,7 +154,7 @@ def make_segments(
     "Cluster, cut and average (paper section 3.1; reference `embeddings/resnet_deeplab.py:generate_clusters`)"
     B, D, h, w = emb.shape
     labels, regions = (resize_labels(o, (h, w)).flatten(1).long() for o in (labels, regions))
-    v = unit(emb.float() if emb.dtype in (torch.half, torch.bfloat16) else emb, 1).flatten(2).transpose(1, 2)
+    v = unit(emb, 1).flatten(2).transpose(1, 2)
     u = with_location(v, locations(h, w, emb.device, v.dtype))
     start = grid_labels(h, w, grid, emb.device)
     valid = labels != VOID

@@ -208,3 +208,19 @@ def test_grid_is_bands(h, w, ky, kx):
 def test_faults():
     for grid in ((0, 3), (3, -1)):
         with pytest.raises(SpmlError, match="at least one band"): grid_labels(8, 8, grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kmeans_under_autocast_is_that_of_float32(dtype):
+    g = torch.Generator().manual_seed(0)
+    u = torch.nn.functional.normalize(torch.randn(2, 64, 5, generator=g), dim=2)
+    start = torch.arange(64) % 4
+    with torch.autocast("cpu", dtype): found = spherical_kmeans(u, start, 4)
+    assert torch.equal(found, spherical_kmeans(u, start, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unit_of_half_precision(dtype):
+    x = torch.tensor([[0., 0.], [300., 400.], [6e4, 6e4], [1e-4, 0.]], dtype=dtype)
+    assert unit(x).dtype == torch.float32
+    torch.testing.assert_close(unit(x), torch.tensor([[0., 0.], [.6, .8], [.5**.5, .5**.5], [1., 0.]]), atol=2e-3, rtol=0)

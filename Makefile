@@ -9,10 +9,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench lab docs sync readme clean
+.PHONY: help setup demo test test-browser bench lab docs sync readme clean
 
 help: ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(STAMP) ## make .venv and install the kit into it
 	@echo "$(VENV) is ready"
@@ -30,7 +30,11 @@ test: $(STAMP) ## run every notebook and every test
 	@echo "== notebooks (nbdev_test), each in a process of its own: what one imports must not change another"
 	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "== tests (pytest)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile -m 'not browser' tests
+
+test-browser: $(STAMP) ## the widgets in JupyterLab in a real browser; needs Chromium and its driver
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m browser tests/test_browser.py
 
 bench: $(STAMP) ## time the kit against straightforward forms, and how its cost grows; tables and plots in benchmarks/
 	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/speed.py

@@ -8,6 +8,10 @@ import torch
 from spml_kit.core import data_root
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "browser: needs Chromium; run by `make test-browser`")
+
+
 @pytest.fixture(scope="session")
 def vectors():
     "Golden vectors by id: {inputs, expected}"

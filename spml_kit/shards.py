@@ -67,7 +67,7 @@ class _Work:
         self.folder, self.n, self.c = Path(folder).resolve(), len(weak), weak.c
         store_attr('weak,per,device,threads,strict,options')
         weights = (b for k,v in self.model.state_dict().items() for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
-        claim_folder(self.folder, dict(kind=self.kind, images=self.n, per=per, names=_digest('\n'.join(weak.names).encode()), model=_digest(*weights), classes=self.c, max_size=weak.images.max_size,
+        claim_folder(self.folder, dict(kind=self.kind, images=self.n, per=per, names=_digest('\n'.join(weak.names).encode()), model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
             annotation='a function' if callable(weak.annotation) else str(weak.annotation), regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
             **{k: getattr(weak, k) for k in ('length', 'width', 'seed', 'remap255', 'file_ids')}, **options))
 
@@ -221,30 +221,33 @@ def sharded_pseudo_labels(
     return lambda i: read_index_png(folder/f'{names[i]}.png')
 
 # %% ../nbs/api/79_shards.ipynb #d29e291c
-def _thin(rows, per_class):
-    "Of each class the rows with the smallest keys"
-    order = np.lexsort((rows['key'].numpy(), rows['label'].numpy()))
-    label = rows['label'].numpy()[order]
-    rank = np.arange(len(label)) - np.searchsorted(label, label) # within the class
-    kept = torch.from_numpy(np.sort(order[rank < per_class]))
+def _drawn(rows, limit, groups):
+    "The rows with the smallest keys of each group"
+    order = np.lexsort((rows['key'].numpy(), groups))
+    rank = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order]) # within the group
+    kept = torch.from_numpy(np.sort(order[rank < limit]))
     return {k: v[kept] for k, v in rows.items()}
 
 def load_shards(
     folder, # that `sharded_index` filled
-    per_class:int=None, # at most so many prototypes of each class, drawn by chance; None: all
-    seed:int=0, # of the choice
+    most:int=None, # draw so many prototypes
+    per_class:int=None, # or at most so many of each class; None: all
+    seed:int=0, # of the draw
 )->SegmentIndex: # rows are counted in the index of the whole set
     "The index of a folder of shards"
+    if most and per_class: raise SpmlError(f"most={most}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
     if settings.get('kind') != 'prototypes': raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
         rows, meta = load_tensors(_shard_file(folder, number))
-        if len(rows['row']):
-            rows['row'] = rows['row'].long() + before
-            if per_class is not None: rows['key'] = torch.from_numpy(rng_of(seed, 'per_class', number).random(len(rows['row'])))
-            parts.append(rows)
-            if per_class is not None: parts = [_thin({k: torch.cat([p[k] for p in parts]) for k in rows}, per_class)]
+        n, rows['row'] = len(rows['row']), rows['row'].long() + before
         before += meta['segments']
+        if not n: continue
+        parts.append(rows)
+        if not most and not per_class: continue
+        rows['key'] = torch.from_numpy(rng_of(seed, 'shards', number).random(n))
+        rows = {k: torch.cat([p[k] for p in parts]) for k in rows}
+        parts = [_drawn(rows, most or per_class, rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
     if not parts: raise SpmlError(f"{folder}: none of {before} segments has a class: there is nothing to retrieve; were the labels read as 255?")
     mu, label, image, row = (torch.cat([p[k] for p in parts]) for k in ('mu', 'label', 'image', 'row'))
     index = SegmentIndex(mu, label, image, settings['classes'])
@@ -260,7 +263,8 @@ def sharded_index(
     scales:tuple=(1.,), # relative sizes
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None, # side of sliding windows
-    per_class:int=None, # at most so many prototypes of each class are loaded, drawn by chance; None: all
+    most:int=None, # so many prototypes are drawn for the result; the folder holds all
+    per_class:int=None, # or at most so many of each class
     device='cpu', # where a worker runs the network
     threads:int=1, # of torch in each worker
     strict:bool=True, # is an image that fails an error? False leaves it out, with a warning
@@ -270,4 +274,4 @@ def sharded_index(
     bare = copy.copy(weak)
     bare.regions = bare.given_tags = None # not needed
     _complete(_Prototypes(model, bare, folder, per, device, threads, strict, dict(scales=list(scales), grid=list(grid), crop=crop)), client, progress)
-    return load_shards(folder, per_class)
+    return load_shards(folder, most, per_class)

@@ -229,17 +229,27 @@ def fill(folder, label, per=50):
 def test_at_most_so_many_of_each_class(tmp_path, per_class):
     label = np.random.default_rng(0).choice(4, 500, p=[.9, .05, .05, 0])
     fill(tmp_path, label)
-    whole, few, other = load_shards(tmp_path), load_shards(tmp_path, per_class), load_shards(tmp_path, per_class, seed=1)
+    whole, few, other = load_shards(tmp_path), load_shards(tmp_path, per_class=per_class), load_shards(tmp_path, per_class=per_class, seed=1)
     assert len(whole) == 500 and torch.equal(whole.row, torch.arange(500))
     assert torch.equal(few.label.bincount(minlength=4), whole.label.bincount(minlength=4).clamp(max=per_class))
     assert torch.equal(few.mu, whole.mu[few.row]) and torch.equal(few.label, whole.label[few.row]) and torch.equal(few.image, few.row) # still what they were, in order
-    assert (few.row.diff() > 0).all() and same(few, load_shards(tmp_path, per_class))
+    assert (few.row.diff() > 0).all() and same(few, load_shards(tmp_path, per_class=per_class))
     assert same(few, other) == (per_class >= label.tolist().count(0))
 
 
-def test_every_prototype_has_the_same_chance(tmp_path):
+@pytest.mark.parametrize("most", [1, 60, 500, 10_000])
+def test_so_many_of_all(tmp_path, most):
+    fill(tmp_path, np.random.default_rng(0).choice(4, 500, p=[.9, .05, .05, 0]))
+    whole, few = load_shards(tmp_path), load_shards(tmp_path, most)
+    assert len(few) == min(most, 500) and torch.equal(few.mu, whole.mu[few.row]) and (few.row.diff() > 0).all()
+    assert same(few, load_shards(tmp_path, most)) and same(few, load_shards(tmp_path, most, seed=1)) == (most >= 500)
+    with pytest.raises(SpmlError, match="give one of the two"): load_shards(tmp_path, most, most)
+
+
+@pytest.mark.parametrize("draw", ["most", "per_class"])
+def test_every_prototype_has_the_same_chance(tmp_path, draw):
     fill(tmp_path, np.zeros(60, int), per=25)
-    taken = Counter(int(r) for seed in range(90) for r in load_shards(tmp_path, 20, seed).row)
+    taken = Counter(int(r) for seed in range(90) for r in load_shards(tmp_path, **{draw: 20}, seed=seed).row)
     assert len(taken) == 60 and abs(np.array([taken[i] for i in range(60)]) - 30).max() < 5*np.sqrt(90*2/9) # five standard deviations
 
 

@@ -94,7 +94,7 @@ class explore_relations(Explorer):
             regions=W.IntSlider(0, min=0, max=100, description='regions', tooltip='contour regions an image; 0: as the batch has them'),
             annotation=W.Dropdown(options=[*self.batches], description='annotation', tooltip='what the labels were made of'),
             memory=W.Checkbox(len(self.bank) > 0, description='memory bank', disabled=not len(self.bank),
-                tooltip='compare with the segments of the last batches too?')), 3, width=280)
+                tooltip='compare with the segments of the last batches too?')), 3, width=270)
         self.observe(self.refresh, 'point')
         seg = self.segments()[0]
         if not len(seg.v): raise SpmlError('every pixel of these images is void: nothing takes part in training')

@@ -128,7 +128,7 @@ class Lab:
     def done(self): return all(e.text.strip("[]: ").isdigit() for e in self.all(".jp-CodeCell .jp-InputArea-prompt"))
 
     def no_error(self):
-        errors = [e.text for e in self.all("[data-mime-type='application/vnd.jupyter.error']")]
+        errors = [e.text for e in self.all("[data-mime-type='application/vnd.jupyter.stderr']") if "Traceback (most recent call last)" in e.text]
         assert errors == [], errors
         return True
 
@@ -199,7 +199,7 @@ def test_annotator(lab):
 
     drag(lab, canvas, [(.3, .7), (.4, .75), (.5, .7)])
     lab.wait(lambda: len(read_annotation(strokes)) == n + 1, "the stroke was not saved")
-    assert (read_index_png(png) == 1).sum() > pixels
+    lab.wait(lambda: (read_index_png(png) == 1).sum() > pixels, "the label map was not saved")
     said = read_annotation(strokes)
     assert said.classes[-1] == 1
     np.testing.assert_allclose(said.strokes[-1][[0, -1]], [[37.9, 89.1], [63.5, 89.1]], atol=1.5)

@@ -23,6 +23,7 @@ from .fused import *
 from .contrast import *
 from .memory import *
 from .recipes import *
+from .distributed import *
 from .learner import *
 from .cam import *
 from .seam import *
@@ -31,10 +32,21 @@ from .propagate import *
 from .crf import *
 from .predict import *
 from .pipelines import *
+from .shards import *
 from .metrics import *
 from .seeds import *
 from .plot import *
+from .explain import *
+from .widgets import *
+from .explore import *
+from .thresholds import *
+from .nearness import *
+from .drawings import *
+from .annotate import *
+from .live import *
 from .experiment import *
+from .sweep import *
+from .tables import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -26,6 +26,7 @@ CACHE_BYTES = 4 << 30 # what one image set or one weak set keeps in memory, at m
 class _Memory:
     "Results by key, until the limit is reached"
     def __init__(self): self.kept, self.bytes = {}, 0
+    def __reduce__(self): return _Memory, () # what was read stays behind when a set goes to another process
 
     def __call__(self, key, make):
         if key in self.kept: return self.kept[key]

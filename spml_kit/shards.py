@@ -6,7 +6,7 @@
 __all__ = ['SENT_BYTES', 'PATIENCE', 'trained_model', 'local_client', 'sharded_pseudo_labels', 'load_shards', 'sharded_index']
 
 # %% ../nbs/api/79_shards.ipynb #a822bd8e
-import contextlib, copy, copyreg, hashlib, json, math, pickle, uuid, warnings
+import contextlib, copy, hashlib, json, math, pickle, uuid, warnings
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import SpmlError, claim_folder, load_tensors, read_index_png, read_json, rng_of, save_tensors, write_index_png, write_json
-from .data import WeakSet, _Memory
+from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
 from .oversegment import RegionCache
@@ -42,7 +42,6 @@ def trained_model(
 # %% ../nbs/api/79_shards.ipynb #cbd1187e
 SENT_BYTES = 256 << 20 # of a weak set, at most
 
-copyreg.pickle(_Memory, lambda memory: (_Memory, ())) # what an image set has read stays behind
 
 def _packed(weak):
     "A weak set as bytes"

@@ -21,7 +21,7 @@ from spml_kit.explain import PULL, PUSH, View, colour_distances, cross, deuteran
 from spml_kit.explore import explore_relations
 from spml_kit.learner import spml_learner
 from spml_kit.memory import MemoryBank
-from spml_kit.neighbours import CROP, SnapshotCB, explore_embedding, explore_retrieval, on_map, segment_store, snapshots
+from spml_kit.nearness import CROP, SnapshotCB, explore_embedding, explore_retrieval, on_map, segment_store, snapshots
 from spml_kit.predict import predict_retrieval, training_index
 from spml_kit.recipes import RECIPES
 from spml_kit.relations import Relation, feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence

@@ -142,7 +142,7 @@ def sweep(
             if copy_to and state['state'] == 'done': fsspec.url_to_fs(copy_to)[0].put(placed[label][1], f"{copy_to.rstrip('/')}/{Path(placed[label][1]).name}", recursive=True)
             bar.update()
             bar.set_postfix_str(_latest(folders))
-            if state['state'] == 'failed': tqdm.write(f"{label}: {state['message']}")
+            if progress and state['state'] == 'failed': tqdm.write(f"{label}: {state['message']}")
     return pd.DataFrame([dict(label=label, folder=Path(placed[label][1]).name, **states[label]) for label in runs])
 
 # %% ../nbs/api/97_sweep.ipynb #3217f350

@@ -236,8 +236,9 @@ class MeanIoU(Metric):
     def name(self): return 'miou'
     @property
     def value(self):
-        self.confusion.counts = all_sum(torch.from_numpy(self.confusion.counts)).numpy()
-        return self.confusion.mean_iou(present_only=True)
+        joint = Confusion(self.n_classes)
+        joint.counts = all_sum(torch.from_numpy(self.confusion.counts)).numpy()
+        return joint.mean_iou(present_only=True)
 
 # %% ../nbs/api/60_learner.ipynb #2fded127
 class CheckpointCB(Callback):

@@ -169,9 +169,16 @@ def _on_workers(work, todo, client, tick):
         try: client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError: raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker {client.scheduler.address}`") from None
         client.register_plugin(Travelling(), name)
-        futures = dict(zip(client.map(partial(_at_worker, name), todo, pure=False), todo))
+        make, suspects = partial(_at_worker, name), []
+        futures = dict(zip(client.map(make, todo, pure=False), todo))
         try:
-            for f in dask.as_completed(list(futures)): tick(futures.pop(f), f.exception())
+            for f in dask.as_completed(list(futures)):
+                number, error = futures.pop(f), f.exception()
+                if isinstance(error, dask.KilledWorker): suspects.append(number) # or did it only wait beside the shard that kills?
+                else: tick(number, error)
+            for number in suspects: # each alone
+                futures = {client.submit(make, number, pure=False): number}
+                tick(number, next(iter(futures)).exception())
         finally:
             client.cancel(list(futures))
             client.unregister_worker_plugin(name)

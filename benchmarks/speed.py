@@ -22,7 +22,7 @@ import baselines
 from measure import child, clock, machine, peak
 from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast
-from spml_kit.core import VOID, data_root, write_json
+from spml_kit.core import VOID, data_root, read_json, write_json
 from spml_kit.data import SceneSet, VocSet, WeakSet
 from spml_kit.embed import locations, unit, with_location
 from spml_kit.learner import spml_learner
@@ -304,14 +304,15 @@ def main():
     if args.memory: return print(json.dumps(peak(getattr(TASKS[args.memory[0]].make(args.device), args.memory[1]), args.device)))
     unknown = set(args.tasks) - set(TASKS)
     if unknown: p.error(f"no task {sorted(unknown)}; there are {list(TASKS)}")
-    out, rows = args.out or Path(__file__).parent/('results.json' if args.device == 'cpu' else f'results_{args.device}.json'), []
-    conditions = machine(args.device) | dict(repeats=args.repeats, dtype='float32')
+    out = args.out or Path(__file__).parent/('results.json' if args.device == 'cpu' else f'results_{args.device}.json')
+    rows = {r['name']: r for r in read_json(out)['rows']} if out.exists() else {} # of tasks that do not run now
     print(f"{'':<17}{'baseline s':>10}{'kit s':>10}{'faster':>8}{'memory':>9}{'share':>8}{'waiting':>8}   target")
     for name in args.tasks or TASKS:
-        rows.append(measure(name, args.device, args.repeats))
-        show(rows[-1])
-        write_json(out, dict(rows=rows, conditions=conditions))
-    picture(rows, out.with_suffix('.png'))
+        rows[name] = dict(conditions=machine(args.device) | dict(repeats=args.repeats, dtype='float32')) | measure(name, args.device, args.repeats)
+        show(rows[name])
+        kept = [rows[k] for k in TASKS if k in rows]
+        write_json(out, dict(rows=kept))
+        picture(kept, out.with_suffix('.png'))
 
 
 if __name__ == '__main__': main()

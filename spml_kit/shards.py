@@ -153,6 +153,20 @@ def _connected(client):
     except (OSError, ValueError) as e: raise SpmlError(f"{client}: no Dask scheduler answers ({e}); start one with `dask scheduler`") from None
     with own: yield own
 
+def _each(client, make, items):
+    "Item and finished future, one after the other"
+    dask, suspects, futures = _distributed(), [], dict(zip(client.map(make, items, pure=False), items))
+    try:
+        for f in dask.as_completed(list(futures)):
+            item = futures.pop(f)
+            if isinstance(f.exception(), dask.KilledWorker): suspects.append(item) # or did it only wait beside the one that kills?
+            else: yield item, f
+        for item in suspects: # each alone
+            futures = {client.submit(make, item, pure=False): item}
+            dask.wait(list(futures))
+            yield item, next(iter(futures))
+    finally: client.cancel(list(futures))
+
 def _at_worker(name, number):
     work = _distributed().get_worker().plugins[name].work
     torch.set_num_threads(work.threads)
@@ -169,19 +183,9 @@ def _on_workers(work, todo, client, tick):
         try: client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError: raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker {client.scheduler.address}`") from None
         client.register_plugin(Travelling(), name)
-        make, suspects = partial(_at_worker, name), []
-        futures = dict(zip(client.map(make, todo, pure=False), todo))
         try:
-            for f in dask.as_completed(list(futures)):
-                number, error = futures.pop(f), f.exception()
-                if isinstance(error, dask.KilledWorker): suspects.append(number) # or did it only wait beside the shard that kills?
-                else: tick(number, error)
-            for number in suspects: # each alone
-                futures = {client.submit(make, number, pure=False): number}
-                tick(number, next(iter(futures)).exception())
-        finally:
-            client.cancel(list(futures))
-            client.unregister_worker_plugin(name)
+            for number, f in _each(client, partial(_at_worker, name), todo): tick(number, f.exception())
+        finally: client.unregister_worker_plugin(name)
 
 # %% ../nbs/api/79_shards.ipynb #f0efe8aa
 def _complete(work, client, progress):

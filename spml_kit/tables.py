@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, yaml
 
-from .core import SpmlError, read_json, rng_of, write_json
+from .core import SpmlError, read_json, rng_of
 from .experiment import _command, _nearest, find_notebook
 from .recipes import paper_relations
 
@@ -55,6 +55,10 @@ def _interval(values, seed=0, level=.95):
     draws = rng_of(seed, 'bootstrap of seeds').choice(values, (2000, len(values))).mean(1)
     return tuple(np.quantile(draws, [(1 - level)/2, (1 + level)/2]))
 
+def _where(runs, said):
+    "The runs of which this is true"
+    return runs[np.logical_and.reduce([runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items()])]
+
 def beside(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`
@@ -62,10 +66,7 @@ def beside(
     "A table of the paper and our runs"
     out = {}
     for name, cell in table['cells'].items():
-        mine = pd.Series(True, runs.index)
-        for k, v in {**table['where'], **cell['where']}.items():
-            mine &= (runs[k] == v) if k in runs else False
-        values = runs.miou[mine].to_numpy()
+        values = _where(runs, {**table['where'], **cell['where']}).miou.to_numpy()
         low, high = _interval(values)
         out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))
     return pd.DataFrame(out).T.astype({'seeds': int})
@@ -91,7 +92,7 @@ def conditions_in_words(
 )->str:
     "What differs between the paper's experiment and ours"
     p = table['paper']
-    network = runs.recipe.map(lambda r: {'EmbedNet': r['embed'].get('backbone', 'EfficientNet-Lite0') if 'embed' in r else 'EfficientNet-Lite0', 'paper_deeplab': 'ResNet-101'}.get(r['network'], r['network']))
+    network = runs.recipe.map(lambda r: {'EmbedNet': r.get('embed', {}).get('backbone', 'EfficientNet-Lite0'), 'paper_deeplab': 'ResNet-101'}.get(r['network'], r['network']))
     return (f"Paper: {p['images']:,} photographs of VOC 2012, {p['classes']} classes, crops of {p['size']} pixels, {p['network']}, {p['steps']:,} steps, one seed. "
             f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(network)}, {_said(runs.steps)} steps.")
 
@@ -104,7 +105,7 @@ def compare(
     if name not in tables: raise SpmlError(f"no table '{name}'{_nearest(name, tables)} (there are: {', '.join(tables)})")
     table = tables[name]
     both = beside(table, runs)
-    wanted = runs[np.logical_and.reduce([runs[k] == v for k, v in table['where'].items() if k in runs])] if both.seeds.sum() else runs.iloc[:0]
+    wanted = _where(runs, table['where']) if both.seeds.sum() else runs.iloc[:0]
     if wanted.setting.nunique() > 1: raise SpmlError(f"{name}: runs of {wanted.setting.nunique()} settings cannot stand in one column; group them by `setting` first")
     words = conditions_in_words(table, wanted) if len(wanted) else 'None of our runs belongs here yet.'
     return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both)

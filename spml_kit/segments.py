@@ -39,6 +39,13 @@ def cluster_means(
 def _argmax(s): # of each row; on a CPU NumPy's, which is vectorised
     return torch.from_numpy(s.numpy().argmax(1)) if s.device.type == 'cpu' else s.argmax(1)
 
+def _moves(part, mu, own, counted, lo, hi, held):
+    "Image, pixel and new cluster of those among the pixels lo..hi that lie nearer to another mean than to their own"
+    s = torch.bmm(part[:,lo:hi], mu, out=held[:len(part)*(hi - lo)*mu.shape[2]].view(len(part), hi - lo, -1))
+    nearer = s.amax(2) > s.gather(2, own[:,lo:hi,None])[...,0] # far quicker than who is nearest, which only those who move need
+    image, pixel = (nearer & counted[:,lo:hi]).nonzero(as_tuple=True)
+    return image, pixel + lo, _argmax(s[image,pixel])
+
 @torch.no_grad()
 def spherical_kmeans(
     u:torch.Tensor,      # (B,P,D) unit features
@@ -46,33 +53,30 @@ def spherical_kmeans(
     k:int, # number of clusters
     iterations:int=10, # pairs of M step and E step; 0 returns the start
     valid:torch.Tensor=None, # (B,P) bool, pixels that take part; None is all
-    elements:int=None, # similarities held at a time; None is 2**18 on a CPU (its cache), 2**24 on a GPU
+    elements:int=None, # similarities held at a time; None is 2**20 on a CPU (its cache), 2**24 on a GPU
 )->torch.Tensor: # (B,P) clusters; those of pixels that take no part mean nothing
     "Spherical k-means of a batch of images, without gradient (reference `segsort/common.py:kmeans_with_initial_labels`)"
     B, P, D = u.shape
     labels = labels.expand(B, P).clone()
     valid = torch.ones(B, P, dtype=torch.bool, device=u.device) if valid is None else valid
-    elements = elements or 2**(18 if u.device.type == 'cpu' else 24)
-    images, pixels = max(1, elements//(P*k)), max(1, elements//k)
+    elements = elements or 2**(20 if u.device.type == 'cpu' else 24)
+    images, pixels = min(B, max(1, elements//(P*k))), min(P, max(1, elements//k))
+    held = u.new_empty(images*pixels*k) # fresh memory for every product would take as long as the product
     with torch.autocast(u.device.type, enabled=False): # who is nearest is decided in full precision
         for lo in range(0, B, images):
-            part, counted = u[lo:lo+images], valid[lo:lo+images].flatten()
-            n, rows = len(part), part.reshape(-1, D)
-            offset = torch.arange(n, device=u.device)[:,None]*k
-            own = (labels[lo:lo+images] + offset).flatten()
+            part, counted, own = (o[lo:lo+images] for o in (u, valid, labels))
+            n = len(part)
+            cluster = (own + torch.arange(n, device=u.device)[:,None]*k)[counted]
             size = partial(torch.bincount, minlength=n*k)
-            sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, own[counted], rows[counted].double()), size(own[counted])
+            sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, cluster, part[counted].double()), size(cluster)
             for _ in range(iterations):
                 mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
-                if n == 1: found = torch.cat([_argmax(r @ mu[0]) for r in rows.split(pixels)]) # quicker than a batch of one
-                else: found = (_argmax((part @ mu).flatten(0, 1)).view(n, P) + offset).flatten()
-                moved = ((found != own) & counted).nonzero()[:,0]
-                if len(moved) == 0: break # and so it would stay
-                left, joined, those = own[moved], found[moved], rows[moved].double()
+                image, pixel, to = (torch.cat(o) for o in zip(*(_moves(part, mu, own, counted, p, min(P, p + pixels), held) for p in range(0, P, pixels))))
+                if len(to) == 0: break # and so it would stay
+                left, joined, those = image*k + own[image,pixel], image*k + to, part[image,pixel].double()
                 sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
                 sizes += size(joined) - size(left)
-                own = found
-            labels[lo:lo+images] = own.view(n, P) - offset
+                own[image,pixel] = to
     return labels
 
 # %% ../nbs/api/42_segments.ipynb #2e97234a

@@ -32,58 +32,63 @@ def contrast_plain(
     return lse(pos, neg) - lse(pos)
 
 # %% ../nbs/api/52_contrast.ipynb #f54fbc0c
-def _chunk(x, mu, own, positive, weight, kappa, own_negative, need_grad):
-    "Losses (n,) of pixels against the segments `mu`, and the gradients by x and mu of their weighted sum; `positive` is (1,m) or (n,m)"
-    logits = x @ (kappa*mu).T
-    rows = torch.arange(len(x), device=x.device)
-    own_logit = logits[rows, own]
+def _chunk(x, mu, own, positive, weight, kappa, own_negative, need_grad, held):
+    "Losses (n,) of pixels against the segments `mu`, and the gradients by x and mu of their weighted sum; `positive` is (n,m), or how many of `mu`, counted from the first"
+    e = torch.mm(kappa*x, mu.T, out=held[:len(x)*len(mu)].view(len(x), len(mu)))
+    rows, leading = torch.arange(len(x), device=x.device), isinstance(positive, int)
+    own_logit = e[rows, own]
     left = torch.full_like(own_logit, -torch.inf)
-    if own_negative: left = torch.where(positive.expand_as(logits)[rows, own], left, own_logit)
-    logits[rows, own] = left
-    shift = torch.maximum(logits.amax(1), own_logit) - HEADROOM
-    e, p = logits.sub_(shift[:,None]).exp_(), positive.to(x.dtype)
-    pos = e @ p[0] if len(p) == 1 else (e*p).sum(1)
+    if own_negative: left = torch.where(own < positive if leading else positive[rows, own], left, own_logit)
+    e[rows, own] = left
+    shift = torch.maximum(e.amax(1), own_logit) - HEADROOM
+    e.sub_(shift[:,None]).exp_()
+    pos = (e[:,:positive] if leading else e*positive).sum(1)
     alone = pos == 0 # no other positive: the own segment stands in
     own_e = (own_logit - shift).exp()*alone
     pos, total = pos + own_e, e.sum(1) + own_e
     loss = total.log() - pos.log()
     if not need_grad: return loss, None, None
-    q, r = weight*kappa/total, weight*kappa/pos
-    own_grad = own_e*(q - r)
-    r = r.masked_fill(alone, 0)
-    e *= torch.addr(q[:,None].expand_as(e), r, p[0], alpha=-1) if len(p) == 1 else q[:,None] - r[:,None]*p
+    q, r = (weight*kappa/total)[:,None], (weight*kappa/pos)[:,None]
+    own_grad = own_e*(q - r)[:,0]
+    pull = q - r.masked_fill(alone[:,None], 0)
+    if leading:
+        e[:,:positive] *= pull
+        e[:,positive:] *= q
+    else: e *= torch.where(positive, pull, q)
     e[rows, own] += own_grad
     return loss, e @ mu, e.T @ x
 
 # %% ../nbs/api/52_contrast.ipynb #6ea97698
-def _pieces(anchor, own, ids, match, image, within, elements):
-    "(pixels, slice of segments, positives (1,m) or (n,m)), which together cover every anchor once"
-    row = ids[own]
-    table = (lambda g, cols: g[:,None] == ids[cols]) if match is None else (lambda g, cols: match[g][:,ids[cols]])
-    if within:
+def _pieces(anchor, own, ids, match, image, elements):
+    "(pixels, segments, place of each pixel's own among them, positives as `_chunk` takes them), which together cover every anchor once"
+    row, everything = ids[own], torch.arange(len(ids), device=ids.device)
+    if image is not None:
         ends = torch.bincount(image).cumsum(0).tolist() # segments are sorted by image
         for lo, hi in zip([0, *ends], ends):
-            rows = anchor[(own[anchor] >= lo) & (own[anchor] < hi)]
+            cols, rows = everything[lo:hi], anchor[(own[anchor] >= lo) & (own[anchor] < hi)]
             for part in rows.split(max(1, elements//max(1, hi - lo))):
-                if len(part): yield part, slice(lo, hi), table(row[part], slice(lo, hi))
+                if len(part): yield part, cols, own[part] - lo, row[part,None] == ids[cols] if match is None else match[row[part]][:,ids[cols]]
     else:
         order = anchor[row[anchor].argsort(stable=True)]
         groups, counts = row[order].unique_consecutive(return_counts=True)
         for g, rows in zip(groups, order.split(counts.tolist())):
-            for part in rows.split(max(1, elements//len(ids))): yield part, slice(0, len(ids)), table(g[None], slice(None))
+            positive = ids == g if match is None else match[g][ids]
+            cols = torch.cat([positive.nonzero()[:,0], (~positive).nonzero()[:,0]])
+            place = torch.empty_like(cols).scatter_(0, cols, everything)
+            for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], int(positive.sum())
 
 class _Contrast(torch.autograd.Function):
     "Weighted sum of the losses; gradients are made in the forward pass, chunk by chunk"
     @staticmethod
-    def forward(ctx, x, mu, own, weight, pieces, kappa, own_negative):
+    def forward(ctx, x, mu, weight, pieces, kappa, own_negative, held):
         need = x.requires_grad or mu.requires_grad
         each = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         dx, dmu = (torch.zeros_like(x), torch.zeros_like(mu)) if need else (None, None)
-        for rows, cols, positive in pieces:
-            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own[rows] - cols.start, positive, weight[rows], kappa, own_negative, need)
+        for rows, cols, own, positive in pieces:
+            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own, positive, weight[rows], kappa, own_negative, need, held)
             if need:
                 dx[rows] = gx
-                dmu[cols] += gmu
+                dmu.index_add_(0, cols, gmu)
         ctx.save_for_backward(dx, dmu)
         ctx.mark_non_differentiable(each)
         return each @ weight, each
@@ -123,8 +128,9 @@ def contrast(
         if image is not None: anchor = anchor[image[own[anchor]].argsort(stable=True)]
         total, losses = FusedContrast.apply(x[anchor], mu, own[anchor], weight[anchor], ids, kappa, match, image, own_negative)
         return total, each.index_put((anchor,), losses)
-    pieces = _pieces(anchor, own, ids, match, image, image is not None, elements or 2**(20 if x.device.type == "cpu" else 24))
-    with torch.autocast(x.device.type, enabled=False): return _Contrast.apply(x, mu, own, weight, pieces, kappa, own_negative)
+    elements = elements or 2**(20 if x.device.type == "cpu" else 24)
+    held = x.new_empty(max(len(mu), min(elements, len(anchor)*len(mu)))) # fresh memory for every chunk would cost half as much as its product
+    with torch.autocast(x.device.type, enabled=False): return _Contrast.apply(x, mu, weight, _pieces(anchor, own, ids, match, image, elements), kappa, own_negative, held)
 
 # %% ../nbs/api/52_contrast.ipynb #d95f5f2e
 def relation_loss(

@@ -6,6 +6,9 @@
 __all__ = ['MAX_NODES', 'ROWS', 'affinity', 'transition', 'random_walk', 'normalise_scores']
 
 # %% ../nbs/api/72_propagate.ipynb #092ab607
+from itertools import accumulate
+from math import comb
+
 import torch
 import torch.nn.functional as F
 
@@ -34,6 +37,12 @@ def transition(
 MAX_NODES = 30_000 # the matrix of more nodes than these has over 3.6 GB
 ROWS = 256 # of the matrix that are made at a time: they stay in the processor's cache
 
+def _series(steps, eps):
+    "Chebyshev coefficients of x**steps on 0..1, without the tail that sums to less than eps"
+    c = [(1 + (k > 0))*comb(2*steps, steps - k)/4**steps for k in range(steps + 1)]
+    tail = list(accumulate(reversed(c)))[::-1]
+    return [a for a,t in zip(c, tail) if t >= eps]
+
 def random_walk(
     scores:torch.Tensor, # (C,n), or (C,h,w) maps
     views:torch.Tensor,  # (V,n,D), or (V,D,h,w) maps on the grid of the scores
@@ -51,11 +60,16 @@ def random_walk(
     if scores.ndim == 3: views = views.flatten(2).transpose(1, 2)
     dtype = torch.promote_types(torch.promote_types(scores.dtype, views.dtype), torch.float32)
     out, views, n = scores.flatten(1).to(dtype), views.to(scores.device, dtype), grid.numel()
-    T = torch.cat([transition(affinity(views, beta, slice(lo, lo + ROWS)), power) for lo in range(0, n, ROWS)])
+    T = views.new_empty(n, n)
+    for lo in range(0, n, ROWS): T[lo:lo+ROWS] = transition(affinity(views, beta, slice(lo, lo + ROWS)), power)
     held = out.any(1)
-    walker = out[held]
-    for _ in range(steps): walker = F.linear(walker, T)
-    return out.index_put((held,), walker).view(scores.shape)
+    start = out[held]
+    step = lambda o: 2*F.linear(o, T) - o # by 2T - 1, whose eigenvalues lie in -1..1
+    before, now, walked = step(start), start, 0 # the first polynomial is 1, the one "before" it equals the one after it
+    for c in _series(steps, torch.finfo(dtype).eps):
+        walked = walked + c*now
+        before, now = now, 2*step(now) - before
+    return out.index_put((held,), walked).view(scores.shape)
 
 # %% ../nbs/api/72_propagate.ipynb #3ff7df62
 def normalise_scores(

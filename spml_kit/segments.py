@@ -39,12 +39,17 @@ def cluster_means(
 def _argmax(s): # of each row; on a CPU NumPy's, which is vectorised
     return torch.from_numpy(s.numpy().argmax(1)) if s.device.type == 'cpu' else s.argmax(1)
 
-def _moves(part, mu, own, counted, lo, hi, held):
-    "Image, pixel and new cluster of those among the pixels lo..hi that lie nearer to another mean than to their own"
-    s = torch.bmm(part[:,lo:hi], mu, out=held[:len(part)*(hi - lo)*mu.shape[2]].view(len(part), hi - lo, -1))
-    nearer = s.amax(2) > s.gather(2, own[:,lo:hi,None])[...,0] # far quicker than who is nearest, which only those who move need
-    image, pixel = (nearer & counted[:,lo:hi]).nonzero(as_tuple=True)
-    return image, pixel + lo, _argmax(s[image,pixel])
+def _moves(rows, mu, own, counted, pixels, held):
+    "Index and new cluster of those rows (n*P,D), P of each of n images, that lie nearer to another mean than to their own"
+    n, _, k = mu.shape
+    part, own, counted = rows.view(n, -1, rows.shape[1]), own.view(n, -1), counted.view(n, -1)
+    for lo in range(0, part.shape[1], pixels):
+        some = part[:,lo:lo+pixels]
+        s = torch.bmm(some, mu, out=held[:some[...,0].numel()*k].view(*some.shape[:2], k))
+        nearer = s.amax(2) > s.gather(2, own[:,lo:lo+pixels,None])[...,0] # far quicker than who is nearest, which only those who move need
+        found = (nearer & counted[:,lo:lo+pixels]).flatten().nonzero()[:,0]
+        size = some.shape[1]
+        yield found + (found//size)*(part.shape[1] - size) + lo, _argmax(s.view(-1, k).index_select(0, found))
 
 @torch.no_grad()
 def spherical_kmeans(
@@ -64,19 +69,23 @@ def spherical_kmeans(
     held = u.new_empty(images*pixels*k) # fresh memory for every product would take as long as the product
     with torch.autocast(u.device.type, enabled=False): # who is nearest is decided in full precision
         for lo in range(0, B, images):
-            part, counted, own = (o[lo:lo+images] for o in (u, valid, labels))
-            n = len(part)
-            cluster = (own + torch.arange(n, device=u.device)[:,None]*k)[counted]
+            rows, counted, own = (o[lo:lo+images].flatten(0, 1) for o in (u, valid, labels))
+            offset = torch.arange(len(rows), device=u.device)//P*k
+            n = len(rows)//P
+            cluster = torch.where(counted, own + offset, n*k) # one more, of those that do not count
             size = partial(torch.bincount, minlength=n*k)
-            sums, sizes = torch.zeros(n*k, D, dtype=torch.double, device=u.device).index_add_(0, cluster, part[counted].double()), size(cluster)
+            sums = rows.new_zeros(n*k + 1, D).index_add_(0, cluster, rows)[:-1].double()
+            sizes = size(cluster)[:n*k]
             for _ in range(iterations):
                 mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
-                image, pixel, to = (torch.cat(o) for o in zip(*(_moves(part, mu, own, counted, p, min(P, p + pixels), held) for p in range(0, P, pixels))))
-                if len(to) == 0: break # and so it would stay
-                left, joined, those = image*k + own[image,pixel], image*k + to, part[image,pixel].double()
+                moved, to = (torch.cat(o) for o in zip(*_moves(rows, mu, own, counted, pixels, held)))
+                if len(moved) == 0: break # and so it would stay
+                shift, those = offset[moved], rows.index_select(0, moved).double()
+                left, joined = own[moved] + shift, to + shift
                 sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
                 sizes += size(joined) - size(left)
-                own[image,pixel] = to
+                own[moved] = to
+            labels[lo:lo+images] = own.view(n, P)
     return labels
 
 # %% ../nbs/api/42_segments.ipynb #2e97234a

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 # %% ../nbs/api/00_core.ipynb #44cb04ee
 UNLABELLED = 254 # a pixel that nobody annotated
@@ -184,6 +182,7 @@ def save_tensors(
     **meta,       # what json can hold
 ):
     "Write tensors and metadata atomically"
+    from safetensors.torch import save_file # here: PyTorch takes seconds to import, and processes that cut images into regions need none
     with atomic_path(path) as tmp:
         save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'meta': json.dumps(meta)})
 
@@ -203,6 +202,7 @@ def seed_everything(
     seed:int, # any integer
 ):
     "Seed Python, NumPy and torch"
+    import torch # here: see `save_tensors`
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 def rng_of(

@@ -11,7 +11,7 @@ import argparse, ast, difflib, logging, os, platform, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
-import nbformat, papermill, torch, yaml
+import nbformat, papermill, yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import RegexRemovePreprocessor
@@ -87,6 +87,7 @@ def _commit():
 
 def environment()->dict: # what json can hold
     "Commit, machine, and the version of everything installed"
+    import torch # here: the commands start in half the time without
     return {'spml_kit': __version__, 'commit': _commit(), 'python': platform.python_version(), 'platform': platform.platform(),
         'cpus': os.cpu_count(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         'packages': dict(sorted({d.name: d.version for d in metadata.distributions()}.items()))}
@@ -200,7 +201,7 @@ def _run(args):
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
     source = find_notebook(name)
     known = notebook_parameters(source)
-    parameters = profile_parameters(args.profile or args.data or 'scenes', source) | parameters
+    for profile in args.profile or [args.data or 'scenes']: parameters = parameters | profile_parameters(profile, source)
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     for k,v in args.parameters: parameters[k] = v if isinstance(known.get(k, ('',))[0], str) else _value(v)
     final = run_notebook(name, args.out or Path('runs', Path(args.name).stem), parameters)
@@ -217,7 +218,8 @@ def spml_run(
     p.add_argument('--data', choices=['scenes', 'voc', 'folder'], help="where images come from: embedded scenes (default), PASCAL VOC layout, or your own folder")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
-    p.add_argument('--profile', metavar='P', help="set of parameters of profiles.yaml: tiny, scenes, voc, folder, voc_animals, bsds or paper_voc (default: named as the data)")
+    p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, voc, folder, voc_animals, bsds or paper_voc (default: named as the data); "
+        "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
     args = p.parse_args(argv)

@@ -6,7 +6,7 @@
 __all__ = ['MANY', 'Hierarchy', 'hierarchy_of', 'oversegment', 'region_graph', 'RegionCache', 'prepare_regions']
 
 # %% ../nbs/api/22_oversegment.ipynb #0cb78f53
-import multiprocessing
+import multiprocessing, os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import higra as hg
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from .contours import gradient_contours
@@ -142,7 +141,7 @@ class RegionCache:
 # %% ../nbs/api/22_oversegment.ipynb #416b6a2d
 MANY = 8 # images that `.many` gets at a time
 
-def _init_worker(): torch.set_num_threads(1)
+def _init_worker(): os.environ['OMP_NUM_THREADS'] = '1' # before a contours function imports PyTorch
 
 def _prepare_one(cache, name, given, n, threshold, contours): # given: the image; or its contours, for contours=None
     cache.write(name, hierarchy_of(contours(given) if contours else given).regions(n, threshold))

@@ -33,7 +33,7 @@ def peak(f, device='cpu'):
 
 def child(file, *words):
     "What a process of its own prints last"
-    run = f"import runpy, sys; sys.path.insert(0, {str(Path(file).parent)!r}); runpy.run_path({str(file)!r}, run_name='__main__')" # not the file itself: processes that a task starts would import all of it again, which they need not do for a notebook
+    run = f"import sys; sys.path.insert(0, {str(Path(file).parent)!r}); import {Path(file).stem}; {Path(file).stem}.main()" # as a module: processes that a task starts would import all of a main file again, but nothing of a notebook
     done = subprocess.run([sys.executable, '-c', run, *words], capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"{words} failed with {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])

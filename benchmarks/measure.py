@@ -1,5 +1,5 @@
 """Time, peak memory and conditions of what the benchmarks run."""
-import json, os, platform, subprocess, sys, time
+import ctypes, json, os, platform, subprocess, sys, time
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +25,7 @@ def peak(f, device='cpu'):
         return (torch.cuda.max_memory_allocated() - before)/2**20
     status = lambda key: next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
     torch.ones(512, 512) @ torch.ones(512, 512) # libraries are loaded
+    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'): libc.malloc_trim(0) # what was freed before would else be taken again unseen
     Path('/proc/self/clear_refs').write_text('5') # forget the peak so far
     before = status('VmRSS')
     f()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAP', 'RIM', 'CROP', 'SnapshotCB', 'snapshots', 'explore_embedding', 'SegmentStore', 'segment_store', 'crop_around',
-           'project', 'on_map', 'scatter', 'explore_retrieval']
+           'show_neighbours', 'project', 'on_map', 'scatter', 'explore_retrieval']
 
 # %% ../nbs/api/93b_nearness.ipynb #640e27bc
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import ipywidgets as W
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -165,6 +166,48 @@ def crop_around(
     size = min(size, *image.shape[:2])
     y, x = (int(min(max(o.mean() - size/2, 0), n - size)) for o, n in zip(np.nonzero(inside), image.shape))
     return outline(image, inside)[y:y+size, x:x+size]
+
+# %% ../nbs/api/93b_nearness.ipynb #75951e31
+def _framed(crop, colour, width=3):
+    out = np.empty((len(crop) + 2*width, crop.shape[1] + 2*width, 3), np.uint8)
+    out[:], out[width:-width, width:-width] = colour, crop
+    return out
+
+def show_neighbours(
+    model,  # `SegNet`
+    store:SegmentStore, # of training images
+    train,  # image set, the images of the store first
+    images, # (H,W,3) uint8 arrays to ask about
+    k:int=6, # neighbours that vote and are shown
+    grid:tuple=(12, 12), # k-means clusters down and across
+    most:int=2, # rows an image
+    size:int=64, # side of a crop, pixels
+)->plt.Figure:
+    "A row per segment: the segment in its image, then its nearest training segments"
+    index, rows, classes = store.index, [], train.classes
+    if not len(index): raise SpmlError("no training segment has a label: there is nothing to retrieve")
+    k = min(k, len(index))
+    size = min(size, *(n for m in store.maps for n in m.shape), *(n for i in images for n in i.shape[:2]))
+    for image in images:
+        own, mu = (o.cpu() for o in image_segments(see(model, image)[0], grid))
+        sim, at = nearest(mu, index.mu, k)
+        votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(), minlength=len(mu))
+        called = votes.argmax(1)
+        largest = [max((called == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in called.unique()]
+        for s in sorted(largest, key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:most]: # things before background
+            inside = (own == s).view(image.shape[:2]).numpy()
+            crops = [_framed(crop_around(image, inside, size), classes.palette[called[s]])]
+            for j in at[s].tolist():
+                i = int(index.image[j])
+                crops.append(_framed(crop_around(train.image(i), store.maps[i] == j, size), classes.palette[index.label[j]]))
+            rows.append((crops, f'{classes.names[called[s]]}\n{int(votes[s, called[s]])} of {k}', [f'{classes.names[index.label[j]]} {v:.2f}' for j, v in zip(at[s], sim[s])]))
+    fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.1*(k + 1), 1.25*len(rows)), dpi=70, layout='constrained', squeeze=False) # about a dot per pixel
+    for line, (crops, called, names) in zip(axes, rows):
+        for ax, crop, title in zip(line, crops, ['', *names]):
+            ax.imshow(crop); ax.set_title(title, fontsize=7, pad=2); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+        line[0].set_ylabel(called, fontsize=8)
+    plt.close(fig)
+    return fig
 
 # %% ../nbs/api/93b_nearness.ipynb #9d616ddd
 def project(
@@ -320,9 +363,7 @@ class explore_retrieval(Explorer):
         for j, k in zip(self.shown, label.tolist()):
             crop = crop_around(self.train.image(int(index.image[j])), self.store.maps[int(index.image[j])] == j, self.crop)
             frame = (160, 160, 160) if truth is None else rgb_of(PULL if k == truth else PUSH)
-            framed = np.empty((self.crop + 4, self.crop + 4, 3), np.uint8)
-            framed[:], framed[2:-2, 2:-2] = frame, crop
-            crops.append(framed)
+            crops.append(_framed(crop, frame, 2))
         pictures['nearest first, row by row' + ('' if truth is None else '\nblue is right, red is wrong')] = mosaic(crops, 5)
         place, xy = self._map()
         self.place = self.chosen if self.chosen >= 0 else int(at[0])

@@ -52,6 +52,9 @@ def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
+def _typed(pairs, known): # texts of the command line as their parameters want them; a `Path` stays
+    return {k: v if isinstance(v, Path) or isinstance(known.get(k, ('',))[0], str) else _value(v) for k,v in pairs}
+
 def notebook_parameters(
     path, # a notebook
 )->dict: # name to (default, comment)
@@ -203,7 +206,7 @@ def _run(args):
     known = notebook_parameters(source)
     for profile in args.profile or [args.data or 'scenes']: parameters = parameters | profile_parameters(profile, source)
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
-    for k,v in args.parameters: parameters[k] = v if isinstance(known.get(k, ('',))[0], str) else _value(v)
+    parameters |= _typed(args.parameters, known)
     final = run_notebook(name, args.out or Path('runs', Path(args.name).stem), parameters)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")

@@ -16,7 +16,7 @@ import fsspec, pandas as pd, yaml
 from tqdm.auto import tqdm
 
 from .core import SpmlError, read_json, write_json
-from .experiment import RunFailed, _command, _nearest, check_parameters, environment, find_notebook, notebook_parameters, profile_parameters, run_notebook
+from .experiment import RunFailed, _command, _nearest, _typed, check_parameters, environment, find_notebook, notebook_parameters, profile_parameters, run_notebook
 from .shards import _connected, _each, local_client
 
 # %% ../nbs/api/97_sweep.ipynb #151c7703
@@ -55,6 +55,7 @@ GRID = 'experiment', 'profile', 'parameters', 'runs', 'grid'
 
 def read_grid(
     path, # YAML file, or the name of a grid of the kit
+    more=(), # pairs of name and value as on the command line, for all runs and with the last word: where the images are, say
 )->tuple: # name of the experiment; label to parameters
     "The runs that a grid asks for"
     path = find_grid(path)
@@ -64,6 +65,7 @@ def read_grid(
     for k in said:
         if k not in GRID: raise SpmlError(f"{path}: unknown entry '{k}'{_nearest(k, GRID)} (there are: {', '.join(GRID)})")
     source, grid = find_notebook(said['experiment']), said.get('grid') or {}
+    more = _typed(more, notebook_parameters(source))
     common = (profile_parameters(said['profile'], source) if 'profile' in said else {}) | (said.get('parameters') or {})
     for k, v in grid.items():
         if not isinstance(v, list) or not v: raise SpmlError(f"{path}: grid: {k} is {v!r}; it takes a list of values")
@@ -72,7 +74,7 @@ def read_grid(
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values))
             label = ', '.join([*([str(name)] if name else []), *(f'{k} {v}' for k, v in point.items())]) or source.stem
-            try: runs[label] = check_parameters(source, common | (own or {}) | point)
+            try: runs[label] = check_parameters(source, common | (own or {}) | point | more)
             except SpmlError as e: raise SpmlError(f"{path}: run '{label}': {e}") from None
     return said['experiment'], runs
 
@@ -157,7 +159,7 @@ def sweep(
 
 # %% ../nbs/api/97_sweep.ipynb #3217f350
 def _sweep(args):
-    experiment, runs = read_grid(args.grid)
+    experiment, runs = read_grid(args.grid, [*args.parameters, *([('root', args.root)] if args.root else [])])
     out, code = args.out or Path('runs', args.grid.stem), args.code or code_version()
     if args.dry:
         for label, p in runs.items():
@@ -176,6 +178,8 @@ def spml_sweep(
     p = argparse.ArgumentParser('spml_sweep', description="Run every experiment that a grid asks for; done ones are not repeated, interrupted ones go on.")
     p.add_argument('grid', type=Path, metavar='GRID', help="YAML file (experiment, profile, parameters, runs, grid: see the notebook 97_sweep), or the name of a grid of the kit")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the sweep (default runs/GRID)")
+    p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="parameter of every run, over what the grid says; may be repeated")
+    p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--workers', type=int, default=1, help="processes on this machine, one run each (default 1; 0: in this process)")
     p.add_argument('--address', metavar='ADDRESS', help="a Dask scheduler to use instead, such as tcp://host:8786")
     p.add_argument('--memory', default='auto', help="limit of each worker, such as 8GB (default: its share of the machine)")

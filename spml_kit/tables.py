@@ -46,7 +46,7 @@ def collect_runs(
         except SpmlError: continue # of other things
         if not isinstance(said, dict) or 'conditions' not in said: continue
         c = said['conditions']
-        rows += [dict(file=str(f), **r, **{k: v for k, v in c.items() if k not in r}, setting=_setting(c), **_weights(r, c)) for r in said.get('rows', []) if 'miou' in r]
+        rows += [dict(file=str(f), classes=list(r.get('per_class') or ())) | c | r | dict(setting=_setting(c)) | _weights(r, c) for r in said.get('rows', []) if 'miou' in r]
     if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there; give the folder of a sweep, or of single runs")
     return pd.DataFrame(rows)
 
@@ -58,7 +58,11 @@ def _interval(values, seed=0, level=.95):
 
 def _where(runs, said):
     "The runs of which this is true"
-    return runs[np.logical_and.reduce([runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items()])]
+    return runs[np.logical_and.reduce([np.ones(len(runs), bool), *(runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items())])]
+
+def _cells(table, runs):
+    "Name, cell, and the runs that belong to it"
+    for name, cell in table['cells'].items(): yield name, cell, _where(runs, {**table['where'], **cell.get('where', {})})
 
 def beside(
     table:dict, # one of `published()`
@@ -66,8 +70,7 @@ def beside(
 )->pd.DataFrame: # cell: paper; ours, sd, low, high, seeds
     "A table of the paper and our runs"
     out = {}
-    for name, cell in table['cells'].items():
-        found = _where(runs, {**table['where'], **cell.get('where', {})})
+    for name, cell, found in _cells(table, runs):
         values = np.array([c[cell['class']] for c in found.get('per_class', []) if cell['class'] in c] if 'class' in cell else found.miou, float)
         low, high = _interval(values)
         out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))
@@ -107,7 +110,7 @@ def compare(
     if name not in tables: raise SpmlError(f"no table '{name}'{_nearest(name, tables)} (there are: {', '.join(tables)})")
     table = tables[name]
     both = beside(table, runs)
-    wanted = _where(runs, table['where']) if both.seeds.sum() else runs.iloc[:0]
+    wanted = runs.loc[sorted({i for *_, found in _cells(table, runs) for i in found.index})] if both.seeds.sum() else runs.iloc[:0]
     if wanted.setting.nunique() > 1: raise SpmlError(f"{name}: runs of {wanted.setting.nunique()} settings cannot stand in one column; group them by `setting` first")
     words = conditions_in_words(table, wanted) if len(wanted) else 'None of our runs belongs here yet.'
     return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both)

@@ -382,7 +382,7 @@ def animal_clicks(
     images:VocSet,       # whose root has Points/animal_pose_points.json
     width:float=6,       # diameter of a dot, pixels
     background:str=None, # None: no background clicks; 'border': some at the image border outside all boxes
-    n_background:int=4,  # so many
+    n_background:int=None, # so many; None: as many as there are clicks on animals, at least 4
     seed:int=0,          # of their positions
 ):                       # function of the index to Points in pixels of the file; give it to WeakSet as annotation
     "Body parts clicked by people, as points of their animal's class"
@@ -399,7 +399,7 @@ def animal_clicks(
                 dx, dy = .1*(x1 - x0), .1*(y1 - y0) # boxes are tight around what was clicked, not around the animal
                 free[max(0, int(y0 - dy)):int(y1 + dy) + 1, max(0, int(x0 - dx)):int(x1 + dx) + 1] = False
             at, rng = np.argwhere(free), rng_of(seed, 'background clicks', images.names[i])
-            found += [(x, y, 0) for y, x in at[rng.permutation(len(at))[:n_background]]]
+            found += [(x, y, 0) for y, x in at[rng.permutation(len(at))[:n_background or max(4, len(found))]]]
         found = np.array(found, float).reshape(-1, 3)
         return Points(found[:, :2], found[:, 2], width)
     return clicks

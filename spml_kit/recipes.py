@@ -51,7 +51,7 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to those of its fields that are not the paper's; one that the paper leaves out enters when it is given a weight
+    changes:dict=None, # name of a relation to those arguments of its function that are not the paper's; one that the paper leaves out enters when it is given a weight
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
@@ -59,7 +59,8 @@ def paper_relations(
     unknown = set(changes or {}) - set(make)
     if unknown: raise SpmlError(f"changes of {sorted(unknown)}: the relations are {list(make)}")
     given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | (changes or {}).get(name, {}) for name in make}
-    return [replace(f(), **given[name]) for name,f in make.items() if 'weight' in given[name]]
+    try: return [f(**given[name]) for name,f in make.items() if 'weight' in given[name]]
+    except TypeError as e: raise SpmlError(f"changes of a relation: {e}") from None
 
 # %% ../nbs/api/58_recipes.ipynb #37237063
 @dataclass(frozen=True)

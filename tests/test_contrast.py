@@ -29,7 +29,7 @@ def no_table(protos):
     return protos.label.clamp_max(3), match
 
 
-CODES = dict(same_class=same_class, same_region=same_region, shared_tags=shared_tags, near_label=lambda p: near_label(p, .5), one_way=one_way, no_table=no_table)
+CODES = dict(same_class=same_class, same_region=same_region, shared_tags=shared_tags, near_label=lambda p: near_label(p, .5), near_across=lambda p: near_label(p, .5, across=True), near_or_out=lambda p: near_label(p, .5, unmatched="out"), one_way=one_way, no_table=no_table)
 RELATIONS = [semantic_annotation(6), semantic_cooccurrence(12), image_similarity(16), feature_affinity(12)]
 
 

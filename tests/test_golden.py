@@ -210,7 +210,7 @@ def test_v20_nearest_label(vectors, threshold):
     v, e = vectors["V20"]["inputs"], vectors["V20"]["expected"]
     mu, label, image, C = rows(**v["prototypes"]), torch.tensor(v["semantic"]), torch.tensor(v["image"]), v["num_classes"]
     close(mu @ mu.T, e["cosine"])
-    found = nearest_labels(mu, label, image, float(threshold))
+    found = nearest_labels(mu, label, image, float(threshold))[0]
     assert (found[:, None] == torch.arange(C)).int().tolist() == e[f"tags_thr{threshold}"]
     if threshold == "0.95": # a row without a label matches everything
         ids, match = near_label(Prototypes(mu, mu, label, label, image, torch.zeros(3, C).bool()), .95)

@@ -280,7 +280,8 @@ def rescale(
     move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5, np.minimum(xy, 0)) # pixel centres are at integers; inside stays inside
     if isinstance(annotation, Boxes): return replace(annotation, boxes=annotation.boxes*np.tile(ratio, 2))
     if isinstance(annotation, Scribbles): return replace(annotation, strokes=[move(s) for s in annotation.strokes])
-    return replace(annotation, xy=move(annotation.xy))
+    sized = dict(scale=annotation.scale*np.sqrt(ratio.prod())) if isinstance(annotation, Keypoints) and annotation.scale is not None else {}
+    return replace(annotation, xy=move(annotation.xy), **sized)
 
 SIMULATED = 'scribbles', 'points', 'full' # annotation made from masks
 SAID = 'boxes', 'tags' # annotation that comes with the images

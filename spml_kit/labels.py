@@ -111,10 +111,32 @@ class Keypoints(Annotation):
     xy: np.ndarray        # (K,2) x, y in pixels
     parts: np.ndarray     # (K,) part ids
     instances: np.ndarray # (K,) whose part it is
+    scale: np.ndarray = None # (K,) size of the instance, pixels (the square root of its area); None: keypoints become dots, not Gaussians
+    sigma: float = .15    # of the Gaussian, as a share of the scale
+    labelled: float = .65 # above it a pixel is labelled
+    background: float = .1 # where every Gaussian is below it, there is background; between, nobody knows
 
     def __post_init__(self):
         self.xy = np.asarray(self.xy, float).reshape(-1, 2)
         _tidy(self, len(self.xy), parts=self.parts, instances=self.instances)
+        if not 0 < self.background <= self.labelled < 1: raise SpmlError(f"Keypoints: background {self.background} and labelled {self.labelled} must be 0 < background <= labelled < 1")
+        if self.scale is None: return
+        self.scale = np.asarray(self.scale, float).reshape(-1)
+        if len(self.scale) != len(self.xy) or not (self.scale*self.sigma > 0).all(): raise SpmlError(f"Keypoints: {len(self.xy)} marks need as many scales above 0, and a sigma above 0")
+
+    def to_labels(self,
+        size:tuple,        # (H,W) of the image
+        name='annotation', # where it comes from, for messages
+    )->np.ndarray: # (H,W) uint8
+        "Without scale: dots. With it: a part near its keypoint, background far from all, 254 between (paper A.3)"
+        if self.scale is None: return super().to_labels(size, name)
+        best, part, (y, x) = np.zeros(size), np.zeros(size, np.uint8), np.ogrid[:size[0], :size[1]]
+        for xy, p, s in zip(self.xy, self.parts, self.scale*self.sigma):
+            _check_inside(xy[None], size, name)
+            near = np.exp(-((x - xy[0])**2 + (y - xy[1])**2)/(2*s*s))
+            part[near > best] = p
+            np.maximum(best, near, out=best)
+        return np.where(best > self.labelled, part, np.where(best < self.background, 0, UNLABELLED)).astype(np.uint8)
 
     def _marks(self): return zip(self.xy, self.parts)
 

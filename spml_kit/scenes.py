@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage as ndi
 
 from .core import *
+from .keypoints import simulate_keypoints
 from .labels import Boxes, Keypoints, tags_of
 
 # %% ../nbs/api/12_scenes.ipynb #63c63f4c
@@ -237,14 +238,6 @@ class Scene:
     tags: np.ndarray      # (C,) bool: classes in `mask`
     keypoints: Keypoints  # one for each visible part of each figure: the part's pixel nearest to its centre
 
-def _keypoints(parts, instances):
-    found = []
-    for i in np.unique(instances[parts > 0]):
-        for p in np.unique(parts[instances == i]):
-            at = np.argwhere((parts == p) & (instances == i))
-            found.append((at[((at - at.mean(0))**2).sum(1).argmin()][::-1], p, i))
-    return Keypoints(*(zip(*found) if found else ([], [], [])))
-
 def make_scene(
     index:int,    # which scene, from 0
     seed:int=0,   # which data set
@@ -269,4 +262,4 @@ def make_scene(
     classes = np.array([0, *(SCENE_CLASSES.id(objects[i - 1][0]) for i in visible[1:])], np.uint8)
     instances, parts = instances.astype(np.uint8), part[number]
     boxes = [(x.start, y.start, x.stop, y.stop) for y,x in ndi.find_objects(instances)]
-    return Scene(image, classes[instances], instances, parts, Boxes(boxes, classes[1:]), tags_of(classes[instances], len(SCENE_CLASSES)), _keypoints(parts, instances))
+    return Scene(image, classes[instances], instances, parts, Boxes(boxes, classes[1:]), tags_of(classes[instances], len(SCENE_CLASSES)), simulate_keypoints(parts, instances))

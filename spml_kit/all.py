@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .labels import *
+from .keypoints import *
 from .scenes import *
 from .data import *
 from .batches import *

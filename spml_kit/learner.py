@@ -27,7 +27,7 @@ from torch import nn
 from . import embed
 from .core import SpmlError, load_tensors, save_tensors, seed_everything
 from .distributed import ProcessesCB, all_mean, all_sum, barrier, gather, gather_segments, joint_mean, joint_relation_loss, rank
-from .embed import SegNet, SoftmaxHead
+from .embed import SegNet, SoftmaxHead, location_colours
 from .memory import MemoryBank
 from .metrics import Confusion
 from .recipes import RECIPES, Recipe, paper_relations, paper_weights
@@ -37,6 +37,7 @@ from .segments import make_segments
 class PartsLoss(nn.Module):
     "A loss and the means of its named parts"
     names = ()
+    images = None # (B,3,H,W) of the batch, for losses that look at them
     def __init__(self):
         super().__init__()
         self.sums, self.count = {}, 0
@@ -84,11 +85,13 @@ class SpmlLoss(PartsLoss):
         memory:int=2,       # batches in the bank
         head_weight:float=1., # of the joint head's cross-entropy
         own_negative:bool=False, # reference parity for images without tags
+        colours:bool=False, # do pixels know their colour, beside their location?
+        share:float=1.,     # as in `make_segments`
     ):
         super().__init__()
         if len({r.name for r in relations}) < len(relations): raise SpmlError(f"relations share a name: {[r.name for r in relations]}; name them apart")
         self.relations, self.grid, self.iterations, self.head_weight, self.own_negative = relations, grid, iterations, head_weight, own_negative
-        self.bank, self.protos = MemoryBank(memory), None
+        self.bank, self.protos, self.colours, self.share = MemoryBank(memory), None, colours, share
 
     @property
     def names(self)->tuple:
@@ -106,7 +109,8 @@ class SpmlLoss(PartsLoss):
         with torch.autocast(emb.device.type, enabled=False):
             head = labelled_cross_entropy(logits, labels, joint=self.training)
             if not self.training: return head
-            seg = gather_segments(make_segments(emb, labels, regions, tags, self.grid, self.iterations))
+            local = location_colours(self.images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
+            seg = gather_segments(make_segments(emb, labels, regions, tags, self.grid, self.iterations, local, self.share))
             candidates = self.bank.candidates(seg.protos)
             parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations if r.weight}
         self.protos = seg.protos
@@ -179,6 +183,7 @@ class LossCB(Callback):
         self.loss_func.train()
         if hasattr(self.dls.train, 'round'): self.dls.train.round = self.epoch
     def before_validate(self): self.loss_func.eval()
+    def before_batch(self): self.loss_func.images = self.xb[0]
     def after_step(self): self.loss_func.after_step()
 
 class HistoryCB(Callback):
@@ -334,7 +339,7 @@ def spml_learner(
     model = create_model(recipe, dls.c, detach=method == 'spml')
     loss = CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
         relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
-        1. if relations else paper_weights(annotation, reference_scale).head)
+        1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, share=recipe.share)
     metrics = [PartMetric(loss, n) for n in loss.names] + [MeanIoU(dls.c)]
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)

@@ -71,6 +71,8 @@ class Recipe:
     dim:int = 64          # D
     grid:tuple = (6, 6)   # k-means clusters down and across
     iterations:int = 10   # of k-means
+    colours:bool = False  # do pixels know their colour, beside their location?
+    share:float = 1.      # factor of the embedding in the features with location, once clusters are found
     memory:int = 2        # batches in the bank
     relations:dict = field(default_factory=dict) # changes to the paper's relations, by name
     dropout:float = .75   # of the joint head
@@ -103,5 +105,5 @@ PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5
 RECIPES = {
     'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}}, source='ours; relations as in the paper but for the two changes named'),
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING, source='paper A.2 and bashscripts/voc12'),
-    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
+    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, share=.1, relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -163,15 +163,19 @@ def make_segments(
     tags:torch.Tensor,    # (B,C) bool, classes of each image
     grid:tuple=(6, 6),    # k-means clusters down and across
     iterations:int=10,    # of k-means
+    local:torch.Tensor=None, # (h*w,L) or (B,h*w,L) what pixels know beside the embedding; None: their location
+    share:float=1.,       # factor of the embedding in the features with location, once clusters are found; 0.1 in the paper's DensePose setting
 )->Segments: # of the pixels that are not void
     "Cluster, cut and average (paper section 3.1; reference `embeddings/resnet_deeplab.py:generate_clusters`)"
     B, D, h, w = emb.shape
     labels, regions = (resize_labels(o, (h, w)).flatten(1).long() for o in (labels, regions))
     v = unit(emb, 1).flatten(2).transpose(1, 2)
-    u = with_location(v, locations(h, w, emb.device, v.dtype))
+    local = locations(h, w, emb.device, v.dtype) if local is None else local
+    u = with_location(v, local)
     start = grid_labels(h, w, grid, emb.device)
     valid = labels != VOID
     cluster = spherical_kmeans(u.detach(), start, int(start.max()) + 1, iterations, valid)
+    if share != 1: u = with_location(share*v, local)
     image = torch.arange(B, device=emb.device)[:,None].expand(B, h*w)
     own, label, region, image = cut_segments(cluster[valid], labels[valid], regions[valid], image[valid])
     v, u = v[valid], u[valid]

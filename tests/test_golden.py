@@ -4,10 +4,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from spml_kit.contrast import contrast, contrast_plain, relation_loss
-from spml_kit.embed import SoftmaxHead, SegNet, locations, paper_pspnet, unit
+from spml_kit.embed import SegNet, SoftmaxHead, location_colours, locations, paper_pspnet, unit
 from spml_kit.learner import lr_poly, paper_sgd, spml_splitter
 from spml_kit.memory import MemoryBank
 from spml_kit.predict import majority_labels, window_ends
@@ -216,6 +217,16 @@ def test_v20_nearest_label(vectors, threshold):
         ids, match = near_label(Prototypes(mu, mu, label, label, image, torch.zeros(3, C).bool()), .95)
         filled = torch.tensor(e["tags_thr0.95_filled"])
         assert torch.equal(match[ids][:, ids], filled @ filled.T > 0)
+
+
+def test_v29_colours(vectors):
+    e = vectors["V29"]["expected"]
+    c, y, x = torch.meshgrid(torch.arange(3.), torch.arange(9.), torch.arange(9.), indexing="ij")
+    found = location_colours(torch.sin(1.3*c + .7*y + .4*x)[None], *vectors["V29"]["inputs"]["size"])
+    torch.testing.assert_close(found.view(1, 3, 3, 5), torch.tensor(e["features"]), rtol=0, atol=1e-5)
+    kernel = location_colours(F.pad(torch.ones(1, 3, 1, 1), (6, 6, 6, 6)), 9, 9)[0, :, 2].view(9, 9)[2:7, 2:7] # an impulse shows the kernel, less the mean
+    want = torch.tensor(e["kernel5"])
+    torch.testing.assert_close((kernel - kernel[2, 2])/(kernel - kernel[2, 2]).sum(), want, rtol=0, atol=1e-5)
 
 
 def test_v23_learning_rate(vectors):

@@ -168,6 +168,13 @@ def test_unlabelled_batches_train_on(annotation, method):
     if method == "spml": assert learn.history[0]["annotation"] == learn.history[0]["head"] == 0 < learn.history[0]["similarity"]
 
 
+def test_colours_of_the_batch_reach_the_bank():
+    learn = learner(recipe=TINY.but(colours=True, share=.1))
+    learn.fit_poly(1)
+    protos = learn.loss_func.protos
+    assert protos.mu_loc.shape[1] == protos.mu.shape[1] + 5 and math.isfinite(learn.history[0]["similarity"])
+
+
 def test_history():
     learn, probe = learner(), Probe()
     learn.fit_poly(ROUNDS, cbs=probe)

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from conftest import random_batch
 from spml_kit.core import SpmlError, UNLABELLED, VOID
-from spml_kit.embed import unit
+from spml_kit.embed import location_colours, unit
 from spml_kit.memory import MemoryBank
 from spml_kit.segments import cluster_means, cut_segments, grid_labels, make_segments, resize_labels, spherical_kmeans
 
@@ -228,3 +228,17 @@ def test_unit_of_half_precision(dtype):
     x = torch.tensor([[0., 0.], [300., 400.], [6e4, 6e4], [1e-4, 0.]], dtype=dtype)
     assert unit(x).dtype == torch.float32
     torch.testing.assert_close(unit(x), torch.tensor([[0., 0.], [.6, .8], [.5**.5, .5**.5], [1., 0.]]), atol=2e-3, rtol=0)
+
+
+def test_colours_and_a_smaller_share_of_the_embedding():
+    "By the definition, after the clusters are found with the whole embedding"
+    g = torch.Generator().manual_seed(0)
+    emb, images = torch.randn(2, 4, 6, 6, generator=g), torch.rand(2, 3, 12, 12, generator=g)
+    labels, regions, tags = torch.zeros(2, 6, 6, dtype=torch.long), torch.zeros(2, 6, 6, dtype=torch.long), torch.ones(2, 2).bool()
+    local = location_colours(images, 6, 6)
+    whole, seg = (make_segments(emb, labels, regions, tags, (2, 2), 3, local, share) for share in (1., .1))
+    assert torch.equal(whole.own, seg.own) and seg.u.shape == (72, 9) and torch.equal(whole.v, seg.v)
+    want = torch.nn.functional.normalize(torch.cat([.1*seg.v, local.flatten(0, 1)], 1), dim=1)
+    torch.testing.assert_close(seg.u, want)
+    torch.testing.assert_close(seg.protos.mu_loc, cluster_means(want, seg.own, len(seg.protos)))
+    assert not torch.equal(make_segments(emb, labels, regions, tags, (2, 2), 3).own, whole.own) # colours move borders

@@ -31,6 +31,7 @@ from .seam import *
 from .retrieval import *
 from .propagate import *
 from .crf import *
+from .crf_loss import *
 from .predict import *
 from .pipelines import *
 from .shards import *

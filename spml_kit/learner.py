@@ -325,7 +325,7 @@ def run_settings(
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them
     annotation:str='scribbles', # whose weights the paper gives: 'tags', 'boxes', 'points', 'scribbles', 'keypoints'
-    method:str='spml', # 'spml' or 'cross_entropy'
+    method='spml', # 'spml', 'cross_entropy', or a `PartsLoss` of one's own
     recipe:Recipe=RECIPES['small'], # network and training
     relations:list=None, # of `Relation`, instead of the paper's
     reference_scale:bool=False, # weights on the released scripts' scale?
@@ -334,17 +334,17 @@ def spml_learner(
     **kwargs, # further arguments of `Learner`
 )->Learner:
     "A fastai Learner for weak labels"
-    if method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy")
+    if not isinstance(method, PartsLoss) and method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
-    loss = CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
+    loss = method if isinstance(method, PartsLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
         relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
         1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, share=recipe.share)
     metrics = [PartMetric(loss, n) for n in loss.names] + [MeanIoU(dls.c)]
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
-    learn.settings = run_settings(learn, method, seed)
+    learn.settings = run_settings(learn, method if isinstance(method, str) else type(method).__name__, seed)
     return learn
 
 @patch

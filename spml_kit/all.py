@@ -11,6 +11,7 @@ from .labels import *
 from .keypoints import *
 from .scenes import *
 from .data import *
+from .parts import *
 from .batches import *
 from .contours import *
 from .hed import *

@@ -31,11 +31,14 @@ def augment(
     crop:int,           # side of the result, pixels
     scale:tuple=(.5, 1.5), # range of the ratio of sizes
     flip:float=.5,      # probability
+    mirrored:np.ndarray=None, # (256,) the id that each class id has in the mirror image; None: the same
 )->Sample: # crop x crop
     "Flip, scale and cut image and maps alike"
     flipped, ratio, *shift = rng.random() < flip, rng.uniform(*scale), rng.random(), rng.random()
     maps = [sample.image, sample.labels, sample.regions]
+    tags = sample.tags
     if flipped: maps = [m[:, ::-1] for m in maps]
+    if flipped and mirrored is not None: maps[1], tags = mirrored[maps[1]], tags[mirrored[:len(tags)]]
     old = np.array(sample.labels.shape)
     new = np.maximum((ratio*old).astype(int), 1)
     start = [int(u*(max(n, crop) - crop)) for u, n in zip(shift, new)]
@@ -47,7 +50,7 @@ def augment(
     out = [np.broadcast_to(MEAN_COLOUR, (crop, crop, 3)).copy(), np.full((crop, crop), VOID, np.uint8), np.zeros((crop, crop), np.int32)]
     out[0][:len(y), :len(x)] = np.rint(image)
     for o, m in zip(out[1:], maps[1:]): o[:len(y), :len(x)] = m[np.ix_(exact_y, exact_x)]
-    return Sample(*out, sample.tags)
+    return Sample(*out, tags)
 
 # %% ../nbs/api/16_batches.ipynb #6d31a636
 class BatchLoader(DataLoader):
@@ -92,7 +95,7 @@ class RoundLoader(BatchLoader):
 
     def create_item(self, at):
         position, i = at
-        a = augment(self.dataset.sample(i), rng_of(self.seed, 'augment', position), self.crop, self.scale, self.flip)
+        a = augment(self.dataset.sample(i), rng_of(self.seed, 'augment', position), self.crop, self.scale, self.flip, self.dataset.classes.mirrored)
         return a.image, a.labels, a.regions, a.tags
 
     def after_iter(self): self.round += 1

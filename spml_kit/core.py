@@ -41,8 +41,12 @@ def voc_palette(
 class Classes:
     "Names of the classes of a data set; background first"
     names: tuple # C names, index = class id
+    swaps: tuple = () # pairs of names that change places in a mirror image: left and right hand
 
     def __post_init__(self):
+        for pair in self.swaps:
+            if len(pair) != 2 or pair[0] == pair[1]: raise SpmlError(f"swaps: {pair} are not two classes")
+            for name in pair: self.id(name)
         if len(self.names) < 2: raise SpmlError(f"{len(self.names)} class(es) {list(self.names)}: background and at least one more are needed")
         if len(self.names) > MAX_CLASSES: raise SpmlError(f"{len(self.names)} classes: at most {MAX_CLASSES} fit beside the codes 254 and 255")
         if len(set(self.names)) < len(self.names): raise SpmlError(f"class names repeat: {list(self.names)}")
@@ -62,6 +66,13 @@ class Classes:
         rgb = voc_palette()
         rgb[UNLABELLED], rgb[VOID] = (90, 90, 90), (255, 255, 255)
         return rgb
+
+    @property
+    def mirrored(self)->np.ndarray:
+        "(256,) uint8: the id that each id has in the mirror image"
+        ids = np.arange(256, dtype=np.uint8)
+        for a, b in self.swaps: ids[[self.id(a), self.id(b)]] = self.id(b), self.id(a)
+        return ids
 
     def colour(self,
         labels:np.ndarray, # (H,W) label map

@@ -16,6 +16,7 @@ from PIL import Image
 
 from .core import (SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, read_image, read_index_png,
                            read_json, rng_of)
+from .keypoints import simulate_keypoints
 from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, read_voc_boxes, simulate_points, simulate_scribbles, tags_of
 from .oversegment import RegionCache, oversegment
 from .scenes import SCENE_CLASSES, make_scene
@@ -124,6 +125,7 @@ class ImageSet:
 # %% ../nbs/api/14_data.ipynb #6c020a93
 class SceneSet(ImageSet):
     "Scenes painted on demand: nothing to download"
+    table, only = SCENE_CLASSES, None # of the scenes' truth; what is drawn
     def __init__(self,
         n:int,          # how many
         seed:int=0,     # of the world they come from
@@ -132,16 +134,18 @@ class SceneSet(ImageSet):
         masks:bool=True, # may masks be opened?
     ):
         self.seed, self.size = seed, size
-        super().__init__([f'scene_{start + i:06d}' for i in range(n)], SCENE_CLASSES, masks)
+        super().__init__([f'scene_{start + i:06d}' for i in range(n)], self.table, masks)
 
     def _paint(self, i):
-        scene = make_scene(int(self.names[i].split('_')[1]), self.seed, self.size)
-        for k in ('mask', 'instances'): self._memory((k, i), lambda: np.asarray(getattr(scene, k)))
+        scene = make_scene(int(self.names[i].split('_')[1]), self.seed, self.size, self.only)
+        self._memory(('mask', i), lambda: np.asarray(self._truth(scene)))
+        self._memory(('instances', i), lambda: np.asarray(scene.instances))
         self._memory(('boxes', i), lambda: (scene.boxes.boxes, scene.boxes.classes))
         return scene
 
     def _image(self, i): return self._paint(i).image
-    def _mask(self, i): return self._paint(i).mask
+    def _mask(self, i): return self._truth(self._paint(i))
+    def _truth(self, scene): return scene.mask
 
     def instances(self, i):
         self._refuse_closed(i)
@@ -156,6 +160,7 @@ class SceneSet(ImageSet):
 # %% ../nbs/api/14_data.ipynb #3743e9df
 class VocSet(ImageSet):
     "A split of a data set in VOC layout: JPEGImages, ImageSets/Segmentation, SegmentationClass, SegmentationClassAug"
+    table, folders = VOC_CLASSES, ('SegmentationClass', 'SegmentationClassAug') # classes as the files count them; where masks are
     def __init__(self,
         root,                # folder VOC2012
         split:str='train',   # name of a list in ImageSets/Segmentation
@@ -167,19 +172,19 @@ class VocSet(ImageSet):
         lists = self.root/'ImageSets'/'Segmentation'
         if not (lists/f'{split}.txt').exists():
             raise SpmlError(f"{lists}/{split}.txt: no such list; there are {sorted(p.stem for p in lists.glob('*.txt'))}; `root` is the folder that holds JPEGImages and ImageSets")
-        super().__init__((lists/f'{split}.txt').read_text().split(), classes, masks, max_size, VOC_CLASSES)
+        super().__init__((lists/f'{split}.txt').read_text().split(), classes, masks, max_size, self.table)
 
     def _image(self, i): return read_image(self.root/'JPEGImages'/f'{self.names[i]}.jpg')
 
     def _mask(self, i):
-        paths = [self.root/folder/f'{self.names[i]}.png' for folder in ('SegmentationClass', 'SegmentationClassAug')]
+        paths = [self.root/folder/f'{self.names[i]}.png' for folder in self.folders]
         path = next((p for p in paths if p.exists()), None)
-        if path is None: raise SpmlError(f"{paths[0]}: no mask, nor in {paths[1].parent.name}")
-        return check_labels(read_index_png(path), len(VOC_CLASSES), str(path), self.stored_size(i), unlabelled=False)
+        if path is None: raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
+        return check_labels(read_index_png(path), len(self.table), str(path), self.stored_size(i), unlabelled=False)
 
     def _objects(self, i):
         def read():
-            said = read_voc_boxes(self.root/'Annotations'/f'{self.names[i]}.xml', VOC_CLASSES)
+            said = read_voc_boxes(self.root/'Annotations'/f'{self.names[i]}.xml', self.table)
             return said.boxes, self.ids[said.classes]
         return self._memory(('objects', i), read)
 
@@ -283,14 +288,14 @@ def rescale(
     sized = dict(scale=annotation.scale*np.sqrt(ratio.prod())) if isinstance(annotation, Keypoints) and annotation.scale is not None else {}
     return replace(annotation, xy=move(annotation.xy), **sized)
 
-SIMULATED = 'scribbles', 'points', 'full' # annotation made from masks
+SIMULATED = 'scribbles', 'points', 'keypoints', 'full' # annotation made from masks
 SAID = 'boxes', 'tags' # annotation that comes with the images
 
 class WeakSet:
     "Images with weak labels and regions"
     def __init__(self,
         images:ImageSet,          # the images
-        annotation='scribbles',   # 'scribbles', 'points', 'full', 'boxes', 'tags', a folder, or a function of the index to an Annotation or (H,W) labels 0..C-1, 254, 255
+        annotation='scribbles',   # 'scribbles', 'points', 'keypoints', 'full', 'boxes', 'tags', a folder, or a function of the index to an Annotation or (H,W) labels 0..C-1, 254, 255
         regions=None,             # at most so many regions per image, a folder of `prepare_regions`, or None: one region
         length:float=1.,          # share of each simulated scribble that is kept, 0..1
         width:float=None,         # of simulated strokes or dots, pixels; None: 3 or 6
@@ -314,6 +319,7 @@ class WeakSet:
     def _simulated(self, i):
         mask = self.images.mask(i)
         if self.annotation == 'full': return mask
+        if self.annotation == 'keypoints': return simulate_keypoints(mask, self.images.instances(i)).to_labels(mask.shape, self.names[i])
         more = dict(seed=self.seed, key=self.names[i], instances=self.images.instances(i)) | ({} if self.width is None else dict(width=self.width))
         drawn = simulate_points(mask, **more) if self.annotation == 'points' else simulate_scribbles(mask, length=self.length, **more)
         return drawn.to_labels(mask.shape, self.names[i])

@@ -20,7 +20,7 @@ from .labels import Boxes, Keypoints, tags_of
 CONTEXTS = dict(sea=('fish', 'jellyfish', 'boat'), meadow=('snail', 'mushroom', 'cat'), street=('car', 'umbrella', 'figure'), sky=('airship', 'balloon', 'kite'))
 SCENE_CLASSES = Classes(('background', *(c for group in CONTEXTS.values() for c in group)))
 PART_CLASSES = Classes(('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh', 'left thigh', 'right leg', 'left leg',
-    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'))
+    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'), tuple((f'right {p}', f'left {p}') for p in ('hand', 'foot', 'thigh', 'leg', 'arm', 'forearm')))
 
 # %% ../nbs/api/12_scenes.ipynb #91c87af5
 def _oval(x, y, rx, ry, start=0., end=1., n=26):
@@ -163,7 +163,7 @@ def _ground(rng, size, kind, a, b):
     return (a*(1 - mix) + b*mix).astype(np.float32)
 
 # %% ../nbs/api/12_scenes.ipynb #f7277b99
-def _plan(rng):
+def _plan(rng, only=None):
     "A context, and which objects where: (class name, x, y, half size, angle, flip) in shares of the image, back to front"
     context = str(rng.choice(list(CONTEXTS)))
     n = rng.choice(5, p=(.1, .25, .3, .22, .13))
@@ -173,6 +173,7 @@ def _plan(rng):
         if objects and fate < .25: name = objects[-1][0]
         elif fate < .34: name = str(rng.choice(list(DRAW)))
         else: name = str(rng.choice(CONTEXTS[context]))
+        if only: name = only[rng.integers(len(only))]
         r = size*rng.uniform(.145, .26)*(1.2 if name == 'figure' else 1)
         for _ in range(20):
             x, y = rng.uniform(.12, .88), rng.uniform(*((.16, .84) if context in ('sea', 'sky') else (.3, .82)))
@@ -242,12 +243,15 @@ def make_scene(
     index:int,    # which scene, from 0
     seed:int=0,   # which data set
     size=128,     # side in pixels, or (H,W); 32 at least
-)->Scene: # depends on index, seed and size only
+    only:tuple=None, # names of the objects to draw; None: what belongs together
+)->Scene: # depends on nothing but these
     "Draw a scene"
     h, w = (size, size) if np.ndim(size) == 0 else size
     if min(h, w) < 32: raise SpmlError(f"scenes of {h}x{w}: below 32 pixels a side the telling parts vanish; choose a larger size")
     rng = rng_of(int(seed), 'scene', int(index))
-    context, objects = _plan(rng)
+    for name in only or ():
+        if name not in DRAW: raise SpmlError(f"only: nobody can draw '{name}' (there are: {', '.join(DRAW)})")
+    context, objects = _plan(rng, only)
     kind = context if rng.random() < .55 else str(rng.choice(list(CONTEXTS)))
     hue = HUES[rng.integers(len(HUES), size=2)]
     base = hue[0]*rng.uniform(.45, .95) + rng.uniform(10, 80)

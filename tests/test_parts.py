@@ -1,0 +1,127 @@
+"""Body parts: the drawn figures, left and right in the mirror, keypoints as labels, photographs of dressed people."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spml_kit.batches import augment, weak_dls
+from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, data_root, rng_of
+from spml_kit.data import SceneSet, WeakSet
+from spml_kit.keypoints import scaled, simulate_keypoints
+from spml_kit.labels import Boxes, Keypoints
+from spml_kit.parts import ClothesSet, PartScenes
+from spml_kit.scenes import PART_CLASSES, make_scene
+
+
+def test_figures_only_and_every_part():
+    figures = PartScenes(12, size=96)
+    seen = np.unique([figures.mask(i) for i in range(12)])
+    assert set(seen) == set(range(15)) and len(figures.classes) == 15
+    assert all((figures.mask(i) > 0).any() and (figures.mask(i)[figures.instances(i) == 0] == 0).all() for i in range(12))
+    with pytest.raises(SpmlError, match="without boxes"): figures.boxes(0)
+    with pytest.raises(SpmlError, match="closed"): PartScenes(2, masks=False).mask(0)
+
+
+def test_other_scenes_stay_as_they_are():
+    assert make_scene(3).mask.tobytes() == SceneSet(4).mask(3).tobytes() == make_scene(3, only=None).mask.tobytes()
+    with pytest.raises(SpmlError, match="nobody can draw 'dragon'"): make_scene(0, only=("dragon",))
+
+
+def test_mirror_exchanges_left_and_right():
+    ids, names = PART_CLASSES.mirrored, PART_CLASSES.names
+    assert np.array_equal(ids[ids], np.arange(256)) and ids[VOID] == VOID and ids[UNLABELLED] == UNLABELLED
+    for k, name in enumerate(names): assert names[ids[k]] == name.replace("right", "?").replace("left", "right").replace("?", "left")
+    assert [(a, b) for a, b in enumerate(ids[:15]) if a < b] == [(2, 3), (4, 5), (6, 7), (8, 9), (10, 11), (12, 13)] # the pairs of the paper's set
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_batches_exchange_labels_and_tags(flip):
+    weak = WeakSet(PartScenes(4, size=64), "full")
+    dls = weak_dls(weak, weak, bs=4, crop=64, steps=1, scale=(1, 1), flip=flip)
+    _, labels, _, tags = next(iter(dls.train))
+    for one, said in zip(labels.numpy(), tags.numpy()): assert set(np.unique(one)) == set(np.flatnonzero(said))
+    s = weak.sample(0)
+    a = augment(s, rng_of(0), 64, (1, 1), flip, weak.classes.mirrored)
+    assert np.array_equal(a.labels, PART_CLASSES.mirrored[s.labels[:, ::-1]] if flip else s.labels)
+
+
+def test_classes_without_pairs_stay():
+    assert np.array_equal(Classes(("a", "b")).mirrored, np.arange(256))
+    for swaps, message in ((((1, 2),), "class '1'"), ((("a", "a"),), "not two classes"), ((("a",),), "not two classes")):
+        with pytest.raises(SpmlError, match=message): Classes(("a", "b"), swaps)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gaussians_by_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    k, (h, w) = 5, (23, 31)
+    points = Keypoints(rng.uniform(0, (w - 1, h - 1), (k, 2)), rng.integers(1, 9, k), rng.integers(0, 2, k), rng.uniform(10, 40, k), sigma=.2, labelled=.6, background=.2)
+    said = points.to_labels((h, w))
+    for y in range(h):
+        for x in range(w):
+            g = np.exp(-((points.xy - (x, y))**2).sum(1)/(2*(.2*points.scale)**2))
+            assert said[y, x] == (points.parts[g.argmax()] if g.max() > .6 else 0 if g.max() < .2 else UNLABELLED)
+
+
+def test_sizes_of_figures():
+    instances = np.zeros((20, 30), int)
+    instances[2:12, 3:7], instances[5:9, 20:29] = 4, 7
+    points = Keypoints([(4, 3), (5, 9), (22, 6)], [1, 2, 1], [4, 4, 7])
+    assert np.allclose(scaled(points, instances).scale, [40**.5, 40**.5, 6])
+    assert np.allclose(scaled(points, Boxes([(3, 2, 7, 12), (20, 5, 29, 9)], [1, 1])).scale, [40**.5, 40**.5, 6])
+    assert np.allclose(scaled(points, 9).scale, 9)
+    with pytest.raises(SpmlError, match="no pixel"): scaled(points, instances*0)
+
+
+def test_clicks_lie_in_their_parts():
+    for i in range(4):
+        s = make_scene(i, only=("figure",))
+        points = simulate_keypoints(s.parts, s.instances)
+        x, y = points.xy.astype(int).T
+        assert np.array_equal(s.parts[y, x], points.parts) and np.array_equal(s.instances[y, x], points.instances)
+        pairs = {(int(k), int(p)) for k, p in zip(s.instances[s.parts > 0], s.parts[s.parts > 0])}
+        assert sorted(pairs) == sorted(zip(points.instances.tolist(), points.parts.tolist()))
+        assert np.allclose(points.scale, [((s.instances == k) & (s.parts > 0)).sum()**.5 for k in points.instances])
+
+
+def test_pieces_without_instances():
+    parts = np.zeros((30, 30), np.uint8)
+    parts[2:8, 2:8], parts[2:8, 20:28], parts[20:28, 5:9], parts[0, 29] = 1, 1, 2, 2
+    points = simulate_keypoints(parts)
+    assert sorted(points.parts.tolist()) == [1, 1, 2] # a crumb gets no click
+    empty = simulate_keypoints(np.zeros((9, 9), np.uint8))
+    assert len(empty) == 0 and (empty.to_labels((9, 9)) == 0).all()
+
+
+def clothes(folder, names=("background", "hair", "skin")):
+    for sub in ("JPEGImages", "SegmentationParts", "ImageSets/Segmentation"): (folder/sub).mkdir(parents=True)
+    (folder/"labels.json").write_text(json.dumps(dict(parts=list(names))))
+    (folder/"ImageSets/Segmentation/train.txt").write_text("a")
+    Image.fromarray(np.full((20, 16, 3), 90, np.uint8)).save(folder/"JPEGImages/a.jpg")
+    mask = np.zeros((20, 16), np.uint8)
+    mask[3:9, 3:9], mask[10:18, 3:9] = 1, 2
+    Image.fromarray(mask).save(folder/"SegmentationParts/a.png")
+    return mask
+
+
+def test_folder_of_dressed_people(tmp_path):
+    mask = clothes(tmp_path)
+    s = ClothesSet(tmp_path)
+    assert s.classes.names == ("background", "hair", "skin") and np.array_equal(s.mask(0), mask)
+    labels = WeakSet(s, "keypoints").sample(0).labels
+    assert {1, 2} <= set(np.unique(labels))
+    with pytest.raises(SpmlError, match="without boxes"): s.boxes(0)
+    (tmp_path/"SegmentationParts/a.png").unlink()
+    with pytest.raises(SpmlError, match="SegmentationParts/a.png: no mask$"): ClothesSet(tmp_path).mask(0)
+    (tmp_path/"labels.json").unlink()
+    with pytest.raises(SpmlError, match="labels.json: no such file"): ClothesSet(tmp_path)
+
+
+def test_photographs_of_dressed_people():
+    root = data_root("ccp_parts")
+    if root is None: pytest.skip("no photographs: ccp_parts is not at hand")
+    weak = WeakSet(ClothesSet(root, "val", 160).take(8), "keypoints")
+    said, true = (np.concatenate([f(i).ravel() for i in range(8)]) for f in (lambda i: weak.sample(i).labels, weak.images.mask))
+    part = (said > 0) & (said < UNLABELLED)
+    assert part.any() and (said == true)[part].mean() > .5 and (true == 0)[said == 0].mean() > .8

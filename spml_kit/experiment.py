@@ -157,7 +157,7 @@ def run_notebook(
     return final
 
 # %% ../nbs/api/96_experiment.ipynb #71746747
-ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'full', 'clicks' # each runs the experiment `single`
+ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'keypoints', 'full', 'clicks' # each runs the experiment `single`
 
 def _command(prog, action):
     "Do it; errors become one line and an exit code: 2 for what the user can mend, 1 for a cell that failed"
@@ -172,7 +172,7 @@ def _command(prog, action):
     return 0
 
 def _check_root(data, root):
-    if data in ('voc', 'folder') and root is None: raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
+    if data in ('voc', 'folder', 'clothes') and root is None: raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
     if root is not None and not root.is_dir(): raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
 
 def _list():
@@ -218,10 +218,10 @@ def spml_run(
     p = argparse.ArgumentParser('spml_run', description="Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
     p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
         + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
-    p.add_argument('--data', choices=['scenes', 'voc', 'folder'], help="where images come from: embedded scenes (default), PASCAL VOC layout, or your own folder")
+    p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, or photographs of dressed people (clothing co-parsing)")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
-    p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, voc, folder, voc_animals, bsds or paper_voc (default: named as the data); "
+    p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, bsds, paper_voc or paper_densepose (default: named as the data); "
         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")

@@ -23,7 +23,8 @@ from .core import VOID, SpmlError, claim_folder, read_index_png, write_index_png
 from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion
-from .predict import head_learner, retrieval_scores, settle, training_index, walked_scores
+from .predict import head_learner, retrieval_scores, settle, spread_scores, training_index, walked_scores
+from .propagate import normalise_scores
 from .recipes import RECIPES, Recipe
 from .retrieval import normalise_votes
 import spml_kit.seam # enters its method into those of `tag_learner`
@@ -32,6 +33,7 @@ import spml_kit.seam # enters its method into those of `tag_learner`
 STEPS = {
     'scribbles': ('embedding', 'walk', 'head'),
     'points':    ('embedding', 'walk', 'head'),
+    'keypoints': ('embedding', 'walk', 'head'), # the walk starts from the nearest labelled segments, not from the joint head
     'boxes':     ('classifier', 'seeds', 'embedding', 'walk', 'head'),
     'tags':      ('classifier', 'seeds', 'embedding', 'walk', 'neighbours', 'head', 'walk again', 'neighbours again', 'head again'),
 }
@@ -63,7 +65,7 @@ class Pipeline:
     def __init__(self,
         weak:WeakSet,      # training images and their annotation
         watch,             # image set with masks, or weak set, that scores the curves while training
-        annotation:str,    # 'scribbles', 'points', 'boxes' or 'tags'
+        annotation:str,    # 'scribbles', 'points', 'keypoints', 'boxes' or 'tags'
         out,               # folder of the run
         recipe:Recipe=RECIPES['small'], # network and training
         rounds:int=4,      # of training
@@ -153,7 +155,9 @@ class Pipeline:
 
     def _walk(self, name):
         def first(sample, i):
-            maps = tag_scores(self._activation(sample), self.alpha) if self.annotation == 'tags' else None
+            maps = None
+            if self.annotation == 'tags': maps = tag_scores(self._activation(sample), self.alpha)
+            if self.annotation == 'keypoints': maps = normalise_scores(scores := spread_scores(self.model, sample, self.recipe.infer_grid), torch.as_tensor(sample.tags, device=scores.device))
             return settle(walked_scores(self.model, sample.image, sample.tags, maps, self.walk_stride), sample, self.refine)
         def again(sample, i):
             return settle(walked_scores(self.model, sample.image, sample.tags, stride=self.walk_stride, steps=1, scales=(.75, 1.)), sample, ())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFINE', 'window_ends', 'see', 'views', 'head_scores', 'predict_head', 'image_segments', 'majority_labels',
            'training_index', 'retrieval_scores', 'predict_retrieval', 'region_mean', 'settle', 'walked_scores',
-           'pseudo_labels', 'FrozenEmbed', 'head_learner', 'score']
+           'spread_scores', 'pseudo_labels', 'FrozenEmbed', 'head_learner', 'score']
 
 # %% ../nbs/api/76_predict.ipynb #bd68f474
 import copy, math
@@ -25,7 +25,7 @@ from .metrics import Confusion
 from .propagate import normalise_scores, random_walk
 from .recipes import RECIPES, Recipe
 from .retrieval import SegmentIndex
-from .segments import cluster_means, grid_labels, resize_labels, spherical_kmeans
+from .segments import cluster_means, grid_labels, make_segments, resize_labels, spherical_kmeans
 
 # %% ../nbs/api/76_predict.ipynb #a873ff6f
 def window_ends(
@@ -228,6 +228,24 @@ def walked_scores(
         scores = normalise_scores(prob, torch.as_tensor(present, device=prob.device))
     else: scores = sized(torch.as_tensor(scores, device=seen[0][0].device), grid)
     return sized(random_walk(scores, torch.stack([unit(sized(v, grid), 0) for v, _ in seen]), steps), image.shape[:2])
+
+@torch.no_grad()
+def spread_scores(
+    model:SegNet,   # embedding network and head
+    sample,         # `Sample`: image, weak labels, regions, tags
+    grid:tuple=(24, 24), # k-means clusters down and across
+)->torch.Tensor: # (C,h,w) at half the image's size, >= 0, sum 1; 0 where void
+    "Every pixel takes the label of the nearest labelled segment; shares of them within each segment (reference `pseudo_denseposerw_crf.py`)"
+    C, (v, _) = len(sample.tags), see(model, sample.image)
+    v = F.interpolate(v[None], [max(1, n//2) for n in sample.image.shape[:2]], mode='bilinear', align_corners=False)
+    labels, regions, tags = (torch.as_tensor(o[None], device=v.device) for o in (sample.labels, sample.regions, sample.tags))
+    seg = make_segments(v, labels, regions, tags, grid)
+    known = seg.protos.label < UNLABELLED
+    if not known.any(): raise SpmlError("an image without any labelled pixel cannot be pseudo-labelled: annotate it or leave it out")
+    near = F.one_hot(seg.protos.label[known][(seg.v @ seg.protos.mu[known].T).argmax(1)].long(), C).to(v.dtype)
+    m = len(seg.protos)
+    share = v.new_zeros(m, C).index_add(0, seg.own, near)/torch.bincount(seg.own, minlength=m)[:,None]
+    return v.new_zeros(v.shape[-2]*v.shape[-1], C).index_copy(0, seg.pixel, share[seg.own]).T.view(C, *v.shape[-2:])
 
 def pseudo_labels(
     model:SegNet, # embedding network and head

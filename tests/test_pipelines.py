@@ -18,7 +18,7 @@ LABELS = {k: [s for s in steps if s.split()[0] in ("seeds", "walk", "neighbours"
 
 
 def make(out, kind, truth=None, n=4, **changes):
-    images = SceneSet(n, size=64, masks=kind in ("scribbles", "points"))
+    images = SceneSet(n, size=64, masks=kind in ("scribbles", "points", "keypoints"))
     return Pipeline(WeakSet(images, kind, regions=12), SceneSet(2, size=64, start=900), kind, out, truth=truth, **(TINY | changes))
 
 

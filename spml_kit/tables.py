@@ -126,9 +126,11 @@ def sweep_table(
             for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if 'miou' in r]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
     grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
-    wide = grouped[['mean', 'sd']].unstack().swaplevel(axis=1)
-    wide = wide[[(m, k) for m in dict.fromkeys(r['method'] for r in rows) for k in ('mean', 'sd')]]
-    return wide.assign(seeds=grouped.seeds.groupby('run').max()).reindex(dict.fromkeys(r['run'] for r in rows))
+    columns = {}
+    for m in dict.fromkeys(r['method'] for r in rows):
+        part = grouped.xs(m, level='method')
+        columns |= {m: part['mean'], f'{m} sd': part.sd}
+    return pd.DataFrame(columns | {'seeds': grouped.seeds.groupby('run').max()}).reindex(dict.fromkeys(r['run'] for r in rows))
 
 # %% ../nbs/api/98_tables.ipynb #2350af17
 def _tables(args):

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spml_kit.batches import augment, weak_dls
@@ -10,8 +11,12 @@ from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, data_root, rng_o
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.keypoints import scaled, simulate_keypoints
 from spml_kit.labels import Boxes, Keypoints
-from spml_kit.parts import ClothesSet, PartScenes
+from spml_kit.learner import create_model
+from spml_kit.parts import ClothesSet, DensePoseSet, PartScenes
+from spml_kit.predict import see, spread_scores
+from spml_kit.recipes import RECIPES
 from spml_kit.scenes import PART_CLASSES, make_scene
+from spml_kit.segments import make_segments
 
 
 def test_figures_only_and_every_part():
@@ -125,3 +130,57 @@ def test_photographs_of_dressed_people():
     said, true = (np.concatenate([f(i).ravel() for i in range(8)]) for f in (lambda i: weak.sample(i).labels, weak.images.mask))
     part = (said > 0) & (said < UNLABELLED)
     assert part.any() and (said == true)[part].mean() > .5 and (true == 0)[said == 0].mean() > .8
+
+
+@pytest.fixture
+def people(tmp_path):
+    "Two images of the paper's layout, and what their files hold"
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks", "points"): (tmp_path/folder).mkdir()
+    held = []
+    for name in ("a", "b"):
+        mask, points = rng.integers(0, 15, (20, 30)).astype(np.uint8), rng.integers(0, 256, (20, 30)).astype(np.uint8)
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path/f"images/{name}.jpg")
+        for folder, values in (("masks", mask), ("points", points)): Image.fromarray(values).save(tmp_path/f"{folder}/{name}.png")
+        held.append((mask, points))
+    for folder in ("masks", "points"): (tmp_path/f"{folder}.txt").write_text("".join(f"/images/{n}.jpg /{folder}/{n}.png\n" for n in "ab") + "\n")
+    return tmp_path, held
+
+
+def test_densepose_layout(people):
+    root, held = people
+    full, given = DensePoseSet(root, "masks.txt"), DensePoseSet(root, "points.txt", masks=False)
+    assert full.names == given.names == ["a", "b"] and full.classes is PART_CLASSES
+    for i, (mask, points) in enumerate(held):
+        assert np.array_equal(full.mask(i), mask)
+        said = given.points(i)
+        assert np.array_equal(said[points < 15], points[points < 15]) and (said[points == 255] == VOID).all() and (said[(points > 14) & (points < 255)] == UNLABELLED).all()
+        assert np.array_equal(WeakSet(given, given.points).sample(i).labels, said)
+    with pytest.raises(SpmlError, match="points/a.png"): DensePoseSet(root, "points.txt").mask(0) # codes of unknown pixels are no parts
+    Image.fromarray(held[0][1][:-1]).save(root/"points/a.png")
+    with pytest.raises(SpmlError, match="points/a.png: 19x30"): DensePoseSet(root, "points.txt", masks=False).points(0)
+    (root/"images/b.jpg").unlink()
+    with pytest.raises(SpmlError, match="b.jpg"): DensePoseSet(root, "masks.txt").image(1)
+
+
+def test_spread_by_the_definition():
+    "Pixel by pixel: nearest labelled segment, then shares within each segment"
+    weak = WeakSet(PartScenes(2, size=64), "keypoints", regions=20)
+    model = create_model(RECIPES["small"], 15)
+    s = weak.sample(0)
+    s.labels[:, 50:] = VOID
+    found = spread_scores(model, s, (3, 3))
+    assert found.shape == (15, 32, 32)
+    v = see(model, s.image)[0]
+    v = torch.nn.functional.interpolate(v[None], (32, 32), mode="bilinear", align_corners=False)
+    seg = make_segments(v, *(torch.as_tensor(o[None]) for o in (s.labels, s.regions, s.tags)), (3, 3))
+    flat = found.flatten(1).T
+    counts = torch.zeros(len(seg.protos), 15)
+    for x, own in zip(seg.v, seg.own):
+        cosine = (seg.protos.mu @ x).masked_fill(seg.protos.label >= UNLABELLED, -2)
+        counts[own, seg.protos.label[cosine.argmax()]] += 1
+    want = counts/counts.sum(1, keepdim=True)
+    torch.testing.assert_close(flat[seg.pixel], want[seg.own])
+    assert not found[..., 25:].any() # void
+    s.labels[:] = UNLABELLED
+    with pytest.raises(SpmlError, match="without any labelled pixel"): spread_scores(model, s)

@@ -18,7 +18,7 @@ from skimage.color import rgb2lab
 
 from .core import SpmlError, UNLABELLED, Classes, atomic_path, check_labels, read_index_png, write_index_png
 from .data import resize
-from .embed import create_backbone, locations, unit
+from .embed import BackboneNet, locations, unit
 from .labels import KINDS, Boxes, Points, Scribbles, Tags, read_annotation, write_annotation
 from .oversegment import oversegment
 from .plot import OKABE_ITO
@@ -154,7 +154,7 @@ def class_colours(
 _SIDE, _STRIDE = 320, 4 # longer side in pixels at which a drawing is spread; pixels per step of the features' grid
 
 @lru_cache
-def _backbone(): return create_backbone().eval()
+def _backbone(): return BackboneNet().eval()
 
 @torch.no_grad()
 def pixel_features(
@@ -164,9 +164,7 @@ def pixel_features(
     "Embedding, colour and location of an image's pixels"
     size = [max(1, n//_STRIDE) for n in image.shape[:2]]
     if model is not None: maps = [see(model, image)[0][None].cpu()]
-    else:
-        mean, std = (torch.tensor(o).view(3, 1, 1) for o in ((.485, .456, .406), (.229, .224, .225))) # of ImageNet
-        maps = _backbone()((torch.from_numpy(image).permute(2, 0, 1)[None]/255 - mean)/std)[1:4]      # strides 4, 8 and 16
+    else: maps = _backbone().features(torch.from_numpy(image).permute(2, 0, 1)[None]/255)[1:4] # strides 4, 8 and 16
     maps = [unit(F.interpolate(m.float(), size, mode='bilinear', align_corners=False), 1)[0] for m in maps]
     lab = torch.from_numpy(rgb2lab(image).astype(np.float32)).permute(2, 0, 1)[None]
     return torch.cat([*maps, F.adaptive_avg_pool2d(lab, size)[0]/25, .5*locations(*size).T.view(2, *size)])

@@ -44,6 +44,7 @@ from .widgets import *
 from .explore import *
 from .thresholds import *
 from .nearness import *
+from .lending import *
 from .drawings import *
 from .annotate import *
 from .live import *

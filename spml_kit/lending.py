@@ -49,8 +49,10 @@ class explore_affinity(Explorer):
             threshold=W.FloatSlider(.95, min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
             across=W.Checkbox(False, description='across images', tooltip='may segments of other images lend?')), 3, width=300)
         self.observe(self.refresh, 'point')
-        free = (~self.given[self.seg.own]).nonzero()[:, 0]
-        start = int(self.seg.pixel[free[len(free)//2] if len(free) else 0])
+        cells = torch.bincount(self.seg.own)
+        largest = int((cells*~self.given).argmax()) # without a label
+        inside = self.seg.pixel[self.seg.own == largest]
+        start = int(inside[len(inside)//2])
         _, h, w = self.seg.shape
         self.point = start//(h*w), (start % w*self.size[1] + self.size[1]//2)//w, (start % (h*w)//w*self.size[0] + self.size[0]//2)//h
         self.refresh()
@@ -81,8 +83,8 @@ class explore_affinity(Explorer):
             return mosaic(out)
         painted = lambda values: marked([overlay(p, l, self.classes, .6) for p, l in zip(self.seen, grow(seg.map(values[seg.own].byte(), fill=VOID), shown))])
         lent = torch.where(label < 0, UNLABELLED, label)
-        pictures = {'what was annotated': painted(protos.label), 'once labels are lent\\nthe cross and its lender are outlined': painted(lent),
-                    'cosine with the nearest labelled segment\\ndark -1, bright 1': marked(list(heat(grow(seg.map(cosine.clamp_min(-1)[seg.own], fill=-1.), shown), -1)))}
+        pictures = {'what was annotated': painted(protos.label), 'once labels are lent\nthe cross and its lender are outlined': painted(lent),
+                    'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine.clamp_min(0)[seg.own], fill=0.), shown), 0, 1)))}
         where = f'A segment of {int((seg.own == me).sum())} cells of image {i}'
         if self.given[me]: said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
         elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend.'

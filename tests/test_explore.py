@@ -207,7 +207,7 @@ def test_bars_are_the_losses_of_training(world, memory):
 def test_relations_react(world):
     weak, _, learn, _ = world
     ex = explore_relations(learn, weak)
-    assert "spml-explore-relations" in ex._dom_classes and ex.took > 0 and {"scribbles", "points", "boxes", "tags", "full"} == set(ex.annotation.options)
+    assert "spml-explore-relations" in ex._dom_classes and ex.took > 0 and {"scribbles", "points", "keypoints", "boxes", "tags", "full"} == set(ex.annotation.options)
     before = learn.loss_func.relations[0]
     weights = ex.shown[0][0].gradient
     ex.kappa.value = 30

@@ -73,9 +73,10 @@ def _pieces(anchor, own, ids, match, image, elements):
         groups, counts = row[order].unique_consecutive(return_counts=True)
         for g, rows in zip(groups, order.split(counts.tolist())):
             positive = ids == g if match is None else match[g][ids]
-            cols = torch.cat([positive.nonzero()[:,0], (~positive).nonzero()[:,0]])
+            first = positive.nonzero()[:,0]
+            cols = torch.cat([first, (~positive).nonzero()[:,0]])
             place = torch.empty_like(cols).scatter_(0, cols, everything)
-            for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], int(positive.sum())
+            for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], len(first)
 
 class _Contrast(torch.autograd.Function):
     "Weighted sum of the losses; gradients are made in the forward pass, chunk by chunk"

@@ -90,6 +90,8 @@ class ImageSet:
         size = self.image(i).shape[:2]
         return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], size))
 
+    def _read_mask(self, i, path): return check_labels(read_index_png(path), len(self.file_classes), str(path), self.stored_size(i), unlabelled=False)
+
     def _refuse_closed(self, i):
         if not self.masks: raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak annotation has to come from elsewhere")
 
@@ -180,7 +182,7 @@ class VocSet(ImageSet):
         paths = [self.root/folder/f'{self.names[i]}.png' for folder in self.folders]
         path = next((p for p in paths if p.exists()), None)
         if path is None: raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
-        return check_labels(read_index_png(path), len(self.table), str(path), self.stored_size(i), unlabelled=False)
+        return self._read_mask(i, path)
 
     def _objects(self, i):
         def read():
@@ -244,9 +246,7 @@ class FolderSet(ImageSet):
 
     def _image(self, i): return read_image(self.paths[self.names[i]])
 
-    def _mask(self, i):
-        path = self.mask_folder/f'{self.names[i]}.png'
-        return check_labels(read_index_png(path), len(self.classes), str(path), self.stored_size(i), unlabelled=False)
+    def _mask(self, i): return self._read_mask(i, self.mask_folder/f'{self.names[i]}.png')
 
 # %% ../nbs/api/14_data.ipynb #98805196
 def folder_sets(

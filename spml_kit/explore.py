@@ -37,6 +37,18 @@ def _pad(arrays, value):
 
 def _pictures(images): return _pad(images, MEAN_COLOUR).permute(0, 3, 1, 2).float()/255
 
+def _labels_of(samples): return _pad([s.labels for s in samples], VOID).long(), torch.from_numpy(np.stack([s.tags for s in samples]))
+def _images_of(samples): return _pictures([s.image for s in samples]), _pad([s.regions for s in samples], 0).long()
+
+def _check_pixel(point, n, size):
+    i, x, y = point
+    if not (0 <= i < n and 0 <= x < size[1] and 0 <= y < size[0]): raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
+
+def _pixel_of(cell, shape, size):
+    "Image, column and row in pixels of a cell of the flattened (B,h,w) grid"
+    _, h, w = shape
+    return cell//(h*w), (cell % w*size[1] + size[1]//2)//w, (cell % (h*w)//w*size[0] + size[0]//2)//h
+
 def _those(which, n):
     which = [i for i in which if 0 <= i < n]
     if not which: raise SpmlError(f"none of these images is there: there are {n}, counted from 0")
@@ -53,8 +65,8 @@ def _batches(given, which):
         except SpmlError:
             if kind == first: raise
             continue # nobody can annotate these images so
-        out[kind] = _pad([s.labels for s in samples], VOID).long(), torch.from_numpy(np.stack([s.tags for s in samples]))
-        if kind == first: images, regions = _pictures([s.image for s in samples]), _pad([s.regions for s in samples], 0).long()
+        out[kind] = _labels_of(samples)
+        if kind == first: images, regions = _images_of(samples)
     return {k: (images, labels, regions, tags) for k, (labels, tags) in out.items()}
 
 class explore_relations(Explorer):
@@ -100,9 +112,7 @@ class explore_relations(Explorer):
         if not len(seg.v): raise SpmlError('every pixel of these images is void: nothing takes part in training')
         label = seg.protos.label[seg.own]
         good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0] # a stroke is a good place to begin
-        start = int(seg.pixel[good[len(good)//2]])
-        h, w = seg.shape[1:]
-        self.point = start//(h*w), (start % w*self.size[1] + self.size[1]//2)//w, (start % (h*w)//w*self.size[0] + self.size[0]//2)//h
+        self.point = _pixel_of(int(seg.pixel[good[len(good)//2]]), seg.shape, self.size)
         self.refresh()
 
     def segments(self)->tuple: # `Segments` of the batch; candidates with those of the memory
@@ -146,7 +156,7 @@ class explore_relations(Explorer):
 
     def draw(self):
         i, x, y = self.point
-        if not (0 <= i < len(self.rgb) and 0 <= x < self.size[1] and 0 <= y < self.size[0]): raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
+        _check_pixel(self.point, len(self.rgb), self.size)
         (seg, candidates), (H, W_), n = self.segments(), self.size, len(self.rgb)
         row = int(seg.map(torch.arange(len(seg.v)))[i, y*seg.shape[1]//H, x*seg.shape[2]//W_])
         if row < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes part in nothing.')

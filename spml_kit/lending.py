@@ -15,8 +15,9 @@ from .core import UNLABELLED, VOID, SpmlError
 from .data import WeakSet
 from .embed import location_colours
 from .explain import View, cross, grow, heat, hex_of, outline
-from .explore import _pad, _pictures, _those
+from .explore import _check_pixel, _images_of, _labels_of, _pad, _pixel_of, _those
 from .plot import overlay
+from .predict import majority_labels
 from .relations import nearest_labels
 from .segments import make_segments, resize_labels
 from .widgets import Explorer, mosaic, mosaic_at, view_step
@@ -33,8 +34,7 @@ class explore_affinity(Explorer):
     ):
         which, loss, self.classes = _those(which, len(weak)), learn.loss_func, weak.classes
         samples = [weak.sample(i) for i in which]
-        images, labels, regions = _pictures([s.image for s in samples]), _pad([s.labels for s in samples], VOID).long(), _pad([s.regions for s in samples], 0).long()
-        tags = torch.from_numpy(np.stack([s.tags for s in samples]))
+        (images, regions), (labels, tags) = _images_of(samples), _labels_of(samples)
         learn.model.eval()
         with torch.no_grad(): emb = learn.model(images.to(next(learn.model.parameters()).device))[0].float().cpu()
         local = location_colours(images, *emb.shape[-2:]) if getattr(loss, 'colours', False) else None
@@ -52,16 +52,14 @@ class explore_affinity(Explorer):
         cells = torch.bincount(self.seg.own)
         largest = int((cells*~self.given).argmax()) # without a label
         inside = self.seg.pixel[self.seg.own == largest]
-        start = int(inside[len(inside)//2])
-        _, h, w = self.seg.shape
-        self.point = start//(h*w), (start % w*self.size[1] + self.size[1]//2)//w, (start % (h*w)//w*self.size[0] + self.size[0]//2)//h
+        self.point = _pixel_of(int(inside[len(inside)//2]), self.seg.shape, self.size)
         self.refresh()
 
     def _truth(self, masks): # most frequent true class of each segment; 255 where there is none
-        small, C = resize_labels(masks, self.seg.shape[1:]).flatten()[self.seg.pixel], len(self.classes)
-        known = small < C
-        votes = torch.zeros(len(self.seg.protos), C).index_put_((self.seg.own[known], small[known]), torch.ones(int(known.sum())), accumulate=True)
-        return torch.where(votes.any(1), votes.argmax(1), VOID)
+        small, m = resize_labels(masks, self.seg.shape[1:]).flatten()[self.seg.pixel], len(self.seg.protos)
+        known = small < len(self.classes)
+        if not known.any(): return torch.full((m,), VOID)
+        return torch.where(torch.bincount(self.seg.own[known], minlength=m) > 0, majority_labels(small[known], self.seg.own[known], m), VOID)
 
     def click(self, k, x, y):
         at = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3])
@@ -70,7 +68,7 @@ class explore_affinity(Explorer):
 
     def draw(self):
         i, x, y = self.point
-        if not (0 <= i < len(self.rgb) and 0 <= x < self.size[1] and 0 <= y < self.size[0]): raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
+        _check_pixel(self.point, len(self.rgb), self.size)
         seg, protos, names = self.seg, self.seg.protos, self.classes.names
         me = int(seg.map()[i, y*seg.shape[1]//self.size[0], x*seg.shape[2]//self.size[1]])
         if me < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void: it takes part in nothing.')
@@ -84,7 +82,7 @@ class explore_affinity(Explorer):
         painted = lambda values: marked([overlay(p, l, self.classes, .6) for p, l in zip(self.seen, grow(seg.map(values[seg.own].byte(), fill=VOID), shown))])
         lent = torch.where(label < 0, UNLABELLED, label)
         pictures = {'what was annotated': painted(protos.label), 'once labels are lent\nthe cross and its lender are outlined': painted(lent),
-                    'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine.clamp_min(0)[seg.own], fill=0.), shown), 0, 1)))}
+                    'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine[seg.own], fill=0.), shown), 0, 1)))}
         where = f'A segment of {int((seg.own == me).sum())} cells of image {i}'
         if self.given[me]: said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
         elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend.'

@@ -22,7 +22,7 @@ from .core import UNLABELLED, VOID, SpmlError, load_tensors
 from .data import WeakSet
 from .embed import unit
 from .explain import PULL, PUSH, View, cross, heat, hex_of, outline, rgb_of
-from .explore import _pad, _pictures, _those
+from .explore import _check_pixel, _pad, _pictures, _those
 from .learner import CheckpointCB, save_run
 from .plot import draw_regions, embedding_rgb, overlay
 from .predict import image_segments, majority_labels, pseudo_labels, see
@@ -111,7 +111,7 @@ class explore_embedding(Explorer):
 
     def draw(self):
         i, x, y = self.point
-        if not (0 <= i < len(self.rgb) and 0 <= x < self.size[1] and 0 <= y < self.size[0]): raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
+        _check_pixel(self.point, len(self.rgb), self.size)
         v, s = self.seen[self.step.value], self.step_px
         h, w = v.shape[-2:]
         cosine = torch.einsum('bdhw,d->bhw', v, v[i, :, y*h//self.size[0], x*w//self.size[1]])
@@ -137,6 +137,15 @@ class SegmentStore:
     "Segments of training images: what votes, and where it lies"
     index:SegmentIndex # prototypes, labels, images
     maps:list          # (H,W) int32 an image: place in the index, -1 where the segment is left out
+
+    def crop(self,
+        images, # image set, those of the store first
+        j:int,  # place in the index
+        size:int=64, # side of the crop, pixels
+    )->np.ndarray: # (size,size,3) uint8
+        "A training segment, outlined, in its surroundings"
+        i = int(self.index.image[j])
+        return crop_around(images.image(i), self.maps[i] == j, size)
 
 def segment_store(
     model,         # `SegNet`
@@ -185,21 +194,18 @@ def show_neighbours(
 )->plt.Figure:
     "A row per segment: the segment in its image, then its nearest training segments"
     index, rows, classes = store.index, [], train.classes
-    if not len(index): raise SpmlError("no training segment has a label: there is nothing to retrieve")
     k = min(k, len(index))
     size = min(size, *(n for m in store.maps for n in m.shape), *(n for i in images for n in i.shape[:2]))
     for image in images:
         own, mu = (o.cpu() for o in image_segments(see(model, image)[0], grid))
-        sim, at = nearest(mu, index.mu, k)
+        sim, at = index.nearest(mu, k)
         votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(), minlength=len(mu))
         called = votes.argmax(1)
         largest = [max((called == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in called.unique()]
         for s in sorted(largest, key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:most]: # things before background
             inside = (own == s).view(image.shape[:2]).numpy()
             crops = [_framed(crop_around(image, inside, size), classes.palette[called[s]])]
-            for j in at[s].tolist():
-                i = int(index.image[j])
-                crops.append(_framed(crop_around(train.image(i), store.maps[i] == j, size), classes.palette[index.label[j]]))
+            crops += [_framed(store.crop(train, j, size), classes.palette[index.label[j]]) for j in at[s].tolist()]
             rows.append((crops, f'{classes.names[called[s]]}\n{int(votes[s, called[s]])} of {k}', [f'{classes.names[index.label[j]]} {v:.2f}' for j, v in zip(at[s], sim[s])]))
     fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.1*(k + 1), 1.25*len(rows)), dpi=70, layout='constrained', squeeze=False) # about a dot per pixel
     for line, (crops, called, names) in zip(axes, rows):
@@ -361,9 +367,8 @@ class explore_retrieval(Explorer):
                     'called so by vote' + ('' if mask is None else '\nhatched where wrong'): marked(painted)}
         self.shown, crops = at[:15].tolist(), []
         for j, k in zip(self.shown, label.tolist()):
-            crop = crop_around(self.train.image(int(index.image[j])), self.store.maps[int(index.image[j])] == j, self.crop)
             frame = (160, 160, 160) if truth is None else rgb_of(PULL if k == truth else PUSH)
-            crops.append(_framed(crop, frame, 2))
+            crops.append(_framed(self.store.crop(self.train, j, self.crop), frame, 2))
         pictures['nearest first, row by row' + ('' if truth is None else '\nblue is right, red is wrong')] = mosaic(crops, 5)
         place, xy = self._map()
         self.place = self.chosen if self.chosen >= 0 else int(at[0])

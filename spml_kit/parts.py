@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UNLABELLED, VOID, Classes, SpmlError, check_labels, read_image, read_index_png, read_json
+from .core import MAX_CLASSES, UNLABELLED, VOID, Classes, SpmlError, check_labels, read_image, read_index_png, read_json
 from .data import ImageSet, SceneSet, VocSet, resize
 from .scenes import PART_CLASSES
 
@@ -56,15 +56,12 @@ class DensePoseSet(ImageSet):
 
     def _image(self, i): return read_image(self.files[self.names[i]][0])
 
-    def _mask(self, i):
-        path = self.files[self.names[i]][1]
-        return check_labels(read_index_png(path), len(PART_CLASSES), str(path), self.stored_size(i), unlabelled=False)
+    def _mask(self, i): return self._read_mask(i, self.files[self.names[i]][1])
 
     def points(self,
         i:int, # which
     )->np.ndarray: # (H,W) uint8, 0..14, 254, 255; give the method to `WeakSet` as annotation
         "The point mask that the list names"
         path, size = self.files[self.names[i]][1], self.image(i).shape[:2]
-        said = read_index_png(path)
-        if said.shape != tuple(self.stored_size(i)): raise SpmlError(f"{path}: {said.shape[0]}x{said.shape[1]} (height x width), but the image has {self.stored_size(i)[0]}x{self.stored_size(i)[1]}")
+        said = check_labels(read_index_png(path), MAX_CLASSES, str(path), self.stored_size(i)) # any code may stand for unknown
         return resize(np.where(said < len(PART_CLASSES), said, np.where(said == VOID, VOID, UNLABELLED)).astype(np.uint8), size)

@@ -38,6 +38,9 @@ def window_ends(
     return [int(e) for e in np.linspace(crop, size, n)]
 
 # %% ../nbs/api/76_predict.ipynb #5d42f539
+def _sized(maps, size): # (C,h,w) to (C,*size)
+    return F.interpolate(maps[None], size, mode='bilinear', align_corners=False)[0]
+
 def _forward(model, x):
     "Unit embedding and logits at the size of x (B,3,H,W)"
     emb, logits = model(x)
@@ -96,7 +99,7 @@ def head_scores(
     total = 0
     for scale, mirrored in views(scales, flip):
         logits = see(model, image, scale, mirrored, crop)[1]
-        total = total + F.interpolate(logits[None], image.shape[:2], mode='bilinear', align_corners=False)[0].softmax(0)
+        total = total + _sized(logits, image.shape[:2]).softmax(0)
     return total/len(views(scales, flip))
 
 def predict_head(
@@ -167,8 +170,8 @@ def retrieval_scores(
     for scale, mirrored in views(scales, flip):
         v, _ = see(model, image, scale, mirrored, crop)
         own, mu = image_segments(v, grid)
-        votes = index.vote(mu, n_classes, k)[own].T.reshape(1, n_classes, *v.shape[-2:])
-        total = total + F.interpolate(votes, image.shape[:2], mode='bilinear', align_corners=False)[0]
+        votes = index.vote(mu, n_classes, k)[own].T.reshape(n_classes, *v.shape[-2:])
+        total = total + _sized(votes, image.shape[:2])
     return total/len(views(scales, flip))
 
 def predict_retrieval(
@@ -220,14 +223,13 @@ def walked_scores(
 )->torch.Tensor: # (C,H,W)
     "Class scores of a training image after the random walk"
     if not np.any(present): raise SpmlError("an image without any known class cannot be pseudo-labelled: annotate it or leave it out")
-    sized = lambda o, size: F.interpolate(o[None], size, mode='bilinear', align_corners=False)[0]
     grid = [max(1, n//stride) for n in image.shape[:2]]
     seen = [see(model, image, s, f, crop) for s, f in views(scales, flip=True)]
     if scores is None:
-        prob = torch.stack([sized(logits, grid).softmax(0) for _, logits in seen]).mean(0)
+        prob = torch.stack([_sized(logits, grid).softmax(0) for _, logits in seen]).mean(0)
         scores = normalise_scores(prob, torch.as_tensor(present, device=prob.device))
-    else: scores = sized(torch.as_tensor(scores, device=seen[0][0].device), grid)
-    return sized(random_walk(scores, torch.stack([unit(sized(v, grid), 0) for v, _ in seen]), steps), image.shape[:2])
+    else: scores = _sized(torch.as_tensor(scores, device=seen[0][0].device), grid)
+    return _sized(random_walk(scores, torch.stack([unit(_sized(v, grid), 0) for v, _ in seen]), steps), image.shape[:2])
 
 @torch.no_grad()
 def spread_scores(
@@ -237,7 +239,7 @@ def spread_scores(
 )->torch.Tensor: # (C,h,w) at half the image's size, >= 0, sum 1; 0 where void
     "Every pixel takes the label of the nearest labelled segment; shares of them within each segment (reference `pseudo_denseposerw_crf.py`)"
     C, (v, _) = len(sample.tags), see(model, sample.image)
-    v = F.interpolate(v[None], [max(1, n//2) for n in sample.image.shape[:2]], mode='bilinear', align_corners=False)
+    v = _sized(v, [max(1, n//2) for n in sample.image.shape[:2]])[None]
     labels, regions, tags = (torch.as_tensor(o[None], device=v.device) for o in (sample.labels, sample.regions, sample.tags))
     seg = make_segments(v, labels, regions, tags, grid)
     known = seg.protos.label < UNLABELLED

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from .core import SpmlError
 
 # %% ../nbs/api/72_propagate.ipynb #fe7d5b0c
+def _alike(views, beta, rows): # of unit views
+    return sum((v[rows] @ v.T).sub_(1).mul_(beta).exp_() for v in views) / len(views)
+
 def affinity(
     views:torch.Tensor, # (V,n,D) embeddings of n pixels in V views; made unit here
     beta:float=5.,      # sharpness
     rows:slice=slice(None), # of which m pixels
 )->torch.Tensor: # (m,n) in (0,1], 1 where a pixel meets itself; of all pixels symmetric
     "Mean over the views of exp(beta (cosine - 1))"
-    views = F.normalize(views, dim=-1)
-    total = sum((v[rows] @ v.T).sub_(1).mul_(beta).exp_() for v in views)
-    return total / len(views)
+    return _alike(F.normalize(views, dim=-1), beta, rows)
 
 # %% ../nbs/api/72_propagate.ipynb #8a7fc02d
 def transition(
@@ -59,9 +60,9 @@ def random_walk(
     if not scores.isfinite().all(): raise SpmlError("the scores are not finite: `normalise_scores` divides by class maxima without making NaN")
     if scores.ndim == 3: views = views.flatten(2).transpose(1, 2)
     dtype = torch.promote_types(torch.promote_types(scores.dtype, views.dtype), torch.float32)
-    out, views, n = scores.flatten(1).to(dtype), views.to(scores.device, dtype), grid.numel()
+    out, views, n = scores.flatten(1).to(dtype), F.normalize(views.to(scores.device, dtype), dim=-1), grid.numel()
     T = views.new_empty(n, n)
-    for lo in range(0, n, ROWS): T[lo:lo+ROWS] = transition(affinity(views, beta, slice(lo, lo + ROWS)), power)
+    for lo in range(0, n, ROWS): T[lo:lo+ROWS] = transition(_alike(views, beta, slice(lo, lo + ROWS)), power)
     held = out.any(1)
     start = out[held]
     step = lambda o: 2*F.linear(o, T) - o # by 2T - 1, whose eigenvalues lie in -1..1

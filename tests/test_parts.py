@@ -158,7 +158,7 @@ def test_densepose_layout(people):
         assert np.array_equal(WeakSet(given, given.points).sample(i).labels, said)
     with pytest.raises(SpmlError, match="points/a.png"): DensePoseSet(root, "points.txt").mask(0) # codes of unknown pixels are no parts
     Image.fromarray(held[0][1][:-1]).save(root/"points/a.png")
-    with pytest.raises(SpmlError, match="points/a.png: 19x30"): DensePoseSet(root, "points.txt", masks=False).points(0)
+    with pytest.raises(SpmlError, match="points/a.png: label map is 19x30, its image 20x30"): DensePoseSet(root, "points.txt", masks=False).points(0)
     (root/"images/b.jpg").unlink()
     with pytest.raises(SpmlError, match="b.jpg"): DensePoseSet(root, "masks.txt").image(1)
 

@@ -48,6 +48,7 @@ from .lending import *
 from .drawings import *
 from .annotate import *
 from .live import *
+from .exercises import *
 from .experiment import *
 from .sweep import *
 from .tables import *

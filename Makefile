@@ -43,10 +43,8 @@ bench: $(STAMP) ## time the kit against straightforward forms, and how its cost 
 lab: $(STAMP) ## open JupyterLab on the tutorials
 	@$(BIN)/jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials
 
-docs: $(STAMP) ## build the website in _docs, offline
-	@echo "== pages"
-	@$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
-	@$(BIN)/smalldocs render _proc 2> >(grep -v output-file >&2)
+docs: $(STAMP) ## build the website in _docs, offline, and check its links
+	@$(BIN)/python site/build.py
 
 sync: $(STAMP) ## after editing notebooks: export the library, clean the notebooks, write README.md
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/index.ipynb

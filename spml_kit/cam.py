@@ -34,7 +34,11 @@ class TagNet(BackboneNet):
         super().__init__(backbone, output_stride, pretrained, weights)
         self.dropout, self.classifier = nn.Dropout(dropout), nn.Conv2d(self.backbone.feature_info.channels()[-1], n_classes - 1, 1, bias=False)
 
-    def classify(self, features): return self.classifier(self.dropout(features[-1]))
+    def classify(self,
+        features:list, # of the backbone, the last (B,D,h,w)
+    )->torch.Tensor: # (B,C-1,h,w) scores of the classes without background
+        "What the last features say of each class, place by place"
+        return self.classifier(self.dropout(features[-1]))
 
     def maps(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1

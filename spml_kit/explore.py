@@ -147,7 +147,11 @@ class explore_relations(Explorer):
 
     def _name(self, label): return f"'{self.classes.names[label]}'" if label < len(self.classes) else 'unlabelled'
 
-    def parts(self, seg, candidates, row)->dict: # name to unweighted loss
+    def parts(self,
+        seg,        # `Segments` of the batch
+        candidates, # prototypes: of the batch, then of the memory
+        row:int,    # the pixel's place among all of the batch
+    )->dict: # name to unweighted loss
         "The pixel's loss under each relation, and the head's where it is labelled"
         i, x, y = self.point
         label = int(self.batches[self.annotation.value][1][i, y, x])

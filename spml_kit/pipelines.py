@@ -100,7 +100,9 @@ class Pipeline:
         "The embedding network with the last head that was trained"
         return next(self.learners[k].model for k in ('head again', 'head', 'embedding') if k in self.learners)
 
-    def run(self, only:tuple=None)->'Pipeline': # only these steps; None: all
+    def run(self,
+        only:tuple=None, # only these steps; None: all
+    )->'Pipeline': # itself
         "Do every step that is not done yet"
         for name in STEPS[self.annotation]:
             if name in (*self.skip, *self.done) or only is not None and name not in only: continue

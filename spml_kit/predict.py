@@ -270,7 +270,9 @@ class FrozenEmbed(nn.Module):
         self.embed = copy.deepcopy(embed).requires_grad_(False)
 
     @property
-    def mean(self): return self.embed.mean
+    def mean(self):
+        "The embedding network's: what the images are normalised by"
+        return self.embed.mean
     def train(self, mode=True): return super().train(False)
     def forward(self, x):
         with torch.no_grad(): return self.embed(x)

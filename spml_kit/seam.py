@@ -90,11 +90,18 @@ class SeamLoss(PartsLoss):
         super().__init__()
         self.hardest, self.empty, self.classify = hardest, empty, TagLoss()
 
-    def pooling(self, refined): # (B,C,h,w)
+    def pooling(self,
+        refined:torch.Tensor, # (B,C,h,w) maps after sharing
+    )->torch.Tensor: # scalar, >= 0
+        "Mean of the weakest places of the strongest object map: objects do not fill an image"
         best = refined[:, 1:].amax(1).flatten(1)
         return best.topk(max(1, int(self.empty*best.shape[1])), largest=False)[0].mean()
 
-    def cross(self, seeds, refined): # both (B,C,h,w)
+    def cross(self,
+        seeds:torch.Tensor,   # (B,C,h,w) maps of one scale, not taught
+        refined:torch.Tensor, # (B,C,h,w) maps of the other, after sharing
+    )->torch.Tensor: # scalar, >= 0
+        "Mean difference of the two scales where they differ most"
         off = (seeds.detach() - refined).abs().flatten(1)
         return off.topk(max(1, int(self.hardest*off.shape[1])))[0].mean()
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from fastai.callback.core import event
 from fastcore.docments import docments
 
 ROOT = Path(__file__).parents[1]
@@ -87,15 +88,19 @@ def test_import_cells_hold_imports_only(path):
 
 
 def undocumented(name, thing):
-    "What is missing in the documentation of a public function or class"
+    "What is missing in the documentation of a public function, or of a class and its methods"
     if not inspect.getdoc(thing):
         yield f"{name}: no docstring"
-    if inspect.isclass(thing) and "__init__" not in vars(thing):
-        return  # its base class says what it takes
-    documented = docments(thing, full=True)
-    for p in inspect.signature(thing).parameters.values():
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not getattr(documented.get(p.name), "docment", None):
-            yield f"{name}: no comment on parameter {p.name}"
+    if not inspect.isclass(thing) or "__init__" in vars(thing):  # else its base class says what it takes
+        documented = docments(thing, full=True)
+        for p in inspect.signature(thing).parameters.values():
+            if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not getattr(documented.get(p.name), "docment", None):
+                yield f"{name}: no comment on parameter {p.name}"
+    for k, member in vars(thing).items() if inspect.isclass(thing) else ():
+        f = getattr(member, "fget", getattr(member, "__func__", member))
+        told = any(k in vars(base) for base in thing.__mro__[1:]) or hasattr(event, k)  # by a base class, or by fastai
+        if inspect.isfunction(f) and not k.startswith("_") and not told:
+            yield from undocumented(f"{name}.{k}", f)
 
 
 @each_module
@@ -107,7 +112,7 @@ def test_public_names_are_documented(path):
 
 
 def test_notebooks_leave_nothing_behind():
-    kinds = {".ipynb", ".png", ".jpg", ".svg", ".yml", ".yaml"}
+    kinds = {".ipynb", ".png", ".jpg", ".svg", ".yml", ".yaml", ".css"}
     files = [p for p in (ROOT / "nbs").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts]
     assert [relative(p) for p in files if p.suffix not in kinds] == []
 

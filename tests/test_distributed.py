@@ -271,7 +271,7 @@ LAUNCHERS = {"python": ("{bin}/python",), "torchrun": ("{bin}/torchrun", "--stan
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_script_of_the_tutorial(tmp_path, launcher):
-    cells = json.loads((ROOT/"nbs"/"tutorials"/"several_gpus.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT/"nbs"/"tutorials"/"several_machines.ipynb").read_text())["cells"]
     (tmp_path/"train.py").write_text(next(s for c in cells for s in re.findall(r"```python\n(.*?)```", "".join(c["source"]), re.S) if "join_processes()" in s))
     command = [o.format(bin=Path(sys.executable).parent) for o in LAUNCHERS[launcher]]
     if not Path(command[0]).exists(): pytest.skip(f"{launcher} is not installed")

@@ -172,7 +172,7 @@ def _command(prog, action):
     return 0
 
 def _check_root(data, root):
-    if data in ('voc', 'folder', 'clothes') and root is None: raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
+    if data in ('voc', 'folder', 'clothes', 'densepose') and root is None: raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
     if root is not None and not root.is_dir(): raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
 
 def _list():
@@ -218,7 +218,7 @@ def spml_run(
     p = argparse.ArgumentParser('spml_run', description="Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
     p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
         + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
-    p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, or photographs of dressed people (clothing co-parsing)")
+    p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose)")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
     p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, bsds, paper_voc or paper_densepose (default: named as the data); "

@@ -9,6 +9,7 @@ from PIL import Image
 from spml_kit.core import UNLABELLED, write_index_png
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.experiment import spml_run
+from spml_kit.parts import PartScenes
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,22 @@ def test_photographs(voc_animals, tmp_path):
     assert spml_run(["points", "--data", "voc", "--root", str(voc_animals), "--profile", "tiny", "--out", str(tmp_path / "run")]) == 0
     conditions = json.loads((tmp_path / "run" / "metrics.json").read_text())["conditions"]
     assert conditions["n_train"] == 12 and len(conditions["classes"]) == 21
+
+
+def test_lists_of_people_with_point_masks(tmp_path, capsys):
+    "The paper's layout for body parts: no mask of a training image exists"
+    for listed, start, n, said in (("points.txt", 0, 6, "points"), ("masks.txt", 100, 3, "masks")):
+        people, lines = PartScenes(n, size=64, start=start), []
+        weak = WeakSet(people, "keypoints")
+        for i, name in enumerate(people.names):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            Image.fromarray(people.image(i)).save(tmp_path / "images" / f"{name}.png")
+            write_index_png(tmp_path / said / f"{name}.png", weak.sample(i).labels if said == "points" else people.mask(i), people.classes.palette)
+            lines.append(f"/images/{name}.png /{said}/{name}.png\n")
+        (tmp_path / listed).write_text("".join(lines))
+    command = ["keypoints", "--data", "densepose", "--root", str(tmp_path), "--profile", "tiny", "--out", str(tmp_path / "run"), "-p", "valid_split", "masks.txt"]
+    assert spml_run([*command, "-p", "train_split", "points.txt"]) == 0
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {r["method"] for r in rows} == {"spml_retrieval", "spml_head"} and all(len(r["per_class"]) == 15 for r in rows)
+    assert spml_run([*command, "-p", "train_split", "train.txt"]) == 2
+    assert "train.txt: no such list" in capsys.readouterr().err

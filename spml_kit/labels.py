@@ -50,7 +50,7 @@ class Annotation:
         size:tuple,        # (H,W) of the image
         name='annotation', # where it comes from, for messages
     )->np.ndarray: # (H,W) uint8
-        "The marks, drawn in order, later ones on top; unlabelled elsewhere"
+        "The marks, drawn in order, later ones on top; unlabelled elsewhere, but for what a kind says of its own"
         labels = np.full(size, UNLABELLED, np.uint8)
         for xy,c in self._marks():
             _check_inside(xy, size, name)

@@ -64,6 +64,13 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 @each_notebook
+def test_links_of_notebooks_lead_to_notebooks(path):
+    text = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown")
+    links = [t for t in re.findall(r"\]\(([^)#\s]+)", re.sub(r"`[^`]*`|\$[^$]*\$", "", text)) if "://" not in t]
+    assert [t for t in links if not (path.parent / t).exists()] == []
+
+
+@each_notebook
 def test_notebook_is_small_and_shows_no_error(path):
     assert path.stat().st_size < 1e6
     cells = json.loads(path.read_text())["cells"]

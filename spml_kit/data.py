@@ -415,19 +415,19 @@ def animal_clicks(
 def check_weak_set(
     weak:WeakSet, # what is to be trained on
     by_tags:bool=False, # are an image's tags enough to train on?
-)->dict: # images, images without labels, pixels per class, images per class
+)->dict: # images, those without labels and those labelled everywhere, pixels per class, images per class
     "Read every sample; refuse a set that cannot be trained on"
-    pixels, named, empty, void, wrong = np.zeros(weak.c, np.int64), np.zeros(weak.c, np.int64), 0, 0., []
+    pixels, named, empty, full, void, wrong = np.zeros(weak.c, np.int64), np.zeros(weak.c, np.int64), 0, 0, 0., []
     for i in range(len(weak)):
         try: labels, tags = (s := weak.sample(i)).labels, s.tags
         except SpmlError as e: wrong.append(str(e)); continue
         named += tags
         count = np.bincount(labels.ravel(), minlength=256)
-        pixels, empty, void = pixels + count[:weak.c], empty + (count[:weak.c].sum() == 0), void + count[VOID]/labels.size
+        pixels, empty, full, void = pixels + count[:weak.c], empty + (count[:weak.c].sum() == 0), full + (count[:weak.c].sum() == labels.size), void + count[VOID]/labels.size
     if wrong: raise SpmlError(f"{len(wrong)} of {len(weak)} images cannot be used: " + '; '.join(wrong[:5]))
     if by_tags and not named[1:].any(): raise SpmlError(f"none of {len(weak)} images is tagged with a class other than '{weak.classes.names[0]}'; tag what is in them")
     if not by_tags and (pixels > 0).sum() < 2:
         only = [weak.classes.names[k] for k in np.flatnonzero(pixels)]
         raise SpmlError((f"only '{only[0]}' is labelled" if only else "no pixel is labelled") + f" in {len(weak)} images: there is nothing to tell apart"
                         + (f"; {void/len(weak):.0%} is void (255): if 255 means \"nothing drawn\", set remap255=True" if void > len(weak)/2 else "; annotate at least two classes"))
-    return {'images': len(weak), 'without labels': int(empty), 'pixels': dict(zip(weak.classes.names, pixels.tolist())), 'tags': dict(zip(weak.classes.names, named.tolist()))}
+    return {'images': len(weak), 'without labels': int(empty), 'labelled everywhere': int(full), 'pixels': dict(zip(weak.classes.names, pixels.tolist())), 'tags': dict(zip(weak.classes.names, named.tolist()))}

@@ -30,13 +30,14 @@ def _line(frame):
 # %% ../nbs/api/95a_exercises.ipynb #ed9f6544
 def check(
     *functions,  # what the reader wrote; each must give something other than None
-    hint=''      # what to tell as long as the tests fail
+    hint=''      # what to tell after a try that fails
 ):               # a decorator: runs the tests with the functions as arguments, says how it went, and gives whether all is right
     "Check an exercise: `@check(f)` above a function of tests that takes `f`."
     names = ', '.join(f'`{f.__name__}`' for f in functions)
     def run(tests):
+        said, tried = '', True
         try: tests(*map(_written, functions))
-        except Unwritten: said = f'{names}: not written yet. Put your lines where the ... stands, run that cell, then this one.'
+        except Unwritten: said, tried = f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, then this one.', False
         except AssertionError as e:
             where = [o for o in traceback.extract_tb(e.__traceback__) if o.name == tests.__name__]
             said = f'{names}: not right yet. This does not hold:\n    {_line(where[-1])}\n    {str(e).strip()}'
@@ -44,7 +45,6 @@ def check(
             frames = traceback.extract_tb(e.__traceback__)
             last = next((o for o in reversed(frames) if o.name in {f.__name__ for f in functions}), frames[-1])
             said = f'{names}: stopped by {type(e).__name__}: {e}\n    in `{last.name}`: {_line(last)}'
-        else: said = ''
-        print(f'{said}\n    Hint: {hint}' if said and hint else said or f'{names}: right.')
+        print(f'{said}\n    Hint: {hint}' if said and tried and hint else said or f'{names}: right.')
         return not said
     return run

@@ -200,7 +200,11 @@ def profile_parameters(
 def _run(args):
     if args.list: return _list()
     if args.name is None: raise SpmlError("name an experiment, or one of " + ', '.join(ANNOTATIONS) + "; --list shows the experiments and their parameters")
+    known = *ANNOTATIONS, *experiments()
+    if args.name not in known and not args.name.endswith('.ipynb'): raise SpmlError(f"no experiment '{args.name}'{_nearest(args.name, known)} (there are: {', '.join(known)}; a path must end in .ipynb)")
     _check_root(args.data, args.root)
+    if args.data == 'folder' and not (args.root/'images').is_dir():
+        raise SpmlError(f"{args.root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what was drawn), classes.txt (a name a line, background first) and, to score, masks/")
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
     source = find_notebook(name)
     known = notebook_parameters(source)
@@ -219,7 +223,7 @@ def spml_run(
     p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
         + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
     p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose)")
-    p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
+    p.add_argument('--root', type=Path, metavar='DIR', help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, labels/, classes.txt and, to score, masks/")
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the run (default runs/NAME)")
     p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, bsds, paper_voc or paper_densepose (default: named as the data); "
         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")

@@ -351,7 +351,7 @@ def test_check_counts(folder):
         labels = np.full((24, 32), UNLABELLED)
         if i: labels[0, :5], labels[1, :3] = 0, 2
         return labels
-    assert check_weak_set(WeakSet(images, say)) == {'images': 3, 'without labels': 1, 'pixels': {'a': 10, 'b': 0, 'c': 6}, 'tags': {'a': 2, 'b': 0, 'c': 2}}
+    assert check_weak_set(WeakSet(images, say)) == {'images': 3, 'without labels': 1, 'labelled everywhere': 0, 'pixels': {'a': 10, 'b': 0, 'c': 6}, 'tags': {'a': 2, 'b': 0, 'c': 2}}
 
 
 def test_check_by_tags(folder):

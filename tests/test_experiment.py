@@ -1,4 +1,5 @@
 "Experiments: papermill runs of toy notebooks and the two commands, each as a user meets it."
+import ast
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from papermill import inspect_notebook
 from PIL import Image
 
 from spml_kit.core import SpmlError, read_json
@@ -135,6 +137,12 @@ def test_every_experiment_takes_the_folder_of_the_run_and_has_titles():
         assert "out" in notebook_parameters(path), f"{path.name}: its cell tagged `parameters` needs out = ..."
 
 
+@pytest.mark.parametrize("path", experiments().values(), ids=lambda p: p.stem)
+def test_parameters_tell_their_type_and_meaning(path):
+    for p in inspect_notebook(str(path)).values():
+        assert type(ast.literal_eval(p["default"])).__name__ == p["inferred_type_name"] and p["help"], p
+
+
 @pytest.mark.parametrize("name", ["spml_run", "spml_prepare"])
 def test_help(name, tmp_path):
     done = command(name, "--help", cwd=tmp_path)
@@ -159,7 +167,9 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     ([], "name an experiment"),
     (["scribbles", "--data", "voc"], "--data voc needs --root DIR"),
     (["scribbles", "--data", "folder", "--root", "nowhere"], "nowhere: no such folder"),
+    (["scribbles", "--data", "folder", "--root", "."], "no folder images/ in it"),
     (["nothing"], "no experiment 'nothing'"),
+    (["scribble"], "did you mean 'scribbles'?"),
     (["toy.ipynb", "-p", "stepz", "1"], "did you mean 'steps'?"),
     (["toy.ipynb", "-p", "steps", "many"], "steps='many' must be of type int"),
     (["toy.ipynb", "--profile", "paper"], "no profile 'paper'"),

@@ -57,7 +57,7 @@ def finish(html, folder, pages):
     "A page without scripts for formulas, and with links to the page beside it where nbdev links to the published one"
     html = re.sub(r'(<span class="math (\w+)">)\\.(.*?)\\.(?=</span>)', lambda m: m[1] + convert(unescape(m[3]), display="inline" if m[2] == "inline" else "block"), html, flags=re.S)
     html = re.sub(r"<(?:link|script)[^>]*katex[^>]*>(?:</script>)?", "", html)
-    return re.sub(re.escape(HOST) + r"(\w+/)(\w+)\.html", lambda m: "../" * len(folder.parts) + m[1] + pages[m[2]], html)
+    return re.sub(re.escape(HOST) + r"(\w+/\w+)\.html", lambda m: "../" * len(folder.parts) + pages[m[1]], html)
 
 
 def broken(page):
@@ -74,7 +74,7 @@ def broken(page):
 if __name__ == "__main__":
     render()
     pages = sorted(OUT.rglob("*.html"))
-    named = {re.sub(r"^\d+[a-z]?_", "", p.stem): p.name for p in pages}
+    named = {re.sub(r"/\d+[a-z]?_", "/", str(to.with_suffix(""))): str(to) for to in (p.relative_to(OUT) for p in pages)}
     for p in pages:
         p.write_text(finish(p.read_text(), p.parent.relative_to(OUT), named))
     lost = [f"{p.relative_to(OUT)}: {link}" for p in pages for link in broken(p)]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .core import SpmlError, read_json, write_json
 from .experiment import RunFailed, _command, _nearest, _typed, check_parameters, environment, find_notebook, notebook_parameters, profile_parameters, run_notebook
-from .shards import _connected, _each, local_client
+from .shards import _connected, _each, local_client, slurm_client
 
 # %% ../nbs/api/97_sweep.ipynb #151c7703
 def code_version()->str: # of this kit
@@ -135,7 +135,8 @@ def sweep(
     out,            # folder of the sweep
     workers:int=1,  # processes on this machine; 0: none beside this one
     address:str=None, # of a Dask scheduler, instead of workers here
-    memory='auto',  # limit of each worker, such as '8GB'
+    slurm:int=0,    # jobs to ask SLURM for, at most so many at a time, instead of workers here
+    memory='auto',  # limit of each worker or job, such as '8GB'
     timeout:int=None, # seconds that a cell may take
     retry:bool=False, # try again what failed?
     code:str=None,  # version of the code that addresses the runs; None: `code_version()`
@@ -146,7 +147,7 @@ def sweep(
     out, code = Path(out).resolve(), code or code_version()
     placed = {label: (p, str(run_folder(out, experiment, p, code))) for label, p in runs.items()}
     write_json(out/'sweep.json', dict(experiment=experiment, code=code, runs={label: dict(folder=Path(f).name, parameters=p) for label, (p, f) in placed.items()}))
-    opened = _connected(address) if address else local_client(workers, memory) if workers else nullcontext()
+    opened = _connected(address) if address else slurm_client(slurm, memory) if slurm else local_client(workers, memory) if workers else nullcontext()
     states, folders = {}, [f for _, f in placed.values()]
     with opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar:
         for label, state in _results(client, placed, experiment, timeout, retry):
@@ -166,7 +167,7 @@ def _sweep(args):
             folder = run_folder(out, experiment, p, code)
             print(f"{run_state(folder)['state']:<8} {folder.name}  {label}")
         return
-    table = sweep(experiment, runs, out, args.workers, args.address, args.memory, args.timeout, args.retry, code, args.copy_to)
+    table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))
     failed = (table.state == 'failed').sum()
     if failed: raise RunFailed(f"{failed} of {len(table)} runs failed; their notebooks hold the tracebacks, --retry tries them again")
@@ -180,9 +181,11 @@ def spml_sweep(
     p.add_argument('--out', type=Path, metavar='DIR', help="folder of the sweep (default runs/GRID)")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="parameter of every run, over what the grid says; may be repeated")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
-    p.add_argument('--workers', type=int, default=1, help="processes on this machine, one run each (default 1; 0: in this process)")
-    p.add_argument('--address', metavar='ADDRESS', help="a Dask scheduler to use instead, such as tcp://host:8786")
-    p.add_argument('--memory', default='auto', help="limit of each worker, such as 8GB (default: its share of the machine)")
+    where = p.add_mutually_exclusive_group()
+    where.add_argument('--workers', type=int, default=1, help="processes on this machine, one run each (default 1; 0: in this process)")
+    where.add_argument('--address', metavar='ADDRESS', help="a Dask scheduler to use instead, such as tcp://host:8786")
+    where.add_argument('--slurm', type=int, default=0, metavar='JOBS', help="jobs to ask SLURM for instead, at most so many at a time; queue, account and time limit as in ~/.config/dask/jobqueue.yaml")
+    p.add_argument('--memory', default='auto', help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM wants a number)")
     p.add_argument('--timeout', type=int, metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--retry', action='store_true', help="try again what failed")
     p.add_argument('--code', metavar='VERSION', help="version of the code that addresses the runs (default: commit or version of the kit); name an older one to go on with its runs")

@@ -98,7 +98,7 @@ def conditions_in_words(
     "What differs between the paper's experiment and ours"
     p = table['paper']
     network = runs.recipe.map(lambda r: {'EmbedNet': r.get('embed', {}).get('backbone', 'EfficientNet-Lite0'), 'paper_deeplab': 'ResNet-101'}.get(r['network'], r['network']))
-    return (f"Paper: {p['images']:,} photographs of VOC 2012, {p['classes']} classes, crops of {p['size']} pixels, {p['network']}, {p['steps']:,} steps, one seed. "
+    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']}, {p['steps']:,} steps, one seed. "
             f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(network)}, {_said(runs.steps)} steps.")
 
 def compare(

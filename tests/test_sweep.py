@@ -112,3 +112,33 @@ def test_command(toy, tmp_path, capsys, monkeypatch):
 
 
 def test_state_of_what_never_ran(tmp_path): assert run_state(tmp_path / "x")["state"] == "new"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    "Commands with the names of SLURM's that run the script of a job right here"
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is an extra")
+    for name, script in (("sbatch", f'cat "$1" > {tmp_path}/job.sh\nsetsid bash {tmp_path}/job.sh > {tmp_path}/job.log 2>&1 &\necho "Submitted batch job $!"'), ("scancel", 'kill -- "-$1"')):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_jobs_of_slurm_do_the_runs(toy, slurm):
+    table = sweep(toy, runs_of(1, 0), slurm / "s", slurm=1, memory="4GB", code="v", progress=False)
+    assert list(table.state) == ["done", "failed"]
+    header = (slurm / "job.sh").read_text()
+    assert "#SBATCH --cpus-per-task=1" in header and "#SBATCH --mem=4G" in header
+    worker = int((slurm / "s" / table.folder[0] / "attempt0").read_text().split()[1])
+    for _ in range(100):
+        if not alive(worker): break
+        time.sleep(.1)
+    assert worker != os.getpid() and not alive(worker) # the job was cancelled
+
+
+def test_slurm_says_what_it_lacks(toy, slurm, monkeypatch):
+    with pytest.raises(SpmlError, match="SLURM, jobs of auto"): sweep(toy, runs_of(1), slurm / "s", slurm=1, code="v", progress=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SpmlError, match="sbatch: no such command"): sweep(toy, runs_of(1), slurm / "s", slurm=1, memory="1GB", code="v", progress=False)

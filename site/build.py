@@ -77,6 +77,8 @@ if __name__ == "__main__":
     named = {re.sub(r"/\d+[a-z]?_", "/", str(to.with_suffix(""))): str(to) for to in (p.relative_to(OUT) for p in pages)}
     for p in pages:
         p.write_text(finish(p.read_text(), p.parent.relative_to(OUT), named))
+    for p in OUT.rglob("*.css"):
+        p.write_text(re.sub(r"@import url\(https?:[^)]*\);", "", p.read_text()))  # a font of the theme
     lost = [f"{p.relative_to(OUT)}: {link}" for p in pages for link in broken(p)]
     if lost:
         sys.exit("\n".join(["links that lead nowhere:", *lost]))

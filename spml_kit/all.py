@@ -23,6 +23,7 @@ from .segments import *
 from .relations import *
 from .fused import *
 from .contrast import *
+from .audit import *
 from .memory import *
 from .recipes import *
 from .distributed import *

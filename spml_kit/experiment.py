@@ -7,7 +7,7 @@ __all__ = ['ANNOTATIONS', 'experiments', 'find_notebook', 'notebook_parameters',
            'run_notebook', 'profile_parameters', 'spml_run', 'spml_prepare']
 
 # %% ../nbs/api/96_experiment.ipynb #375a2854
-import argparse, ast, difflib, logging, os, platform, subprocess, sys
+import argparse, ast, difflib, logging, os, platform, shutil, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -149,11 +149,15 @@ def run_notebook(
     parameters = check_parameters(source, {**given, **(parameters or {})})
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
-    for old in ('report.html', 'metrics.json'): (out/old).unlink(missing_ok=True)
+    before = out/'previous' # results that were there, until there are new ones
+    for old in filter(Path.exists, (out/'report.html', out/'metrics.json')):
+        before.mkdir(exist_ok=True)
+        old.replace(before/old.name)
     write_json(out/'environment.json', {'experiment': source.stem, 'parameters': parameters, **environment()})
     final = out/source.name
     _execute(source, final, parameters, progress, timeout)
     _report(final, out/'report.html', source)
+    shutil.rmtree(before, ignore_errors=True)
     return final
 
 # %% ../nbs/api/96_experiment.ipynb #71746747

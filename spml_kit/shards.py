@@ -133,8 +133,7 @@ class _LabelMaps(_Work):
 
 # %% ../nbs/api/79_shards.ipynb #36bde2f2
 def _distributed():
-    try: import distributed
-    except ImportError as e: raise SpmlError(f'workers need the package dask with its scheduler ({e}): pip install "dask[distributed]"') from None
+    import distributed # takes a second, for which only those who want workers should wait
     return distributed
 
 def local_client(
@@ -152,7 +151,7 @@ def slurm_client(
 ): # context manager of a dask.distributed.Client; at its end the jobs are cancelled
     "Dask workers that SLURM starts, as many as there is work for"
     try: from dask_jobqueue import SLURMCluster
-    except ImportError as e: raise SpmlError(f'jobs of SLURM need the package dask-jobqueue ({e}): pip install "spml_kit[slurm]"') from None
+    except ImportError as e: raise SpmlError(f'jobs of SLURM need the package dask-jobqueue ({e}): pip install dask-jobqueue') from None
     if not shutil.which('sbatch'): raise SpmlError("sbatch: no such command here; start this on a machine that may submit jobs to SLURM, or give the address of a Dask scheduler")
     try: cluster = SLURMCluster(cores=1, processes=1, memory=memory, **site)
     except (TypeError, ValueError) as e: raise SpmlError(f"SLURM, jobs of {memory}: {e}") from None

@@ -107,7 +107,7 @@ def test_files_that_are_no_notebooks_are_named(tmp_path):
         find_notebook(tmp_path / "absent.ipynb")
 
 
-def test_failing_cell_keeps_the_notebook_and_no_old_results(toy, tmp_path):
+def test_failing_cell_keeps_the_notebook_and_puts_old_results_aside(toy, tmp_path):
     out = tmp_path / "run"
     run_notebook(toy, out, progress=False)
     write_notebook(toy, PARAMETERS, "print('before')", "[][steps]")
@@ -116,7 +116,8 @@ def test_failing_cell_keeps_the_notebook_and_no_old_results(toy, tmp_path):
     assert "\n" not in str(e.value)
     kept = (out / "toy.ipynb").read_text()
     assert "before" in kept and "Traceback" in kept and "steps = 7" in kept
-    assert sorted(p.name for p in out.iterdir()) == ["environment.json", "log.txt", "toy.ipynb"]
+    assert sorted(p.name for p in out.iterdir()) == ["environment.json", "log.txt", "previous", "toy.ipynb"]
+    assert sorted(p.name for p in (out / "previous").iterdir()) == ["metrics.json", "report.html"]
 
 
 def test_death_of_the_kernel_is_told(tmp_path):

@@ -298,18 +298,13 @@ def test_the_network_of_a_run(tmp_path):
     with pytest.raises(SpmlError, match="bank.safetensors: not the checkpoint"): trained_model(tmp_path/"bank.safetensors")
 
 
-def test_without_dask_its_name_is_told(net, labels, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
-    with pytest.raises(SpmlError, match="pip install .dask"): local_client(1)
-    with pytest.raises(SpmlError, match="pip install .dask"): sharded_index(net, weak_set(labels), tmp_path, "tcp://127.0.0.1:1", **GRID)
-
-
 # workers
 
 @pytest.fixture(scope="module")
 def workers():
     "Two processes, forked from one that has imported the kit: quicker than two imports"
-    distributed, dask = (pytest.importorskip(name, reason="dask is not installed") for name in ("distributed", "dask"))
+    import dask
+    import distributed
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "spml_kit.shards"])
         with local_client(2) as client: yield client
@@ -360,7 +355,8 @@ def test_an_image_that_kills_its_worker(workers, net, labels, serial, tmp_path, 
 
 
 def test_nobody_answers(net, labels, tmp_path, monkeypatch):
-    distributed, dask = (pytest.importorskip(name, reason="dask is not installed") for name in ("distributed", "dask"))
+    import dask
+    import distributed
     with pytest.raises(SpmlError, match="no Dask scheduler answers"), dask.config.set({"distributed.comm.timeouts.connect": ".5s"}):
         sharded_index(net, weak_set(labels), tmp_path, "tcp://127.0.0.1:9", **GRID)
     monkeypatch.setattr(shards, "PATIENCE", .2)

@@ -66,6 +66,20 @@ def label_with(root, value):
     return path.name
 
 
+def test_a_folder_with_results_of_other_labels_is_left_as_it_is(folder, broken, tmp_path, capsys):
+    assert run(broken, tmp_path / "run") == 0
+    results = [tmp_path / "run" / n for n in ("metrics.json", "predictions/spml_head/scene_000006.png", "spml/embedding/checkpoint.safetensors")]
+    kept = [p.read_bytes() for p in results]
+    label_with(broken, 1)  # somebody draws more
+    assert run(broken, tmp_path / "run") == 2
+    assert "other settings (labels was" in capsys.readouterr().err
+    results[0] = tmp_path / "run" / "previous" / "metrics.json"
+    assert [p.read_bytes() for p in results] == kept
+    shutil.copy(next(iter(sorted((folder / "labels").iterdir()))), broken / "labels")  # and takes it back
+    assert run(broken, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == kept[0] and not results[0].exists()
+
+
 @pytest.mark.parametrize("fault", ["value", "size", "image", "empty", "one class"])
 def test_faults_name_file_and_value(fault, broken, tmp_path, capsys):
     first = sorted(p.name for p in (broken / "labels").iterdir())[0]

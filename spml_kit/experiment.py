@@ -37,10 +37,12 @@ def experiments()->dict: # name to path
 
 def find_notebook(
     name, # experiment of the kit, or path that ends in .ipynb
+    also:tuple=(), # what else could have been meant, for the message
 )->Path: # the notebook
     "The notebook of an experiment"
-    known = experiments()
-    if str(name) in known: return known[str(name)]
+    there = experiments()
+    if str(name) in there: return there[str(name)]
+    known = *also, *there
     path = Path(name)
     if path.suffix != '.ipynb': raise SpmlError(f"no experiment '{name}'{_nearest(str(name), known)} (there are: {', '.join(known) or 'none'}; a path must end in .ipynb)")
     if not path.is_file(): raise SpmlError(f"{path}: no such notebook")
@@ -204,13 +206,11 @@ def profile_parameters(
 def _run(args):
     if args.list: return _list()
     if args.name is None: raise SpmlError("name an experiment, or one of " + ', '.join(ANNOTATIONS) + "; --list shows the experiments and their parameters")
-    known = *ANNOTATIONS, *experiments()
-    if args.name not in known and not args.name.endswith('.ipynb'): raise SpmlError(f"no experiment '{args.name}'{_nearest(args.name, known)} (there are: {', '.join(known)}; a path must end in .ipynb)")
+    name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
+    source = find_notebook(name, ANNOTATIONS)
     _check_root(args.data, args.root)
     if args.data == 'folder' and not (args.root/'images').is_dir():
         raise SpmlError(f"{args.root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what was drawn), classes.txt (a name a line, background first) and, to score, masks/")
-    name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
-    source = find_notebook(name)
     known = notebook_parameters(source)
     for profile in args.profile or [args.data or 'scenes']: parameters = parameters | profile_parameters(profile, source)
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})

@@ -59,7 +59,7 @@ def audit(
         gradient = r.weight*slope(r, seg)
         anchor, candidate, positive = relation_sets(r, seg)
         asked = anchor & (of_pixel < C)
-        x, mu = (seg.u, seg.protos.mu_loc) if r.location else (seg.v, seg.protos.mu)
+        x, mu = r.features(seg, seg.protos)
         near = (r.kappa*(x.detach()[asked] @ mu.detach().T - 1)).exp()
         candidate, positive, same = (o[asked] & other[asked] for o in (candidate, positive, alike))
         pull[r.name] = float(gradient.norm())

@@ -143,5 +143,5 @@ def relation_loss(
     "Mean loss of one relation over a batch"
     protos = candidates if candidates is not None and relation.scope == 'memory' else seg.protos
     ids, match = relation.groups(protos)
-    x, mu = (seg.u, protos.mu_loc) if relation.location else (seg.v, protos.mu)
+    x, mu = relation.features(seg, protos)
     return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None, own_negative, anchors=relation.anchors)

@@ -96,7 +96,7 @@ def pixel_forces(
     protos = candidates if relation.scope == 'memory' else seg.protos
     one = Segments(*(o[row:row+1] for o in (seg.v, seg.u, seg.own, seg.pixel)), (1, 1, 1), seg.protos)
     anchor, candidate, positive = (o[0] for o in relation_sets(relation, one, protos))
-    x, mu = (one.u, protos.mu_loc) if relation.location else (one.v, protos.mu)
+    x, mu = relation.features(one, protos)
     similarity, own = (x @ mu.T)[0], int(one.own)
     if not anchor: return Forces(relation, protos, own, False, 0., torch.zeros_like(similarity), similarity)
     is_own = torch.arange(len(mu), device=mu.device) == own

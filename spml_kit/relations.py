@@ -43,6 +43,13 @@ class Relation:
         if ids.shape != protos.label.shape: raise SpmlError(f"relation '{self.name}': its code has shape {tuple(ids.shape)}, there are {len(protos)} segments")
         return ids, match
 
+    def features(self,
+        seg, # pixels with `v` and `u`, such as `Segments`
+        protos:Prototypes, # what they are compared with
+    )->tuple: # (N,D) pixels and (M,D) prototypes; with location where the relation asks for it
+        "What the relation compares"
+        return (seg.u, protos.mu_loc) if self.location else (seg.v, protos.mu)
+
 # %% ../nbs/api/50_relations.ipynb #f0ed5a3d
 def same_class(
     protos:Prototypes, # M segments

@@ -175,6 +175,7 @@ def _command(prog, action):
         logging.getLogger('asyncio').disabled = True # tasks that waited for the kernel complain of its end
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # who reads, such as `head`, has seen enough
     return 0
 
 def _check_root(data, root):

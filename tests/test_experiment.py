@@ -250,3 +250,10 @@ def test_prepare_regions_of_a_voc_folder_without_masks(tmp_path, capsys):
     words = ["--data", "voc", "--root", str(root), "--out", str(tmp_path / "regions"), "--workers", "0"]
     assert spml_prepare(words) == 0 and (tmp_path / "regions" / "a.png").exists()
     assert spml_prepare([*words, "--split", "test"]) == 2 and "test.txt: no such list" in capsys.readouterr().err
+
+
+def test_reader_that_stops_reading(tmp_path):
+    "as in `spml_run --list | head -1`; more than a pipe holds is written only when nobody reads any more"
+    run = subprocess.Popen([COMMANDS / "spml_run", "--list"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+    run.stdout.close()
+    assert (run.stderr.read(), run.wait(timeout=300)) == ("", 0)

@@ -24,7 +24,7 @@ from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast
 from spml_kit.core import VOID, data_root, read_json, write_json
 from spml_kit.data import SceneSet, VocSet, WeakSet
-from spml_kit.embed import locations, unit, with_location
+from spml_kit.embed import DepthwiseDilated, locations, unit, with_location
 from spml_kit.learner import spml_learner
 from spml_kit.memory import MemoryBank
 from spml_kit.oversegment import prepare_regions
@@ -107,6 +107,16 @@ def kmeans(k, device):
     v = F.normalize(smooth.flatten(2).transpose(1, 2), dim=2).to(device)
     u, start = with_location(v, locations(128, 128, device)), grid_labels(128, 128, (side, side), device)
     return Pair(lambda: baselines.looped_kmeans(u, start, k, 10), lambda: spherical_kmeans(u, start, k, 10), lambda a, b: float((a != b).float().mean()), 1e-3)
+
+
+def depthwise(device):
+    layer = dict(in_channels=1152, out_channels=1152, kernel_size=5, padding=4, dilation=2, groups=1152, bias=False)
+    plain, quick = (kind(**layer).to(device, memory_format=torch.channels_last) for kind in (torch.nn.Conv2d, DepthwiseDilated))
+    quick.load_state_dict(plain.state_dict())
+    g = torch.Generator().manual_seed(0)
+    x, away = (torch.randn(8, 1152, 8, 8, generator=g).to(device, memory_format=torch.channels_last) for _ in range(2))
+    def gradients(conv): return torch.autograd.grad((conv(x.requires_grad_())*away).sum(), [x, conv.weight])
+    return Pair(lambda: gradients(plain), lambda: gradients(quick), lambda a, b: max(float((p - q).abs().max()/p.abs().max()) for p, q in zip(a, b)), 1e-4)
 
 
 def default_preset(device, workers=0):
@@ -235,6 +245,7 @@ TASKS = {
     'relations': Task(relations, 'three VOC relations, forward and backward: N 65,536, M 1,200 + 2,400, D 64, 21 classes, 16 images', dict(speedup=5, memory_ratio=.1)),
     'kmeans_36': Task(lambda device: kmeans(36, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 36 clusters', dict(speedup=2)),
     'kmeans_576': Task(lambda device: kmeans(576, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 576 clusters', dict(speedup=2)),
+    'depthwise': Task(depthwise, 'dilated depthwise convolution of EfficientNet-Lite0, forward and backward: 8 x 1152 x 8 x 8, kernel 5 x 5, dilation 2, against torch.nn.Conv2d', dict(speedup=3)),
     'step': Task(step, 'training step of the default preset: 8 x 128 x 128, EfficientNet-Lite0; share is that of loss and clustering', dict(share=.25)),
     'loading': Task(loading, 'waiting for batches of the default preset, as a share of the time, without worker processes', dict(waiting=.05)),
     'walk': Task(walk, 'random walk of 64 steps, matrix included: 63 x 47 grid, 5 of 21 classes present, image and mirror image', dict(speedup=8)),

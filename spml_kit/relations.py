@@ -81,14 +81,16 @@ def nearest_labels(
     across:bool=False,  # look in other images too?
 )->tuple: # (M,) label, -1 where no labelled segment is near enough; (M,) the labelled segment that is nearest, -1 where there is none; (M,) its cosine
     "Spread labels to the segments that resemble labelled ones (reference `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`)"
-    known = (label < UNLABELLED).nonzero()[:,0]
-    if len(known) == 0: return torch.full_like(label, -1), torch.full_like(label, -1), torch.full_like(mu[:,0], -torch.inf)
+    gives = label < UNLABELLED
+    lender = torch.where(gives, torch.arange(len(label), device=label.device), -1) # who has a label keeps it
+    best = torch.where(gives, 1., -torch.inf).to(mu.dtype)
+    where = torch.zeros_like(image) if across else image
     with torch.no_grad():
-        cosine = mu @ mu[known].T
-        if not across: cosine = cosine.masked_fill(image[:,None] != image[known], -torch.inf)
-        cosine[known, torch.arange(len(known), device=mu.device)] = 1. # who has a label keeps it
-        best, index = cosine.max(1)
-    lender = torch.where(best > -torch.inf, known[index], -1)
+        for i in where.unique(): # only segments of one image meet
+            asking, giving = ((where == i) & o for o in (~gives, gives))
+            if not (asking.any() and giving.any()): continue
+            near, index = (mu[asking] @ mu[giving].T).max(1)
+            best[asking], lender[asking] = near.to(best.dtype), giving.nonzero()[index,0]
     return torch.where(best >= threshold, label[lender], -1), lender, best
 
 UNMATCHED = 'all', 'out'

@@ -51,6 +51,14 @@ class Confusion:
         total.counts = self.counts + other.counts
         return total
 
+    def merged(self,
+        ids, # (C,) class that each class is counted as
+    )->'Confusion': # of as many classes; those that went into others have no pixels
+        "The same with classes taken together, such as left and right"
+        total, ids = Confusion(self.n_classes), np.asarray(ids)
+        np.add.at(total.counts, (ids[:,None], ids), self.counts)
+        return total
+
     @property
     def present(self)->np.ndarray:
         "(C,) bool: classes that the ground truth holds"

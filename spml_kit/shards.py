@@ -141,10 +141,7 @@ def local_client(
     memory='auto', # limit of each, such as '4GB'; a worker beyond it is replaced. 'auto': its share of the machine
 ): # dask.distributed.Client; closing it ends the workers
     "Dask workers on this machine"
-    distributed = _distributed() # first, since it brings defaults of its own: settings made before would take these away when they end
-    import dask
-    watching = {'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '500ms'} # would take a tenth of a core from the work
-    with dask.config.set(watching): return distributed.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address='127.0.0.1:0')
+    return _distributed().Client(n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address='127.0.0.1:0')
 
 @contextlib.contextmanager
 def slurm_client(

@@ -27,8 +27,8 @@ demo: $(STAMP) ## train on scribbles, compare with plain training; results in ru
 	@$(BIN)/spml_run quickstart --out runs/quickstart
 
 test: $(STAMP) ## run every notebook and every test
-	@echo "== notebooks (nbdev_test), each in a process of its own: what one imports must not change another; lessons run among the tests"
-	@find nbs -name '*.ipynb' -not -path '*/.*' -not -path 'nbs/lessons/*' | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	@echo "== notebooks (nbdev_test); lessons run among the tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	@echo "== tests (pytest)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile -m 'not browser' tests
 

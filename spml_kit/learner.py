@@ -320,7 +320,8 @@ def run_settings(
     train = learn.dls.train
     stream = {k: getattr(train, k) for k in ('bs', *getattr(train, 'settings', ())) if k != 'round'}
     return dict(method=method, seed=seed, images=len(train.dataset), recipe=asdict(learn.recipe), stream=stream,
-                relations=[(r.name, r.kappa, r.weight, r.scope, r.anchors) for r in getattr(learn.loss_func, 'relations', [])])
+                relations=[(r.name, r.kappa, r.weight, r.scope, r.location, r.anchors, getattr(r.code, 'keywords', {})) for r in getattr(learn.loss_func, 'relations', [])],
+                loss={k: v for k,v in vars(learn.loss_func).items() if isinstance(v, (bool, int, float, str, tuple)) and k[0] != '_' and k not in ('training', 'count')})
 
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them

@@ -45,9 +45,10 @@ class explore_affinity(Explorer):
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen, self.nearness = self.rgb[:, ::self.step, ::self.step], {}
+        trained = next((r.code.keywords for r in getattr(loss, 'relations', ()) if r.name == 'affinity'), {})
         super().__init__('affinity', dict(
-            threshold=W.FloatSlider(.95, min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
-            across=W.Checkbox(False, description='across images', tooltip='may segments of other images lend?')), 3, width=300)
+            threshold=W.FloatSlider(trained.get('threshold', .95), min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
+            across=W.Checkbox(trained.get('across', False), description='across images', tooltip='may segments of other images lend?')), 3, width=300)
         self.observe(self.refresh, 'point')
         cells = torch.bincount(self.seg.own)
         largest = int((cells*~self.given).argmax()) # without a label
@@ -74,7 +75,8 @@ class explore_affinity(Explorer):
         if me < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void: it takes part in nothing.')
         label, lender, cosine = nearest_labels(protos.mu_loc, protos.label, protos.image, self.threshold.value, self.across.value)
         shown = self.seen.shape[1:3]
-        them, mine = (grow(seg.map() == s, shown) for s in (int(lender[me]), me))
+        cells = seg.map()
+        them, mine = (grow((cells == s) & (cells >= 0), shown) for s in (int(lender[me]), me)) # -1: nobody, and in the map void
         def marked(pictures): # the segment with a cross, its lender outlined too
             out = [outline(outline(p, b) if b.any() else p, a) if a.any() else outline(p, b) if b.any() else p for p, a, b in zip(pictures, mine, them)]
             out[i] = cross(out[i], x//self.step, y//self.step)

@@ -133,7 +133,7 @@ def _look(self:LiveCB):
     self.judge = 'masks' if weak.images.masks else 'weak labels'
     known = ((i, s) for i,s in ((i, weak.sample(i)) for i in range(len(weak))) if s.tags.any())
     for i,s in islice(known, self.n_images):
-        pseudo = walked_scores(self.model, s.image, s.tags, stride=self.stride).argmax(0).byte().cpu().numpy()
+        pseudo = walked_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored).argmax(0).byte().cpu().numpy()
         truth = weak.images.mask(i) if weak.images.masks else s.labels
         self.maps.append([s.image, s.labels, predict_head(self.model, s.image), pseudo, *([truth] if weak.images.masks else [])])
         confusion.add(pseudo, truth)

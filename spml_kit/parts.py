@@ -31,8 +31,11 @@ class ClothesSet(VocSet):
         max_size:int=None,  # longer side in pixels; larger images are reduced
         masks:bool=True,    # may masks be opened?
     ):
-        if not (Path(root)/'labels.json').exists(): raise SpmlError(f"{root}/labels.json: no such file; it names the parts, and `root` is the folder that holds it")
-        self.table = Classes(tuple(read_json(Path(root)/'labels.json')['parts']))
+        path = Path(root)/'labels.json'
+        if not path.is_file(): raise SpmlError(f"{path}: no such file; it names the parts, and `root` is the folder that holds it")
+        parts = said.get('parts') if isinstance(said := read_json(path), dict) else None
+        if not isinstance(parts, list) or not parts: raise SpmlError(f"{path}: no list 'parts'; it must name the parts, background first")
+        self.table = Classes(tuple(parts))
         super().__init__(root, split, max_size, self.table, masks)
 
 # %% ../nbs/api/15_parts.ipynb #28ae8b0b
@@ -40,18 +43,20 @@ class DensePoseSet(ImageSet):
     "Images of people with body parts, named by a list (reference `data/datasets/densepose_dataset.py`)"
     def __init__(self,
         root,             # folder below which the listed paths are
-        listed,           # list file, below the root or anywhere: a line `image mask` each
+        listed,           # list file, below the root or anywhere: a line `image mask` each; a third column, the release's regions, is not read
         max_size:int=None, # longer side in pixels; larger images are reduced
         masks:bool=True,  # may masks be opened? False for a list of point masks
     ):
         self.root, path = Path(root), Path(root)/listed
-        if not path.exists(): raise SpmlError(f"{path}: no such list; it has a line `image mask` for each image, paths below {root}")
+        if not path.is_file(): raise SpmlError(f"{path}: no such list; it has a line `image mask` for each image, paths below {root}")
         self.files = {}
         for k, line in enumerate(path.read_text().splitlines(), 1):
             words = line.split()
             if not words: continue
             if len(words) < 2: raise SpmlError(f"{path}, line {k}: '{line}' must name an image and a mask")
-            self.files[Path(words[0]).stem] = [self.root/w.lstrip('/') for w in words[:2]]
+            name, files = Path(words[0]).stem, [self.root/w.lstrip('/') for w in words[:2]]
+            if name in self.files: raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {self.files[name][0]}; names must differ, label maps are written by name")
+            self.files[name] = files
         super().__init__(list(self.files), PART_CLASSES, masks, max_size)
 
     def _image(self, i): return read_image(self.files[self.names[i]][0])

@@ -24,7 +24,6 @@ from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion
 from .predict import head_learner, retrieval_scores, settle, spread_scores, training_index, walked_scores
-from .propagate import normalise_scores
 from .recipes import RECIPES, Recipe
 from .retrieval import normalise_votes
 import spml_kit.seam # enters its method into those of `tag_learner`
@@ -57,7 +56,7 @@ def fit_run(
     return learn
 
 # %% ../nbs/api/78_pipelines.ipynb #64b6c553
-DECIDING = ('annotation', 'rounds', 'steps', 'head_steps', 'tag_steps', 'cam', 'cam_scales', 'alpha', 'threshold', 'refine', 'walk_stride', 'vote_scales', 'skip',
+DECIDING = ('annotation', 'rounds', 'steps', 'head_steps', 'tag_steps', 'cam', 'cam_scales', 'alpha', 'threshold', 'refine', 'keep', 'walk_stride', 'vote_scales', 'skip',
             'seed') # settings that decide the outcome of a pipeline, beside its images and recipes
 
 class Pipeline:
@@ -78,6 +77,7 @@ class Pipeline:
         alpha:float=6.,    # power of the background score of tags
         threshold:float=.2, # least share of the winner's score among seeds of tags
         refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
+        keep:bool=True,    # do annotated pixels keep their label among pseudo-labels? the paper: False
         walk_stride:int=4, # pixels per step of the walk's grid
         vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
         skip:tuple=(),     # names of steps to leave out
@@ -155,22 +155,26 @@ class Pipeline:
     def _embedding(self, name):
         self._fit(name, lambda dls, path: spml_learner(dls, self.annotation, recipe=self.recipe, seed=self.seed, path=path), self.labels, self.rounds, self.steps)
 
+    def _walked(self, sample, maps=None, **kwargs): return walked_scores(self.model, sample.image, sample.tags, maps, self.walk_stride, mirror=self.weak.classes.mirrored, **kwargs)
+
+    def _settled(self, scores, sample, refine=None): return settle(scores, sample, self.refine if refine is None else refine, self.keep)
+
     def _walk(self, name):
         def first(sample, i):
             maps = None
             if self.annotation == 'tags': maps = tag_scores(self._activation(sample), self.alpha)
-            if self.annotation == 'keypoints': maps = normalise_scores(scores := spread_scores(self.model, sample, self.recipe.infer_grid), torch.as_tensor(sample.tags, device=scores.device))
-            return settle(walked_scores(self.model, sample.image, sample.tags, maps, self.walk_stride), sample, self.refine)
+            if self.annotation == 'keypoints': maps = spread_scores(self.model, sample, self.recipe.infer_grid, self.walk_stride)
+            return self._settled(self._walked(sample, maps), sample)
         def again(sample, i):
-            return settle(walked_scores(self.model, sample.image, sample.tags, stride=self.walk_stride, steps=1, scales=(.75, 1.)), sample, ())
+            return self._settled(self._walked(sample, steps=1, scales=(.75, 1.)), sample, ())
         self._label(name, again if name == 'walk again' else first)
 
     def _neighbours(self, name):
         @cache
         def index(): return self.index(scales=[s for s in self.vote_scales if s <= 1.5]) # not before an image wants it: all may be done
         def vote(sample, i):
-            votes = retrieval_scores(self.model, sample.image, index(), self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid)
-            return settle(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample, self.refine)
+            votes = retrieval_scores(self.model, sample.image, index(), self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
+            return self._settled(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample)
         self._label(name, vote)
 
     def _head(self, name):

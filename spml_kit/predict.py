@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import UNLABELLED, SpmlError, seed_everything
+from .core import UNLABELLED, VOID, SpmlError, seed_everything
 from .crf import dense_crf
 from .embed import SegNet, SoftmaxHead, locations, unit, with_location
 from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
@@ -41,6 +41,9 @@ def window_ends(
 def _sized(maps, size): # (C,h,w) to (C,*size)
     return F.interpolate(maps[None], size, mode='bilinear', align_corners=False)[0]
 
+def _sides(maps, mirror): # (C,h,w) of a mirror image: what looks like a left hand there is a right one
+    return maps if mirror is None else maps[torch.as_tensor(mirror[:len(maps)].astype(np.int64), device=maps.device)]
+
 def _forward(model, x):
     "Unit embedding and logits at the size of x (B,3,H,W)"
     emb, logits = model(x)
@@ -54,6 +57,7 @@ def see(
     scale:float=1.,   # size at which the network sees it, relative to the image
     flip:bool=False,  # see its mirror image? (the result is mirrored back)
     crop:int=None,    # side of sliding windows, pixels; None sees the whole image at once
+    mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->tuple: # (D,h,w) unit embedding, (C,h,w) logits at the scaled size
     "One view of an image"
     model.eval()
@@ -78,7 +82,7 @@ def see(
         v, logits = unit(sums[0], 1), sums[1]/count
     else: v, logits = _forward(model, x)
     v, logits = (o[0, :, :h, :w] for o in (v, logits))
-    return (v.flip(-1), logits.flip(-1)) if flip else (v, logits)
+    return (v.flip(-1), _sides(logits.flip(-1), mirror)) if flip else (v, logits)
 
 def views(
     scales:tuple=(1.,), # relative sizes
@@ -94,11 +98,12 @@ def head_scores(
     scales:tuple=(1.,), # relative sizes
     flip:bool=False,  # each also mirrored?
     crop:int=None,    # side of sliding windows
+    mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->torch.Tensor: # (C,H,W) probabilities
     "Class probabilities by the head"
     total = 0
     for scale, mirrored in views(scales, flip):
-        logits = see(model, image, scale, mirrored, crop)[1]
+        logits = see(model, image, scale, mirrored, crop, mirror)[1]
         total = total + _sized(logits, image.shape[:2]).softmax(0)
     return total/len(views(scales, flip))
 
@@ -164,6 +169,7 @@ def retrieval_scores(
     flip:bool=False,  # each also mirrored?
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None,    # side of sliding windows
+    mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->torch.Tensor: # (C,H,W) share of votes
     "Class votes of the nearest training segments"
     total = 0
@@ -171,7 +177,7 @@ def retrieval_scores(
         v, _ = see(model, image, scale, mirrored, crop)
         own, mu = image_segments(v, grid)
         votes = index.vote(mu, n_classes, k)[own].T.reshape(n_classes, *v.shape[-2:])
-        total = total + _sized(votes, image.shape[:2])
+        total = total + _sized(_sides(votes, mirror) if mirrored else votes, image.shape[:2])
     return total/len(views(scales, flip))
 
 def predict_retrieval(
@@ -204,11 +210,15 @@ def settle(
     scores:torch.Tensor, # (C,H,W), >= 0
     sample, # `Sample`: image, weak labels, regions
     refine:tuple=('regions', 'crf'), # who draws the borders, in this order; the paper: ('crf',)
+    keep:bool=True, # do annotated pixels keep their label? the paper: False
 )->np.ndarray: # (H,W) uint8, every pixel labelled; void stays void
     "From scores to a label map: draw the borders, take the winner, keep what was annotated"
     if set(refine) - set(REFINE): raise SpmlError(f"refine {refine}: a tuple of names out of {list(REFINE)}, or an empty one")
     for name in refine: scores = REFINE[name](scores, sample)
-    return np.where(sample.labels == UNLABELLED, scores.argmax(0).byte().cpu().numpy(), sample.labels)
+    stays = sample.labels != UNLABELLED if keep else sample.labels == VOID
+    return np.where(stays, sample.labels, scores.argmax(0).byte().cpu().numpy())
+
+def _walk_grid(image, stride): return [max(1, n//stride) for n in image.shape[:2]]
 
 @torch.no_grad()
 def walked_scores(
@@ -220,11 +230,12 @@ def walked_scores(
     steps:int=64,        # of the walk
     scales:tuple=(1.,),  # relative sizes, each also mirrored
     crop:int=None,       # side of sliding windows
+    mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->torch.Tensor: # (C,H,W)
     "Class scores of a training image after the random walk"
     if not np.any(present): raise SpmlError("an image without any known class cannot be pseudo-labelled: annotate it or leave it out")
-    grid = [max(1, n//stride) for n in image.shape[:2]]
-    seen = [see(model, image, s, f, crop) for s, f in views(scales, flip=True)]
+    grid = _walk_grid(image, stride)
+    seen = [see(model, image, s, f, crop, mirror) for s, f in views(scales, flip=True)]
     if scores is None:
         prob = torch.stack([_sized(logits, grid).softmax(0) for _, logits in seen]).mean(0)
         scores = normalise_scores(prob, torch.as_tensor(present, device=prob.device))
@@ -236,7 +247,8 @@ def spread_scores(
     model:SegNet,   # embedding network and head
     sample,         # `Sample`: image, weak labels, regions, tags
     grid:tuple=(24, 24), # k-means clusters down and across
-)->torch.Tensor: # (C,h,w) at half the image's size, >= 0, sum 1; 0 where void
+    stride:int=8, # pixels per step of the walk's grid
+)->torch.Tensor: # (C,H//stride,W//stride), what the walk starts from: >= 0, of every class of the image the maximum is 1
     "Every pixel takes the label of the nearest labelled segment; shares of them within each segment (reference `pseudo_denseposerw_crf.py`)"
     C, (v, _) = len(sample.tags), see(model, sample.image)
     v = _sized(v, [max(1, n//2) for n in sample.image.shape[:2]])[None]
@@ -247,17 +259,19 @@ def spread_scores(
     near = F.one_hot(seg.protos.label[known][(seg.v @ seg.protos.mu[known].T).argmax(1)].long(), C).to(v.dtype)
     m = len(seg.protos)
     share = v.new_zeros(m, C).index_add(0, seg.own, near)/torch.bincount(seg.own, minlength=m)[:,None]
-    return v.new_zeros(v.shape[-2]*v.shape[-1], C).index_copy(0, seg.pixel, share[seg.own]).T.view(C, *v.shape[-2:])
+    shares = v.new_zeros(v.shape[-2]*v.shape[-1], C).index_copy(0, seg.pixel, share[seg.own]).T.view(C, *v.shape[-2:])
+    return normalise_scores(_sized(shares, _walk_grid(sample.image, stride)), torch.as_tensor(sample.tags, device=v.device))
 
 def pseudo_labels(
     model:SegNet, # embedding network and head
     weak,         # `WeakSet`: images, weak labels and tags
     refine:tuple=('regions', 'crf'), # who draws the borders, in this order
+    keep:bool=True, # do annotated pixels keep their label?
     progress:bool=True, # show a bar?
     **kwargs,     # of `walked_scores`
 )->list: # one (H,W) uint8 array an image; images without any label stay unlabelled
     "Pseudo-labels of a training set, from weak labels only"
-    return [settle(walked_scores(model, s.image, s.tags, **kwargs), s, refine) if s.tags.any() else s.labels
+    return [settle(walked_scores(model, s.image, s.tags, mirror=weak.classes.mirrored, **kwargs), s, refine, keep) if s.tags.any() else s.labels
             for s in map(weak.sample, tqdm(range(len(weak)), 'pseudo-labels', disable=not progress))]
 
 # %% ../nbs/api/76_predict.ipynb #fde6e612

@@ -122,11 +122,11 @@ class _LabelMaps(_Work):
 
     def make(self, weak, i):
         path, options = self.folder/f'{weak.names[i]}.png', dict(self.options)
-        refine = options.pop('refine')
+        refine, keep = options.pop('refine'), options.pop('keep')
         try: read_index_png(path)
         except SpmlError: # absent or broken
             s = weak.sample(i)
-            write_index_png(path, settle(walked_scores(self.model, s.image, s.tags, **options), s, refine) if s.tags.any() else s.labels, weak.classes.palette)
+            write_index_png(path, settle(walked_scores(self.model, s.image, s.tags, mirror=weak.classes.mirrored, **options), s, refine, keep) if s.tags.any() else s.labels, weak.classes.palette)
         return weak.names[i], path.stat().st_size
 
     def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
@@ -231,6 +231,7 @@ def sharded_pseudo_labels(
     client=None, # Dask client, or address of a scheduler; None: this process, alone
     per:int=256, # images a shard
     refine:tuple=('regions', 'crf'), # who draws the borders, in this order
+    keep:bool=True, # do annotated pixels keep their label?
     stride:int=8, # pixels per step of the walk's grid
     steps:int=64, # of the walk
     scales:tuple=(1.,), # relative sizes, each also mirrored
@@ -241,7 +242,7 @@ def sharded_pseudo_labels(
     progress:bool=True, # show a bar over shards?
 ): # function of the index to (H,W) uint8, for `WeakSet.relabel`
     "`pseudo_labels` of a large set, shard by shard; goes on where it was interrupted"
-    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), stride=stride, steps=steps, scales=list(scales), crop=crop))
+    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep=keep, stride=stride, steps=steps, scales=list(scales), crop=crop))
     _complete(work, client, progress)
     folder, names = work.folder, weak.names
     return lambda i: read_index_png(folder/f'{names[i]}.png')

@@ -17,12 +17,13 @@ from conftest import assert_equal, quiet, random_batch, weights
 from spml_kit.core import SpmlError, UNLABELLED, VOID, load_tensors, save_tensors
 from spml_kit.contrast import relation_loss
 from spml_kit.batches import weak_dls
+from spml_kit.crf_loss import CrfCrossEntropy
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.embed import EmbedNet, SegNet, SoftmaxHead
 from spml_kit.learner import SpmlLoss, labelled_cross_entropy, load_run, lr_poly, spml_learner, spml_splitter
 from spml_kit.memory import MemoryBank
 from spml_kit.recipes import RECIPES, paper_relations, paper_weights
-from spml_kit.relations import image_similarity, semantic_annotation, semantic_cooccurrence
+from spml_kit.relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 from spml_kit.segments import make_segments
 
 STEPS, ROUNDS = 3, 4
@@ -332,6 +333,15 @@ def test_checkpoint_of_another_run(trained, tmp_path, change, message):
     before = weights(learn)
     with pytest.raises(SpmlError, match=f"{re.escape(str(file))}.*{message}"): learn.fit_poly(**fit, resume=True)
     assert_equal(weights(learn), before)
+
+
+@pytest.mark.parametrize("first,then,part", [
+    (dict(method=CrfCrossEntropy(1.)), dict(method=CrfCrossEntropy(2.)), "loss was {'weight': 1.0"),
+    (dict(relations=[feature_affinity(threshold=.9)]), dict(relations=[feature_affinity(threshold=.5)]), "relations was"),
+    (dict(relations=[image_similarity()]), dict(relations=[image_similarity(location=False)]), "relations was")], ids=["crf", "affinity", "location"])
+def test_checkpoint_of_another_loss(tmp_path, first, then, part):
+    learner(tmp_path, **first).fit_poly(1, resume=True)
+    with pytest.raises(SpmlError, match=f"another run, {part}"): learner(tmp_path, **then).fit_poly(1, resume=True)
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path):

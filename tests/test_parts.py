@@ -119,6 +119,9 @@ def test_folder_of_dressed_people(tmp_path):
     with pytest.raises(SpmlError, match="without boxes"): s.boxes(0)
     (tmp_path/"SegmentationParts/a.png").unlink()
     with pytest.raises(SpmlError, match="SegmentationParts/a.png: no mask$"): ClothesSet(tmp_path).mask(0)
+    for said in ("[]", '{"parts": "hat"}', "{}"):
+        (tmp_path/"labels.json").write_text(said)
+        with pytest.raises(SpmlError, match="labels.json: no list 'parts'"): ClothesSet(tmp_path)
     (tmp_path/"labels.json").unlink()
     with pytest.raises(SpmlError, match="labels.json: no such file"): ClothesSet(tmp_path)
 
@@ -161,6 +164,9 @@ def test_densepose_layout(people):
     with pytest.raises(SpmlError, match="points/a.png: label map is 19x30, its image 20x30"): DensePoseSet(root, "points.txt", masks=False).points(0)
     (root/"images/b.jpg").unlink()
     with pytest.raises(SpmlError, match="b.jpg"): DensePoseSet(root, "masks.txt").image(1)
+    with pytest.raises(SpmlError, match="no such list"): DensePoseSet(root, "images")
+    (root/"twice.txt").write_text("/images/a.jpg /masks/a.png\n/points/a.png /masks/b.png\n")
+    with pytest.raises(SpmlError, match="twice.txt, line 2: a second image named 'a'"): DensePoseSet(root, "twice.txt")
 
 
 def test_spread_by_the_definition():
@@ -169,18 +175,23 @@ def test_spread_by_the_definition():
     model = create_model(RECIPES["small"], 15)
     s = weak.sample(0)
     s.labels[:, 50:] = VOID
-    found = spread_scores(model, s, (3, 3))
-    assert found.shape == (15, 32, 32)
     v = see(model, s.image)[0]
     v = torch.nn.functional.interpolate(v[None], (32, 32), mode="bilinear", align_corners=False)
     seg = make_segments(v, *(torch.as_tensor(o[None]) for o in (s.labels, s.regions, s.tags)), (3, 3))
-    flat = found.flatten(1).T
     counts = torch.zeros(len(seg.protos), 15)
     for x, own in zip(seg.v, seg.own):
         cosine = (seg.protos.mu @ x).masked_fill(seg.protos.label >= UNLABELLED, -2)
         counts[own, seg.protos.label[cosine.argmax()]] += 1
-    want = counts/counts.sum(1, keepdim=True)
-    torch.testing.assert_close(flat[seg.pixel], want[seg.own])
-    assert not found[..., 25:].any() # void
+    shares = counts/counts.sum(1, keepdim=True)
+    half = torch.zeros(32*32, 15)
+    half[seg.pixel] = shares[seg.own]
+    half = half.T.view(1, 15, 32, 32)
+    for stride in (2, 4, 8): # the maximum of a class is 1 where the walk begins, whatever the resize took from it
+        want = torch.nn.functional.interpolate(half, (64//stride, 64//stride), mode="bilinear", align_corners=False)[0]
+        want = want/want.amax((1, 2), keepdim=True).clamp_min(1e-12)
+        want[~torch.as_tensor(s.tags)] = 0
+        found = spread_scores(model, s, (3, 3), stride)
+        torch.testing.assert_close(found, want)
+        assert not found[..., -(-50//stride):].any() and found.amax((1, 2)).max() == 1 # void
     s.labels[:] = UNLABELLED
     with pytest.raises(SpmlError, match="without any labelled pixel"): spread_scores(model, s)

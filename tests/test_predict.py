@@ -276,6 +276,26 @@ def test_pseudo_label_spreads_what_the_head_says():
     with pytest.raises(SpmlError, match="without any known class"): pseudo_label(model, image, mask, np.zeros(3, bool))
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_was_annotated_may_be_labelled_anew(keep):
+    labels, scores = np.array([[0, 1, UNLABELLED, VOID]], np.uint8), torch.tensor([0., 0, 1]).view(3, 1, 1).expand(3, 1, 4)
+    found = settle(scores, Sample(picture(1, 4), labels, np.zeros((1, 4), int), np.ones(3, bool)), (), keep)
+    assert found.tolist() == ([[0, 1, 2, VOID]] if keep else [[2, 2, 2, VOID]])
+
+
+@pytest.mark.parametrize("scores", ["head", "retrieval", "walk"])
+def test_left_and_right_change_places_in_the_mirror(net, scores):
+    "What is said of a mirror image is what is said of the image, with the sides exchanged"
+    image, mirror = picture(64, 64), np.arange(256)
+    mirror[[3, 4]] = 4, 3
+    index = SegmentIndex(unit(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), 1), torch.arange(40) % 13, torch.zeros(40, dtype=torch.long), 13)
+    say = {"head": lambda x, m: head_scores(net, x, flip=True, mirror=m), "retrieval": lambda x, m: retrieval_scores(net, x, index, 13, k=5, flip=True, mirror=m),
+           "walk": lambda x, m: walked_scores(net, x, np.ones(13, bool), steps=2, mirror=m)}[scores]
+    there, here = say(mirrored(image), mirror), say(image, mirror)
+    close(there.flip(-1)[mirror[:13]], here, atol=1e-4)
+    assert (there.flip(-1)[mirror[:13]] - say(image, None)).abs().max() > 1e-3
+
+
 def test_other_scores_may_walk(net):
     "maps of any size instead of the head's; classes nobody names stay 0"
     image, maps = picture(40, 56), torch.rand(13, 20, 28)

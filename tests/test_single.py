@@ -143,3 +143,11 @@ def test_lists_of_people_with_point_masks(tmp_path, capsys):
     assert {r["method"] for r in rows} == {"spml_retrieval", "spml_head"} and all(len(r["per_class"]) == 15 for r in rows)
     assert spml_run([*command, "-p", "train_split", "train.txt"]) == 2
     assert "train.txt: no such list" in capsys.readouterr().err
+    places = command[1:7]
+    for word, more, said in (("keypoints", ["-p", "methods", "[full_masks]"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': the images of densepose have keypoints")):
+        assert spml_run([word, *places, *more, "--out", str(tmp_path / word), "-p", "train_split", "points.txt", "-p", "valid_split", "masks.txt"]) == 2
+        assert said in capsys.readouterr().err
+    masks = ["-p", "methods", "[cross_entropy, full_masks]", "-p", "train_split", "points.txt", "-p", "full_split", "masks.txt", "-p", "flip", "true"]
+    assert spml_run(["keypoints", *places, *masks, "--out", str(tmp_path / "full"), "-p", "valid_split", "masks.txt"]) == 0
+    rows = json.loads((tmp_path / "full" / "metrics.json").read_text())["rows"]
+    assert {(r["method"], r["annotation"]) for r in rows} == {("cross_entropy", "keypoints"), ("full_masks", "full")}

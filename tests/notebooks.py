@@ -1,0 +1,40 @@
+"""Runs every notebook but the lessons (pytest runs those) as nbdev_test does, two at a time, each in a process of its own: what one imports must change no other. The processes are forked from this one, which has imported what takes long."""
+import os
+import sys
+from pathlib import Path
+
+import fastai.learner
+import higra
+import papermill
+import plotly.graph_objects
+import scipy.signal
+import timm
+import torch._dynamo
+from nbconvert import HTMLExporter
+from nbdev.test import nbdev_test
+
+
+def start(path):
+    "Process that tests the notebook"
+    if pid := os.fork(): return pid
+    nbdev_test(path=str(path), timing=True) # leaves with 1 when it fails
+    sys.exit()
+
+
+def main():
+    "Exit with 1 if any notebook fails"
+    nbs = Path(__file__).parent.parent/'nbs'
+    # from the last to the first: tutorials take long, and the short ones fill the end
+    waiting = sorted(p for p in nbs.rglob('*.ipynb') if not any(part.startswith('.') or part == 'lessons' for part in p.relative_to(nbs).parts))
+    running, failed = {}, []
+    while waiting or running:
+        while waiting and len(running) < 2:
+            path = waiting.pop()
+            running[start(path)] = path
+        pid, status = os.wait()
+        path = running.pop(pid)
+        if status: failed.append(path.name)
+    if failed: sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == '__main__': main()

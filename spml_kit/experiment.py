@@ -11,12 +11,7 @@ import argparse, ast, difflib, logging, os, platform, shutil, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
-import nbformat, papermill, yaml
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
-from nbconvert.preprocessors import RegexRemovePreprocessor
-from papermill.exceptions import PapermillExecutionError
-from papermill.translators import PythonTranslator
+import yaml
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
@@ -61,6 +56,8 @@ def notebook_parameters(
     path, # a notebook
 )->dict: # name to (default, comment)
     "What the cell tagged `parameters` assigns"
+    import nbformat # here, as in what follows: nbformat's validators alone take seconds, and every kernel of a run would import them
+    from papermill.translators import PythonTranslator
     try: cells = nbformat.read(path, 4).cells
     except (nbformat.reader.NotJSONError, nbformat.ValidationError) as e: raise SpmlError(f"{path}: not a notebook ({str(e)[:80]})") from None
     cell = next((c for c in cells if 'parameters' in c.metadata.get('tags', [])), None)
@@ -113,6 +110,9 @@ class _Lines:
     def flush(self): self.file.flush()
 
 def _report(notebook, path, source):
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import RegexRemovePreprocessor
     exporter = HTMLExporter(embed_images=True, require_js_url='', mathjax_url='')
     exporter.register_preprocessor(RegexRemovePreprocessor(patterns=[r'#\|\s*hide\b']), enabled=True)
     html, _ = exporter.from_notebook_node(nbformat.read(notebook, 4), {'metadata': {'name': source.stem, 'path': str(source.parent)}})
@@ -120,6 +120,9 @@ def _report(notebook, path, source):
 
 def _execute(source, final, parameters, progress, timeout):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
     partial = final.with_name(f'.{final.stem}.partial.ipynb')
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer

@@ -127,8 +127,8 @@ def test_photographs(voc_animals, tmp_path):
 
 
 def test_lists_of_people_with_point_masks(tmp_path, capsys):
-    "The paper's layout for body parts: no mask of a training image exists"
-    for listed, start, n, said in (("points.txt", 0, 6, "points"), ("masks.txt", 100, 3, "masks")):
+    "The paper's layout for body parts: points, or masks, of training images in lists of their own"
+    for listed, start, n, said in (("points.txt", 0, 6, "points"), ("full.txt", 0, 6, "masks"), ("masks.txt", 100, 3, "masks")):
         people, lines = PartScenes(n, size=64, start=start), []
         weak = WeakSet(people, "keypoints")
         for i, name in enumerate(people.names):
@@ -137,17 +137,10 @@ def test_lists_of_people_with_point_masks(tmp_path, capsys):
             write_index_png(tmp_path / said / f"{name}.png", weak.sample(i).labels if said == "points" else people.mask(i), people.classes.palette)
             lines.append(f"/images/{name}.png /{said}/{name}.png\n")
         (tmp_path / listed).write_text("".join(lines))
-    command = ["keypoints", "--data", "densepose", "--root", str(tmp_path), "--profile", "tiny", "--out", str(tmp_path / "run"), "-p", "valid_split", "masks.txt"]
-    assert spml_run([*command, "-p", "train_split", "points.txt"]) == 0
+    lists = ["--data", "densepose", "--root", str(tmp_path), "--profile", "tiny", "-p", "train_split", "points.txt", "-p", "valid_split", "masks.txt"]
+    assert spml_run(["keypoints", *lists, "-p", "methods", "['spml', 'full_masks']", "-p", "full_split", "full.txt", "-p", "flip", "True", "--out", str(tmp_path / "run")]) == 0
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
-    assert {r["method"] for r in rows} == {"spml_retrieval", "spml_head"} and all(len(r["per_class"]) == 15 for r in rows)
-    assert spml_run([*command, "-p", "train_split", "train.txt"]) == 2
-    assert "train.txt: no such list" in capsys.readouterr().err
-    places = command[1:7]
-    for word, more, said in (("keypoints", ["-p", "methods", "[full_masks]"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': the images of densepose have keypoints")):
-        assert spml_run([word, *places, *more, "--out", str(tmp_path / word), "-p", "train_split", "points.txt", "-p", "valid_split", "masks.txt"]) == 2
+    assert {(r["method"], r["annotation"]) for r in rows} == {("spml_retrieval", "keypoints"), ("spml_head", "keypoints"), ("full_masks", "full")} and all(len(r["per_class"]) == 15 for r in rows)
+    for word, more, said in (("keypoints", ["-p", "methods", "['full_masks']"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': the images of densepose have keypoints")):
+        assert spml_run([word, *lists, *more, "--out", str(tmp_path / word)]) == 2
         assert said in capsys.readouterr().err
-    masks = ["-p", "methods", "[cross_entropy, full_masks]", "-p", "train_split", "points.txt", "-p", "full_split", "masks.txt", "-p", "flip", "true"]
-    assert spml_run(["keypoints", *places, *masks, "--out", str(tmp_path / "full"), "-p", "valid_split", "masks.txt"]) == 0
-    rows = json.loads((tmp_path / "full" / "metrics.json").read_text())["rows"]
-    assert {(r["method"], r["annotation"]) for r in rows} == {("cross_entropy", "keypoints"), ("full_masks", "full")}

@@ -1,13 +1,14 @@
-"""Runs every notebook but the lessons (pytest runs those) as nbdev_test does, two at a time, each in a process of its own: what one imports must change no other. The processes are forked from this one, which has imported what takes long."""
+"""Runs every notebook but the lessons (pytest runs those) as nbdev_test does, two at a time, each in a process of its own: what one imports must change no other. The processes are forked from this one, which has imported what takes long (not fastai: it changes how fastcore compares tensors)."""
 import os
 import sys
 from pathlib import Path
 
-import fastai.learner
 import higra
+import pandas
 import papermill
 import plotly.graph_objects
 import scipy.signal
+import sklearn.model_selection
 import timm
 import torch._dynamo
 from nbconvert import HTMLExporter

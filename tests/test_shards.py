@@ -319,6 +319,13 @@ def test_workers_give_the_serial_result(workers, net, labels, serial, tmp_path):
     assert len(left) == 2 and not any(left.values()) # nothing stays with them
 
 
+def test_workers_are_left_to_their_work(workers):
+    from dask import config
+    sampled = "distributed.worker.profile.enabled"
+    assert not any(workers.run(config.get, sampled).values())
+    assert config.get(sampled) # Dask's own setting stays for the caller's other work
+
+
 def test_a_worker_dies(workers, net, labels, serial, tmp_path):
     log, folder, per = tmp_path/"seen", tmp_path/"index", 1
     def slow(i):

@@ -9,7 +9,7 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'PAPER_TRAINING', 'RECIPES', 'Weig
 # %% ../nbs/api/58_recipes.ipynb #b153a08b
 from dataclasses import dataclass, field, replace
 
-from .core import SpmlError
+from .core import SpmlError, did_you_mean
 from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
 # %% ../nbs/api/58_recipes.ipynb #7d057004
@@ -56,8 +56,8 @@ def paper_relations(
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
     make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence, affinity=feature_affinity)
-    unknown = set(changes or {}) - set(make)
-    if unknown: raise SpmlError(f"changes of {sorted(unknown)}: the relations are {list(make)}")
+    for name in changes or {}:
+        if name not in make: raise SpmlError(f"no relation '{name}'{did_you_mean(name, make)} (there are: {', '.join(make)})")
     given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | (changes or {}).get(name, {}) for name in make}
     try: return [f(**given[name]) for name,f in make.items() if 'weight' in given[name]]
     except TypeError as e: raise SpmlError(f"changes of a relation: {e}") from None
@@ -97,8 +97,8 @@ class Recipe:
 
     def but(self, **changes)->'Recipe':
         "The same recipe with some entries changed"
-        unknown = set(changes) - set(vars(self))
-        if unknown: raise SpmlError(f"recipe has no entry {sorted(unknown)}; it has {sorted(vars(self))}")
+        for name in changes:
+            if name not in vars(self): raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: {', '.join(sorted(vars(self)))})")
         return replace(self, **changes)
 
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512, scale=(.5, 1.5))

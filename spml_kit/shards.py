@@ -7,7 +7,7 @@ __all__ = ['SENT_BYTES', 'QUIET', 'PATIENCE', 'trained_model', 'local_client', '
            'load_shards', 'sharded_index']
 
 # %% ../nbs/api/79_shards.ipynb #a822bd8e
-import contextlib, copy, hashlib, json, math, pickle, shutil, uuid, warnings
+import contextlib, copy, hashlib, json, math, os, pickle, shutil, uuid, warnings
 from functools import partial
 from pathlib import Path
 
@@ -145,8 +145,8 @@ def local_client(
 ): # dask.distributed.Client; closing it ends the workers
     "Dask workers on this machine"
     import dask
-    dist = _distributed() # its defaults first: they are read when it is imported
-    with dask.config.set(QUIET): return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address='127.0.0.1:0')
+    dist, threads = _distributed(), max(1, os.cpu_count()//workers) # Dask itself would leave one thread to each
+    with dask.config.set(QUIET | {f'distributed.nanny.pre-spawn-environ.{name}': threads for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}): return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address='127.0.0.1:0')
 
 @contextlib.contextmanager
 def slurm_client(
@@ -173,6 +173,10 @@ def _connected(client):
     try: own = _distributed().Client(client)
     except (OSError, ValueError) as e: raise SpmlError(f"{client}: no Dask scheduler answers ({e}); start one with `dask scheduler`") from None
     with own: yield own
+
+def _awaited(client):
+    try: client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError: raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker {client.scheduler.address}`") from None
 
 def _each(client, make, items):
     "Item and finished future, one after the other"
@@ -201,8 +205,7 @@ def _on_workers(work, todo, client, tick):
         def __init__(self): self.work = sent
         def setup(self, worker): self.work.model.to(self.work.device)
     with _connected(client) as client:
-        try: client.wait_for_workers(1, timeout=PATIENCE)
-        except TimeoutError: raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker {client.scheduler.address}`") from None
+        _awaited(client)
         client.register_plugin(Travelling(), name)
         try:
             for number, f in _each(client, partial(_at_worker, name), todo): tick(number, f.exception())

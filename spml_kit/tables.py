@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, yaml
 
-from .core import SpmlError, read_json, rng_of
-from .experiment import _command, _nearest, find_notebook
+from .core import SpmlError, did_you_mean, read_json, rng_of
+from .experiment import _command, find_notebook
 from .recipes import paper_relations
 
 # %% ../nbs/api/98_tables.ipynb #df12c2f6
@@ -107,7 +107,7 @@ def compare(
 )->tuple: # table side by side, its caption, pairs in another order
     "One table of the paper beside ours"
     tables = published()
-    if name not in tables: raise SpmlError(f"no table '{name}'{_nearest(name, tables)} (there are: {', '.join(tables)})")
+    if name not in tables: raise SpmlError(f"no table '{name}'{did_you_mean(name, tables)} (there are: {', '.join(tables)})")
     table = tables[name]
     both = beside(table, runs)
     wanted = runs.loc[sorted({i for *_, found in _cells(table, runs) for i in found.index})] if both.seeds.sum() else runs.iloc[:0]

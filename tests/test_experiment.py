@@ -16,7 +16,7 @@ from papermill import inspect_notebook
 from PIL import Image
 
 from spml_kit.core import SpmlError, read_json
-from spml_kit.experiment import RunFailed, check_parameters, experiments, find_notebook, notebook_parameters, run_notebook, spml_prepare, spml_run
+from spml_kit.experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, spml_prepare, spml_run
 from spml_kit.oversegment import RegionCache
 
 COMMANDS = Path(sys.executable).parent
@@ -85,6 +85,94 @@ def test_wrong_parameters_are_refused_before_anything_starts(toy, tmp_path, give
         run_notebook(toy, tmp_path / "run", given)
     assert said in str(e.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"methods": ["smpl"]}, "no 'smpl'; did you mean 'spml'?"),
+    ({"refine": ["regions", "crff"]}, "no 'crff'; did you mean 'crf'?"),
+    ({"data": "vok"}, "no 'vok'; did you mean 'voc'?"),
+    ({"skip": ["wallk"]}, "no 'wallk'; did you mean 'walk'?"),
+    ({"recipe_changes": {"gird": [2, 2]}}, "recipe has no entry 'gird'; did you mean 'grid'?"),
+    ({"recipe_changes": {"relations": {"cooccurence": {}}}}, "no relation 'cooccurence'; did you mean 'cooccurrence'?"),
+    ({"recipe_changes": {"relations": {"similarity": {"kapa": 3}}}}, "kapa"),
+])  # fmt: skip
+def test_misspelt_values_are_refused_before_anything_starts(given, said):
+    with pytest.raises(SpmlError) as e: check_parameters(find_notebook("single"), given)
+    assert said in str(e.value)
+
+
+def test_folders_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = check_parameters(find_notebook("single"), {"root": "photos", "region_folder": "hed", "label_folder": "", "train_split": "train"})
+    assert given == {"root": f"{tmp_path}/photos", "region_folder": f"{tmp_path}/hed", "label_folder": "", "train_split": "train"}
+
+
+def test_version_of_the_code_is_that_of_its_source(toy):
+    before = code_version(toy)
+    nb = nbformat.read(toy, 4)
+    nb.cells.append(nbformat.v4.new_markdown_cell("told at length"))
+    nb.cells[1].execution_count = 7
+    nbformat.write(nb, toy)
+    assert code_version(toy) == before
+    nb.cells[1].source += "\n1 + 1"
+    nbformat.write(nb, toy)
+    assert code_version(toy) != before
+
+
+def test_going_on_under_other_code_is_said(toy, tmp_path, capsys):
+    run_notebook(toy, tmp_path / "run", progress=False)
+    run_notebook(toy, tmp_path / "run", progress=False)
+    assert "other code" not in capsys.readouterr().out
+    write_notebook(toy, PARAMETERS, WRITE)
+    run_notebook(toy, tmp_path / "run", progress=False)
+    assert "was made by other code, and is gone on with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["memory://copies", "file"])
+def test_copies_of_a_run(url, tmp_path):
+    import fsspec
+    run = tmp_path / "run-1"
+    url = f"file://{tmp_path}/copies/deep" if url == "file" else url
+    (run / "spml").mkdir(parents=True)
+    for name in ("environment.json", "metrics.json", "spml/checkpoint"): (run / name).write_text("old")
+    copy_run(run, url)
+    copy_run(run, url)
+    fs, root = fsspec.url_to_fs(url)
+    listed = lambda: sorted(p.split("run-1/", 1)[1] for p in fs.find(root))
+    assert listed() == ["environment.json", "metrics.json", "spml/checkpoint"]
+    (run / "spml/checkpoint").unlink()
+    (run / "metrics.json").write_text("new")
+    copy_run(run, url)
+    assert listed() == ["environment.json", "metrics.json"] and fs.cat_file(f"{root}/run-1/metrics.json") == b"new"
+
+
+def test_profiles_fit_their_notebooks():
+    import yaml
+    table = yaml.safe_load((find_notebook("single").parent / "profiles.yaml").read_text())
+    for name, per_notebook in table.items():
+        for stem, given in per_notebook.items():
+            check_parameters(find_notebook(stem), given)
+            if stem == "single" and name != "paper_densepose" and given.get("rounds", 1)*given.get("steps", 1) > 100: # seeds of a classifier of four steps would spoil them
+                assert given["tag_steps"] >= 100, name
+    with pytest.raises(SpmlError, match=r"profile 'voc' says nothing of seeds; those that do: tiny, scenes, voc_animals"):
+        profile_parameters("voc", find_notebook("seeds"))
+    assert profile_parameters("tiny", find_notebook("seeds")) == {} # the defaults
+
+
+def test_profiles_are_merged_entry_by_entry(monkeypatch, tmp_path):
+    import spml_kit.experiment as module
+    seen = {}
+    monkeypatch.setattr(module, "run_notebook", lambda name, out, parameters, timeout: seen.update(parameters) or tmp_path / "x.ipynb")
+    assert spml_run(["keypoints", "--profile", "paper_densepose", "--profile", "dry", "--data", "parts", "-p", "seed", "3"]) == 0
+    assert (seen["data"], seen["steps"], seen["seed"], seen["recipe_name"], seen["size"]) == ("parts", 2, 3, "paper_densepose", 640)
+    seen.clear()
+    assert spml_run(["points", "--profile", "parts", "--profile", "dry"]) == 0
+    assert seen["recipe_changes"]["bs"] == 2 and seen["recipe_changes"]["grid"] == [12, 12]
+
+
+def test_runs_are_made_on_this_machine(capsys):
+    with pytest.raises(SystemExit): spml_run(["scribbles", "--out", "s3://bucket/runs"])
+    assert "--copy-to takes it there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"rate": 1}, {"seeds": [3]}, {"size": 7}, {"size": "large"}, {}])

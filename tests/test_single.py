@@ -50,6 +50,19 @@ def test_a_finished_run_is_not_repeated_and_gives_the_same_numbers(folder, tmp_p
     assert run(folder, tmp_path / "run") == 0
     assert checkpoint.stat().st_mtime_ns == stamp
     assert (tmp_path / "run" / "metrics.json").read_text() == first
+    assert run(folder, tmp_path / "again") == 0 # trained anew
+    assert (tmp_path / "again" / "metrics.json").read_text() == first
+
+
+def test_labels_and_regions_of_ones_own(folder, tmp_path, capsys):
+    labels = shutil.copytree(folder / "labels", tmp_path / "drawn")
+    given = ["points", "--data", "folder", "--root", str(folder), "--out", str(tmp_path / "run"), "--profile", "tiny", "-p", "label_folder", str(labels)]
+    assert spml_run(given) == 0
+    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {r["annotation"] for r in said["rows"]} == {"points"} and said["conditions"]["label_folder"] == "drawn" # the kind stays, for pipeline and tables
+    assert json.loads((tmp_path / "run" / "spml" / "settings.json").read_text())["annotation"] == "points"
+    assert spml_run([*given, "-p", "regions", "20"]) == 2 # a network trained with other regions is not theirs
+    assert "other settings (regions was 30, is 20)" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ times = len(list(here.glob('attempt*')))
 if x == 0: raise ValueError('x is 0')
 if x == 13 and times == 0: time.sleep(60) # the first attempt is killed
 if x == 7: time.sleep(60)
+if x == 3000: bytearray(b'1')*3_000_000_000, time.sleep(30)
 (here/'metrics.json').write_text(json.dumps({'rows': [{'x': x, 'pid': os.getpid()}]}))
 """
 
@@ -79,6 +80,46 @@ def test_a_killed_workers_run_goes_on_elsewhere(toy, tmp_path):
 def test_a_cell_that_takes_too_long_is_ended(toy, tmp_path):
     table = sweep(toy, runs_of(7, 1), tmp_path / "s", workers=0, code="v", timeout=3, progress=False)
     assert list(table.state) == ["failed", "done"] and "took longer than 3 s" in table.message[0]
+
+
+def test_a_run_that_takes_too_much_memory_is_ended(toy, tmp_path):
+    table = sweep(toy, runs_of(3000, 1), tmp_path / "s", workers=1, memory="2GB", code="v", progress=False)
+    assert list(table.state) == ["failed", "done"] and "more than the 1.9 GB of a worker" in table.message[0]
+    assert run_state(tmp_path / "s" / table.folder[0])["state"] == "failed"
+
+
+def test_whatever_ends_a_run_the_others_go_on(toy, tmp_path, monkeypatch):
+    import spml_kit.sweep as module
+    def full(experiment, folder, parameters, **_):
+        if parameters["x"] == 1: raise OSError(28, "No space left on device")
+    monkeypatch.setattr(module, "run_notebook", full)
+    table = sweep(toy, runs_of(1, 2), tmp_path / "s", workers=0, code="v", progress=False)
+    assert list(table.state) == ["failed", "done"] and "No space left" in table.message[0]
+
+
+def test_two_sweeps_do_not_share_a_folder(toy, tmp_path):
+    from filelock import FileLock
+    (tmp_path / "s").mkdir()
+    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(SpmlError, match="another sweep is at work there"):
+        sweep(toy, runs_of(1), tmp_path / "s", workers=0, code="v", progress=False)
+    assert not (tmp_path / "s" / "sweep.json").exists()
+
+
+def test_a_scheduler_without_workers_is_named(toy, tmp_path, monkeypatch):
+    import distributed
+    import spml_kit.shards as shards
+    monkeypatch.setattr(shards, "PATIENCE", 1)
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
+        with pytest.raises(SpmlError, match="this Dask scheduler has no workers"):
+            sweep(toy, runs_of(1), tmp_path / "s", address=cluster.scheduler_address, code="v", progress=False)
+
+
+def test_copies_that_fail_stop_nobody(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    table = sweep(toy, runs_of(1, 2), tmp_path / "s", workers=0, code="v", progress=False, copy_to=f"file://{tmp_path}/file/x")
+    assert list(table.state) == ["done", "done"]
+    for _ in range(2): sweep(toy, runs_of(1, 2), tmp_path / "s", workers=0, code="v", progress=False, copy_to=f"file://{tmp_path}/copies")
+    assert sorted(p.parent.name for p in (tmp_path / "copies").rglob("metrics.json")) == sorted(table.folder) # each once
 
 
 def test_grid(toy, tmp_path):

@@ -2,10 +2,12 @@
 import ast
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -127,3 +129,20 @@ def test_notebooks_leave_nothing_behind():
 def test_no_file_is_large():
     folders = [ROOT / n for n in ("nbs", "spml_kit", "tests", "results", ".ci")]
     assert [relative(p) for f in folders for p in f.rglob("*") if p.is_file() and p.stat().st_size > 5e6] == []
+
+
+def test_a_wheel_brings_experiments_grids_and_commands(tmp_path):
+    "What is installed without a checkout finds all that it needs"
+    for name in ("settings.ini", "setup.py", "README.md"): shutil.copy2(ROOT / name, tmp_path)
+    for name in ("spml_kit", "nbs/experiments"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    built = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "wheels", "."], cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(site)
+    elsewhere.mkdir()
+    ask = "import spml_kit, sys; from spml_kit.experiment import spml_run; from spml_kit.sweep import spml_sweep; print(spml_kit.__file__); sys.exit(spml_run(['--list']) or spml_sweep(['table7_scenes', '--dry']))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site)) and done.stdout.count("new      single-") == 15 and "\nquickstart\n" in done.stdout
+    assert {p.name for p in (ROOT / "nbs" / "experiments" / "grids").iterdir()} == {p.name for p in (site / "spml_kit" / "experiments" / "grids").iterdir()}

@@ -30,7 +30,32 @@ def test_figures_only_and_every_part():
 
 def test_other_scenes_stay_as_they_are():
     assert make_scene(3).mask.tobytes() == SceneSet(4).mask(3).tobytes() == make_scene(3, only=None).mask.tobytes()
+    for i, only, mean in ((3, None, (108.4, 96.1, 108.8)), (2, ("figure", "cat"), (122.1, 120.1, 133.5))):
+        np.testing.assert_allclose(make_scene(i, only=only).image.mean((0, 1)), mean, atol=.2) # as they were before figures got clothes of their own
     with pytest.raises(SpmlError, match="nobody can draw 'dragon'"): make_scene(0, only=("dragon",))
+
+
+def shares_of_alike_clothes(only):
+    "Of the figures: those whose trunk has the colour of a third of the ground; of those in company: those whose trunk has the colour of another's clothes"
+    torso, thighs = PART_CLASSES.id("torso"), [PART_CLASSES.id(f"{s} thigh") for s in ("left", "right")]
+    ground, others = [], []
+    for i in range(40):
+        s = make_scene(i, only=only)
+        image, bare = s.image.astype(int), s.image[s.instances == 0].astype(int)
+        worn = {(k, name): np.median(image[at], 0) for k in np.unique(s.instances[s.parts > 0]) for name, ids in (("trunk", [torso]), ("hose", thighs))
+                if (at := (s.instances == k) & np.isin(s.parts, ids)).any()}
+        for (k, name), colour in worn.items():
+            if name == "hose": continue
+            ground.append((abs(bare - colour).max(1) <= 30).mean() > 1/3)
+            company = [abs(c - colour).max() for (j, _), c in worn.items() if j != k]
+            if company: others.append(min(company) <= 30)
+    return np.mean(ground), np.mean(others) if others else 0
+
+
+def test_clothes_share_colours_with_ground_and_neighbours():
+    ground, others = shares_of_alike_clothes(PartScenes.only)
+    assert .15 < ground < .5 and others > .4, (ground, others)
+    assert shares_of_alike_clothes(("figure", "car"))[0] < .05 # elsewhere bodies keep away from the ground
 
 
 def test_mirror_exchanges_left_and_right():

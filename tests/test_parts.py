@@ -124,6 +124,27 @@ def test_pieces_without_instances():
     assert len(empty) == 0 and (empty.to_labels((9, 9)) == 0).all()
 
 
+def test_settings_of_keypoints_reach_the_labels():
+    images = PartScenes(2, size=64)
+    labels = lambda **settings: WeakSet(images, "keypoints", keypoints=settings).sample(0).labels
+    part, ground = (lambda l: ((l > 0) & (l < UNLABELLED))), (lambda l: l == 0)
+    usual = labels()
+    assert np.array_equal(usual, WeakSet(images, "keypoints").sample(0).labels) and np.array_equal(usual, labels(scale="mask", sigma=.15, labelled=.65, background=.1))
+    clicks, owner = simulate_keypoints(images.mask(0), images.instances(0)), np.where(images.mask(0) > 0, images.instances(0), 0)
+    corners = [np.argwhere(owner == k) for k in np.unique(owner[owner > 0])]
+    boxes = Boxes([(*a.min(0)[::-1], *(a.max(0) + 1)[::-1]) for a in corners], np.ones(len(corners), int))
+    for scale, by in (("box", boxes), (25, 25), (12.5, 12.5)):
+        said = labels(scale=scale)
+        assert np.array_equal(said, scaled(clicks, by).to_labels(owner.shape)) and not np.array_equal(said, usual)
+    wide, strict, near = labels(sigma=.25), labels(labelled=.9), labels(background=.4)
+    assert (part(wide) >= part(usual)).all() and part(wide).sum() > part(usual).sum() and ground(wide).sum() < ground(usual).sum()
+    assert (part(strict) <= part(usual)).all() and part(strict).sum() < part(usual).sum() and np.array_equal(ground(strict), ground(usual))
+    assert (ground(near) >= ground(usual)).all() and ground(near).sum() > ground(usual).sum() and np.array_equal(part(near), part(usual))
+    for settings, message in ((dict(sigmas=.1), "no 'sigmas'; did you mean 'sigma'"), (dict(scale="boxes"), "scale 'boxes' .* did you mean 'box'"), (dict(scale=0), "above 0"),
+                              (dict(sigma=0.), "above 0"), (dict(labelled=.05), "background 0.1 and labelled 0.05"), (dict(labeled=.7), "did you mean 'labelled'")):
+        with pytest.raises(SpmlError, match=message): WeakSet(images, "keypoints", keypoints=settings)
+
+
 def clothes(folder, names=("background", "hair", "skin")):
     for sub in ("JPEGImages", "SegmentationParts", "ImageSets/Segmentation"): (folder/sub).mkdir(parents=True)
     (folder/"labels.json").write_text(json.dumps(dict(parts=list(names))))

@@ -41,7 +41,7 @@ def _meant(word, words): return f"; did you mean '{near[0]}'?" if (near := diffl
 
 def simulate_keypoints(
     parts:np.ndarray, # (H,W) part ids, 0 is background, 254 and 255 no part
-    instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's
+    instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's; of a part in crumbs only the largest
     scale='mask',   # a figure's size is the square root of its area ('mask') or of its box's ('box'), or so many pixels for all
     **settings,     # `sigma`, `labelled` and `background` of `Keypoints`
 )->Keypoints: # with the figures' sizes
@@ -52,10 +52,14 @@ def simulate_keypoints(
     there = (parts > 0) & (parts < UNLABELLED)
     owner = there.astype(int) if instances is None else np.where(there, instances, 0).astype(int)
     pieces = label(np.where(there, parts, 0), background=0, connectivity=1) if instances is None else owner*256 + parts
+    ids, first, area = np.unique(pieces[owner > 0], return_index=True, return_counts=True)
+    if instances is None: # no click on crumbs, but nobody leaves a part out
+        order = np.argsort(-area, kind='stable')
+        largest = order[np.unique(parts[owner > 0][first[order]], return_index=True)[1]]
+        ids = ids[(area >= TINY*parts.size) | np.isin(np.arange(len(ids)), largest)]
     found = []
-    for k in np.unique(pieces[owner > 0]):
+    for k in ids:
         at = np.argwhere((pieces == k) & (owner > 0))
-        if instances is None and len(at) < TINY*parts.size: continue # a crumb of a part
         y, x = at[((at - at.mean(0))**2).sum(1).argmin()]
         found.append(((x, y), parts[y, x], owner[y, x]))
     if not found: return Keypoints([], [], [], [], **settings)

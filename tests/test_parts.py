@@ -120,6 +120,11 @@ def test_pieces_without_instances():
     parts[2:8, 2:8], parts[2:8, 20:28], parts[20:28, 5:9], parts[0, 29] = 1, 1, 2, 2
     points = simulate_keypoints(parts)
     assert sorted(points.parts.tolist()) == [1, 1, 2] # a crumb gets no click
+    parts[29, 0], parts[15, 12:14], parts[15, 29], parts[0, 0], parts[29, 29] = 3, 3, 3, 4, 4
+    points = simulate_keypoints(parts)
+    assert sorted(points.parts.tolist()) == [1, 1, 2, 3, 4] # unless there is nothing else of its part: then the largest does, or one of the largest
+    assert points.xy[points.parts == 3][0, 1] == 15 and points.xy[points.parts == 3][0, 0] in (12, 13)
+    assert sorted(simulate_keypoints(parts, (parts > 0)*1).parts.tolist()) == [1, 2, 3, 4] # one a part, where figures are known
     empty = simulate_keypoints(np.zeros((9, 9), np.uint8))
     assert len(empty) == 0 and (empty.to_labels((9, 9)) == 0).all()
 

@@ -303,7 +303,10 @@ class WeakSet:
         tags=None,                # function of the index to class ids; None: the classes in the annotation
         remap255:bool=False,      # does 255 mean "nothing drawn" in the label PNGs?
         file_ids:bool=False,      # do PNG and JSON files count classes as the mask files do, rather than 0..C-1 of `images.classes`?
+        keypoints:dict=None,      # of simulated keypoints: `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
     ):
+        self.keypoints = keypoints
+        simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints or {}) # what is wrong with them is said now, not at the first image
         self.images, self.annotation, self.length, self.width, self.seed = images, annotation, length, width, seed
         self.classes, self.names, self.c = images.classes, images.names, len(images.classes)
         self.given_tags, self.remap255, self.file_ids, self._memory, self._region_memory = tags, remap255, file_ids, _Memory(), _Memory()
@@ -319,7 +322,7 @@ class WeakSet:
     def _simulated(self, i):
         mask = self.images.mask(i)
         if self.annotation == 'full': return mask
-        if self.annotation == 'keypoints': return simulate_keypoints(mask, self.images.instances(i)).to_labels(mask.shape, self.names[i])
+        if self.annotation == 'keypoints': return simulate_keypoints(mask, self.images.instances(i), **self.keypoints or {}).to_labels(mask.shape, self.names[i])
         more = dict(seed=self.seed, key=self.names[i], instances=self.images.instances(i)) | ({} if self.width is None else dict(width=self.width))
         drawn = simulate_points(mask, **more) if self.annotation == 'points' else simulate_scribbles(mask, length=self.length, **more)
         return drawn.to_labels(mask.shape, self.names[i])

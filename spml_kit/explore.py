@@ -19,11 +19,12 @@ from .core import UNLABELLED, VOID, SpmlError
 from .data import SAID, SIMULATED, WeakSet
 from .contours import gradient_contours
 from .explain import CELL, View, cross, forces_table, grow, memory_strip, outline, paint_forces, pixel_forces
+from .learner import SpmlLoss
 from .memory import MemoryBank
 from .oversegment import hierarchy_of
 from .plot import draw_regions, overlay
 from .recipes import paper_relations
-from .segments import Prototypes, make_segments
+from .segments import Prototypes
 from .widgets import GAP, Explorer, mosaic, mosaic_at, view_step
 
 # %% ../nbs/api/93_explore.ipynb #17b2e5a7
@@ -39,6 +40,9 @@ def _pictures(images): return _pad(images, MEAN_COLOUR).permute(0, 3, 1, 2).floa
 
 def _labels_of(samples): return _pad([s.labels for s in samples], VOID).long(), torch.from_numpy(np.stack([s.tags for s in samples]))
 def _images_of(samples): return _pictures([s.image for s in samples]), _pad([s.regions for s in samples], 0).long()
+
+def _loss_of(learn): # a plain loss is looked at as if it were the paper's
+    return learn.loss_func if isinstance(learn.loss_func, SpmlLoss) else SpmlLoss(paper_relations('scribbles'))
 
 def _check_pixel(point, n, size):
     i, x, y = point
@@ -79,21 +83,18 @@ class explore_relations(Explorer):
         which:tuple=(0, 1, 2, 3), # images of it
         relations:tuple=(), # further relations, such as one's own
     ):
-        loss, self.classes = learn.loss_func, learn.dls.classes
+        self.loss, self.classes = _loss_of(learn), learn.dls.classes
         self.batches = _batches(batch, which)
         self.images = next(iter(self.batches.values()))[0]
         self.rgb = (255*self.images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen = self.rgb[:, ::self.step, ::self.step]
-        known = [*(getattr(loss, 'relations', None) or paper_relations('scribbles')), *relations]
-        self.relations, self.own_negative = {r.name: replace(r, anchors=1.) for r in known}, getattr(loss, 'own_negative', False)
-        self.bank, self.head_weight = MemoryBank(64), getattr(loss, 'head_weight', 1.)
-        for p in getattr(loss, 'bank', MemoryBank(0)).batches: self.bank.push(Prototypes(**{k: v.cpu() for k, v in vars(p).items()}))
+        self.relations, self.bank = {r.name: replace(r, anchors=1.) for r in (*self.loss.relations, *relations)}, MemoryBank(64)
+        for p in self.loss.bank.batches: self.bank.push(Prototypes(**{k: v.cpu() for k, v in vars(p).items()}))
         learn.model.eval()
         with torch.no_grad(): emb, logits = (o.float().cpu() for o in learn.model(self.images.to(next(learn.model.parameters()).device)))
         self.emb, self.logits = emb, F.interpolate(logits, self.size, mode='bilinear', align_corners=False)
         self._trees, self._made, names = [hierarchy_of(gradient_contours(o)) for o in self.rgb], (None, None), [*self.relations]
-        grid, iterations = getattr(loss, 'grid', (6, 6)), getattr(loss, 'iterations', 10)
         first = self.relations[names[0]]
         super().__init__('relations', dict(
             relation=W.Dropdown(options=names, description='relation', tooltip='whose pull and push the second picture shows'),
@@ -101,8 +102,8 @@ class explore_relations(Explorer):
             kappa=W.FloatSlider(first.kappa, min=.5, max=60, step=.5, description='concentration',
                 tooltip='kappa of the relation: high ones look at the most similar segments only'),
             weight=W.FloatSlider(first.weight, min=0, max=2, step=.05, description='weight', tooltip='lambda of the relation in the total loss'),
-            clusters=W.IntSlider(grid[0], min=1, max=12, description='clusters a side', tooltip='k-means starts from so many bands down and across'),
-            iterations=W.IntSlider(iterations, min=0, max=20, description='k-means steps', tooltip='0 leaves the grid as it is'),
+            clusters=W.IntSlider(self.loss.grid[0], min=1, max=12, description='clusters a side', tooltip='k-means starts from so many bands down and across'),
+            iterations=W.IntSlider(self.loss.iterations, min=0, max=20, description='k-means steps', tooltip='0 leaves the grid as it is'),
             regions=W.IntSlider(0, min=0, max=100, description='regions', tooltip='contour regions an image; 0: as the batch has them'),
             annotation=W.Dropdown(options=[*self.batches], description='annotation', tooltip='what the labels were made of'),
             memory=W.Checkbox(len(self.bank) > 0, description='memory bank', disabled=not len(self.bank),
@@ -121,7 +122,7 @@ class explore_relations(Explorer):
         if self._made[0] != key:
             _, labels, regions, tags = self.batches[key[0]]
             if key[1]: regions = torch.from_numpy(np.stack([t.regions(key[1]) for t in self._trees])).long()
-            seg = make_segments(self.emb, labels, regions, tags, (key[2],)*2, key[3])
+            seg = self.loss.segments(self.images, self.emb, labels, regions, tags, grid=(key[2],)*2, iterations=key[3])
             self._made = key, (seg, self.bank.candidates(seg.protos) if key[4] else seg.protos)
         return self._made[1]
 
@@ -156,7 +157,7 @@ class explore_relations(Explorer):
         i, x, y = self.point
         label = int(self.batches[self.annotation.value][1][i, y, x])
         head = float(F.cross_entropy(self.logits[i, :, y, x][None], torch.tensor([label]))) if label < len(self.classes) else 0.
-        return {n: pixel_forces(r, seg, candidates, row, self.own_negative).loss for n, r in self.relations.items()} | {'head': head}
+        return {n: pixel_forces(r, seg, candidates, row, self.loss.own_negative).loss for n, r in self.relations.items()} | {'head': head}
 
     def draw(self):
         i, x, y = self.point
@@ -165,7 +166,7 @@ class explore_relations(Explorer):
         row = int(seg.map(torch.arange(len(seg.v)))[i, y*seg.shape[1]//H, x*seg.shape[2]//W_])
         if row < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes part in nothing.')
         names = [self.relation.value] + ([self.second.value] if self.second.value != 'none' else [])
-        forces = [pixel_forces(self.relations[k], seg, candidates, row, self.own_negative) for k in names]
+        forces = [pixel_forces(self.relations[k], seg, candidates, row, self.loss.own_negative) for k in names]
         shown, labels = self.seen.shape[1:3], self.batches[self.annotation.value][1][:, ::self.step, ::self.step].numpy()
         owned = grow(seg.map() == forces[0].own, shown)
         def marked(pictures): # own segment and pixel
@@ -183,7 +184,7 @@ class explore_relations(Explorer):
             pictures[f'{f.relation.name}: blue pulls, red pushes' + ('\nbelow: the strongest of the memory' if len(order) else '')] = picture
             tables[f.relation.name] = forces_table(f, self.classes, n)
         parts = self.parts(seg, candidates, row)
-        weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.head_weight}
+        weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
         bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in parts.items()}
         where = f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == forces[0].own).sum())} cells, {self._name(int(seg.protos.label[forces[0].own]))}."
         return View(' '.join([where, *(self._said(f, m) for f in forces)]), pictures, bars, tables)

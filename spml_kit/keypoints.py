@@ -6,9 +6,11 @@
 __all__ = ['scaled', 'simulate_keypoints']
 
 # %% ../nbs/api/11_keypoints.ipynb #32bd5b4d
+import difflib
 from dataclasses import replace
 
 import numpy as np
+from scipy import ndimage as ndi
 from skimage.measure import label
 
 from .core import UNLABELLED, SpmlError
@@ -33,19 +35,33 @@ def scaled(
     return replace(keypoints, scale=size[which])
 
 # %% ../nbs/api/11_keypoints.ipynb #d2abc9e7
+_SETTINGS = 'scale', 'sigma', 'labelled', 'background' # of simulated keypoints
+
+def _meant(word, words): return f"; did you mean '{near[0]}'?" if (near := difflib.get_close_matches(word, words, 1)) else ''
+
 def simulate_keypoints(
     parts:np.ndarray, # (H,W) part ids, 0 is background, 254 and 255 no part
-    instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's
+    instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's; of a part in crumbs only the largest
+    scale='mask',   # a figure's size is the square root of its area ('mask') or of its box's ('box'), or so many pixels for all
+    **settings,     # `sigma`, `labelled` and `background` of `Keypoints`
 )->Keypoints: # with the figures' sizes
     "A click on every visible part: its pixel nearest to its centre (paper A.3)"
+    for k in settings:
+        if k not in _SETTINGS: raise SpmlError(f"keypoints have no '{k}'{_meant(k, _SETTINGS)} (there are: {', '.join(_SETTINGS)})")
+    if isinstance(scale, str) and scale not in ('mask', 'box'): raise SpmlError(f"keypoints: scale '{scale}' is not 'mask' or 'box'{_meant(scale, ('mask', 'box'))}, nor a number of pixels")
     there = (parts > 0) & (parts < UNLABELLED)
     owner = there.astype(int) if instances is None else np.where(there, instances, 0).astype(int)
     pieces = label(np.where(there, parts, 0), background=0, connectivity=1) if instances is None else owner*256 + parts
+    ids, first, area = np.unique(pieces[owner > 0], return_index=True, return_counts=True)
+    if instances is None: # no click on crumbs, but nobody leaves a part out
+        order = np.argsort(-area, kind='stable')
+        largest = order[np.unique(parts[owner > 0][first[order]], return_index=True)[1]]
+        ids = ids[(area >= TINY*parts.size) | np.isin(np.arange(len(ids)), largest)]
     found = []
-    for k in np.unique(pieces[owner > 0]):
+    for k in ids:
         at = np.argwhere((pieces == k) & (owner > 0))
-        if instances is None and len(at) < TINY*parts.size: continue # a crumb of a part
         y, x = at[((at - at.mean(0))**2).sum(1).argmin()]
         found.append(((x, y), parts[y, x], owner[y, x]))
-    if not found: return Keypoints([], [], [], [])
-    return scaled(Keypoints(*zip(*found)), owner)
+    if not found: return Keypoints([], [], [], [], **settings)
+    by = Boxes([(x.start, y.start, x.stop, y.stop) for y, x in filter(None, ndi.find_objects(owner))], np.unique(owner[owner > 0])*0) if scale == 'box' else owner if scale == 'mask' else scale
+    return replace(scaled(Keypoints(*zip(*found)), by), **settings)

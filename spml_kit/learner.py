@@ -31,7 +31,7 @@ from .embed import SegNet, SoftmaxHead, location_colours
 from .memory import MemoryBank
 from .metrics import Confusion
 from .recipes import RECIPES, Recipe, paper_relations, paper_weights
-from .segments import make_segments
+from .segments import Segments, make_segments
 
 # %% ../nbs/api/60_learner.ipynb #7bbab518
 class PartsLoss(nn.Module):
@@ -98,6 +98,18 @@ class SpmlLoss(PartsLoss):
         "Names of the parts of the loss"
         return (*(r.name for r in self.relations), 'head')
 
+    def segments(self,
+        images:torch.Tensor,  # (B,3,H,W) in 0..1; only colours look at them
+        emb:torch.Tensor,     # (B,D,h,w) raw embedding
+        labels:torch.Tensor,  # (B,H,W) weak labels
+        regions:torch.Tensor, # (B,H,W) contour regions
+        tags:torch.Tensor,    # (B,C) classes of each image
+        **options, # `grid` and `iterations`, to look at others than the loss's own
+    )->Segments:
+        "Segments of a batch as this loss makes them"
+        local = location_colours(images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
+        return make_segments(emb, labels, regions, tags, local=local, share=self.share, **dict(grid=self.grid, iterations=self.iterations) | options)
+
     def forward(self,
         pred:tuple,           # (B,D,h,w) raw embedding, (B,C,h,w) logits
         labels:torch.Tensor,  # (B,H,W) weak labels
@@ -109,8 +121,7 @@ class SpmlLoss(PartsLoss):
         with torch.autocast(emb.device.type, enabled=False):
             head = labelled_cross_entropy(logits, labels, joint=self.training)
             if not self.training: return head
-            local = location_colours(self.images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
-            seg = gather_segments(make_segments(emb, labels, regions, tags, self.grid, self.iterations, local, self.share))
+            seg = gather_segments(self.segments(self.images, emb, labels, regions, tags))
             candidates = self.bank.candidates(seg.protos)
             parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations if r.weight}
         self.protos = seg.protos

@@ -13,13 +13,12 @@ import traitlets as T
 
 from .core import UNLABELLED, VOID, SpmlError
 from .data import WeakSet
-from .embed import location_colours
 from .explain import View, cross, grow, heat, hex_of, outline
-from .explore import _check_pixel, _images_of, _labels_of, _pad, _pixel_of, _those
+from .explore import _check_pixel, _images_of, _labels_of, _loss_of, _pad, _pixel_of, _those
 from .plot import overlay
 from .predict import majority_labels
 from .relations import nearest_labels
-from .segments import make_segments, resize_labels
+from .segments import resize_labels
 from .widgets import Explorer, mosaic, mosaic_at, view_step
 
 # %% ../nbs/api/93c_lending.ipynb #d164a045
@@ -32,20 +31,19 @@ class explore_affinity(Explorer):
         weak:WeakSet, # images and their annotation
         which:tuple=(0, 1, 2, 3), # images of it
     ):
-        which, loss, self.classes = _those(which, len(weak)), learn.loss_func, weak.classes
+        which, loss, self.classes = _those(which, len(weak)), _loss_of(learn), weak.classes
         samples = [weak.sample(i) for i in which]
         (images, regions), (labels, tags) = _images_of(samples), _labels_of(samples)
         learn.model.eval()
         with torch.no_grad(): emb = learn.model(images.to(next(learn.model.parameters()).device))[0].float().cpu()
-        local = location_colours(images, *emb.shape[-2:]) if getattr(loss, 'colours', False) else None
-        self.seg = make_segments(emb, labels, regions, tags, getattr(loss, 'grid', (6, 6)), getattr(loss, 'iterations', 10), local, getattr(loss, 'share', 1.))
+        self.seg = loss.segments(images, emb, labels, regions, tags)
         self.given = self.seg.protos.label < UNLABELLED
         if not self.given.any(): raise SpmlError('no segment of these images is labelled: there is nobody to lend')
         self.truth = self._truth(_pad([weak.images.mask(i) for i in which], VOID).long()) if weak.images.masks else None
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen, self.nearness = self.rgb[:, ::self.step, ::self.step], {}
-        trained = next((r.code.keywords for r in getattr(loss, 'relations', ()) if r.name == 'affinity'), {})
+        trained = next((r.code.keywords for r in loss.relations if r.name == 'affinity'), {})
         super().__init__('affinity', dict(
             threshold=W.FloatSlider(trained.get('threshold', .95), min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
             across=W.Checkbox(trained.get('across', False), description='across images', tooltip='may segments of other images lend?')), 3, width=300)

@@ -7,7 +7,7 @@ __all__ = ['STEPS', 'DECIDING', 'fit_run', 'Pipeline']
 
 # %% ../nbs/api/78_pipelines.ipynb #9f022acb
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from .core import VOID, SpmlError, claim_folder, read_index_png, write_index_png
 from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion
-from .predict import head_learner, retrieval_scores, settle, spread_scores, training_index, walked_scores
+from .predict import head_learner, retrieval_scores, settle, training_index, walked_labels
 from .recipes import RECIPES, Recipe
 from .retrieval import normalise_votes
 import spml_kit.seam # enters its method into those of `tag_learner`
@@ -155,18 +155,12 @@ class Pipeline:
     def _embedding(self, name):
         self._fit(name, lambda dls, path: spml_learner(dls, self.annotation, recipe=self.recipe, seed=self.seed, path=path), self.labels, self.rounds, self.steps)
 
-    def _walked(self, sample, maps=None, **kwargs): return walked_scores(self.model, sample.image, sample.tags, maps, self.walk_stride, mirror=self.weak.classes.mirrored, **kwargs)
-
-    def _settled(self, scores, sample, refine=None): return settle(scores, sample, self.refine if refine is None else refine, self.keep)
-
     def _walk(self, name):
+        walked = partial(walked_labels, self.model, keep=self.keep, stride=self.walk_stride, mirror=self.weak.classes.mirrored)
         def first(sample, i):
-            maps = None
-            if self.annotation == 'tags': maps = tag_scores(self._activation(sample), self.alpha)
-            if self.annotation == 'keypoints': maps = spread_scores(self.model, sample, self.recipe.infer_grid, self.walk_stride)
-            return self._settled(self._walked(sample, maps), sample)
-        def again(sample, i):
-            return self._settled(self._walked(sample, steps=1, scales=(.75, 1.)), sample, ())
+            maps = tag_scores(self._activation(sample), self.alpha) if self.annotation == 'tags' else None
+            return walked(sample, 'nearest' if self.annotation == 'keypoints' else 'head', self.recipe.infer_grid, self.refine, scores=maps)
+        def again(sample, i): return walked(sample, refine=(), steps=1, scales=(.75, 1.))
         self._label(name, again if name == 'walk again' else first)
 
     def _neighbours(self, name):
@@ -174,7 +168,7 @@ class Pipeline:
         def index(): return self.index(scales=[s for s in self.vote_scales if s <= 1.5]) # not before an image wants it: all may be done
         def vote(sample, i):
             votes = retrieval_scores(self.model, sample.image, index(), self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
-            return self._settled(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample)
+            return settle(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample, self.refine, self.keep)
         self._label(name, vote)
 
     def _head(self, name):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFINE', 'window_ends', 'see', 'views', 'head_scores', 'predict_head', 'image_segments', 'majority_labels',
            'training_index', 'retrieval_scores', 'predict_retrieval', 'region_mean', 'settle', 'walked_scores',
-           'spread_scores', 'pseudo_labels', 'FrozenEmbed', 'head_learner', 'score']
+           'spread_scores', 'walked_labels', 'pseudo_labels', 'FrozenEmbed', 'head_learner', 'score']
 
 # %% ../nbs/api/76_predict.ipynb #bd68f474
 import copy, math
@@ -248,9 +248,10 @@ def spread_scores(
     sample,         # `Sample`: image, weak labels, regions, tags
     grid:tuple=(24, 24), # k-means clusters down and across
     stride:int=8, # pixels per step of the walk's grid
+    crop:int=None, # side of sliding windows
 )->torch.Tensor: # (C,H//stride,W//stride), what the walk starts from: >= 0, of every class of the image the maximum is 1
     "Every pixel takes the label of the nearest labelled segment; shares of them within each segment (reference `pseudo_denseposerw_crf.py`)"
-    C, (v, _) = len(sample.tags), see(model, sample.image)
+    C, (v, _) = len(sample.tags), see(model, sample.image, crop=crop)
     v = _sized(v, [max(1, n//2) for n in sample.image.shape[:2]])[None]
     labels, regions, tags = (torch.as_tensor(o[None], device=v.device) for o in (sample.labels, sample.regions, sample.tags))
     seg = make_segments(v, labels, regions, tags, grid)
@@ -262,17 +263,34 @@ def spread_scores(
     shares = v.new_zeros(v.shape[-2]*v.shape[-1], C).index_copy(0, seg.pixel, share[seg.own]).T.view(C, *v.shape[-2:])
     return normalise_scores(_sized(shares, _walk_grid(sample.image, stride)), torch.as_tensor(sample.tags, device=v.device))
 
+def _check_start(start):
+    if start not in ('head', 'nearest'): raise SpmlError(f"start '{start}' is not one of ['head', 'nearest']")
+
+def walked_labels(
+    model:SegNet, # embedding network and head
+    sample,       # `Sample`: image, weak labels, regions, tags
+    start:str='head', # whose scores walk: of the 'head', or of the 'nearest' labelled segments (keypoints)
+    grid:tuple=(24, 24), # k-means clusters down and across, for the latter
+    refine:tuple=('regions', 'crf'), # who draws the borders, in this order
+    keep:bool=True, # do annotated pixels keep their label?
+    stride:int=8,   # pixels per step of the walk's grid
+    crop:int=None,  # side of sliding windows
+    **kwargs,       # of `walked_scores`
+)->np.ndarray: # (H,W) uint8; an image without any label stays unlabelled
+    "Label map of a training image after the random walk"
+    _check_start(start)
+    if not sample.tags.any(): return sample.labels
+    if start == 'nearest': kwargs['scores'] = spread_scores(model, sample, grid, stride, crop)
+    return settle(walked_scores(model, sample.image, sample.tags, stride=stride, crop=crop, **kwargs), sample, refine, keep)
+
 def pseudo_labels(
     model:SegNet, # embedding network and head
     weak,         # `WeakSet`: images, weak labels and tags
-    refine:tuple=('regions', 'crf'), # who draws the borders, in this order
-    keep:bool=True, # do annotated pixels keep their label?
     progress:bool=True, # show a bar?
-    **kwargs,     # of `walked_scores`
+    **kwargs,     # of `walked_labels`
 )->list: # one (H,W) uint8 array an image; images without any label stay unlabelled
     "Pseudo-labels of a training set, from weak labels only"
-    return [settle(walked_scores(model, s.image, s.tags, mirror=weak.classes.mirrored, **kwargs), s, refine, keep) if s.tags.any() else s.labels
-            for s in map(weak.sample, tqdm(range(len(weak)), 'pseudo-labels', disable=not progress))]
+    return [walked_labels(model, s, mirror=weak.classes.mirrored, **kwargs) for s in map(weak.sample, tqdm(range(len(weak)), 'pseudo-labels', disable=not progress))]
 
 # %% ../nbs/api/76_predict.ipynb #fde6e612
 class FrozenEmbed(nn.Module):

@@ -190,8 +190,8 @@ def _place(polygon, x, y, r, angle=0., flip=False):
 FIXED = dict(pale=[(244, 238, 224)], dark=[(44, 44, 56)], skin=[(240, 196, 160), (216, 164, 120), (150, 100, 70), (106, 72, 52)],
     hair=[(60, 40, 28), (34, 30, 34), (170, 120, 60), (150, 60, 36)])
 
-def _paint_all(rng, h, w, objects, ground):
-    "(2H,2W) polygon numbers, and by number: colour, object, part, body or not"
+def _paint_all(rng, h, w, objects, ground, dress=None):
+    "(2H,2W) polygon numbers, and by number: colour, object, part, body or not; `dress`: generator of clothes in colours of their surroundings"
     sheet, table, unit = Image.new('I', (2*w, 2*h)), [((0, 0, 0), 0, 0, 0)], min(h, w)
     pen = ImageDraw.Draw(sheet)
     def put(polygon, *row):
@@ -201,11 +201,14 @@ def _paint_all(rng, h, w, objects, ground):
         shape = (_oval(0, 0, 1, .8), _bar(-.8, 0, .8, 0, .5), [(-1, -.7), (1, -.7), (1, .7), (-1, .7)], [(0, -1), (.9, .7), (-.9, .7)])[rng.integers(4)]
         colour = ground + rng.uniform(.5, 1)*(HUES[rng.integers(len(HUES))] - ground)
         put(_place(shape, rng.uniform(0, w), rng.uniform(0, h), rng.uniform(.03, .12)*unit, rng.uniform(0, 6.28)), colour, 0, 0, 0)
-    far = HUES[np.linalg.norm(HUES - ground, axis=1) > 75]
+    far, around = HUES[np.linalg.norm(HUES - ground, axis=1) > 75], [colour for colour,*_ in table[1:]]
     for i,(name,x,y,r,*turn) in enumerate(objects, 1):
         tint = rng.normal(size=3)*7
         fade = rng.uniform(0, .4, (2, 1))
         colours = dict(zip(('body', 'trim'), rng.permutation(far)[:2]*(1 - fade) + fade*rng.uniform(90, 230))) | {k: np.array(v[rng.integers(len(v))]) for k,v in FIXED.items()}
+        for k in ('body', 'trim') if dress else ():
+            if dress.random() < .5: colours[k] = dress.uniform(.85, 1.15)*(ground if dress.random() < .6 else around[dress.integers(len(around))])
+        around += [colours['body'], colours['trim']]
         for colour,polygon,*part in DRAW[name](rng): put(_place(polygon, x*w, y*h, r*unit, *turn), colours[colour] + tint, i, *(part or [0]), colour == 'body')
     return np.asarray(sheet), *(np.array(column, dtype) for column,dtype in zip(zip(*table), (np.float32, np.uint8, np.uint8, bool)))
 
@@ -256,7 +259,8 @@ def make_scene(
     hue = HUES[rng.integers(len(HUES), size=2)]
     base = hue[0]*rng.uniform(.45, .95) + rng.uniform(10, 80)
     other = .6*base + .4*(hue[1]*.75 + 40) + rng.uniform(-25, 25)
-    number, colour, owner, part, body = _paint_all(rng, h, w, objects, (base + other)/2)
+    dress = rng_of(int(seed), 'clothes', int(index)) if set(only or ()) == {'figure'} else None # of its own: other scenes stay as they are
+    number, colour, owner, part, body = _paint_all(rng, h, w, objects, (base + other)/2, dress)
     bare = (number == 0).reshape(h, 2, w, 2).mean((1, 3), dtype=np.float32)[..., None]
     image = colour[number].reshape(h, 2, w, 2, 3).mean((1, 3)) + bare*_ground(rng, (h, w), kind, base, other)
     number = number[1::2, 1::2]

@@ -23,7 +23,7 @@ from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
 from .oversegment import RegionCache
-from .predict import settle, training_index, walked_scores
+from .predict import _check_start, training_index, walked_labels
 from .recipes import Recipe
 from .retrieval import SegmentIndex
 
@@ -69,7 +69,7 @@ class _Work:
         weights = (b for k,v in self.model.state_dict().items() for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
         claim_folder(self.folder, dict(kind=self.kind, images=self.n, per=per, names=_digest('\n'.join(weak.names).encode()), model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
             annotation='a function' if callable(weak.annotation) else str(weak.annotation), regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
-            **{k: getattr(weak, k) for k in ('length', 'width', 'seed', 'remap255', 'file_ids')}, **options))
+            **{k: getattr(weak, k) for k in ('length', 'width', 'seed', 'remap255', 'file_ids', 'keypoints')}, **options))
 
     def __len__(self): return math.ceil(self.n/self.per)
     def images(self, number): return range(number*self.per, min(self.n, (number + 1)*self.per))
@@ -121,12 +121,10 @@ class _LabelMaps(_Work):
         except (SpmlError, OSError): return None
 
     def make(self, weak, i):
-        path, options = self.folder/f'{weak.names[i]}.png', dict(self.options)
-        refine, keep = options.pop('refine'), options.pop('keep')
+        path = self.folder/f'{weak.names[i]}.png'
         try: read_index_png(path)
         except SpmlError: # absent or broken
-            s = weak.sample(i)
-            write_index_png(path, settle(walked_scores(self.model, s.image, s.tags, mirror=weak.classes.mirrored, **options), s, refine, keep) if s.tags.any() else s.labels, weak.classes.palette)
+            write_index_png(path, walked_labels(self.model, weak.sample(i), mirror=weak.classes.mirrored, **self.options), weak.classes.palette)
         return weak.names[i], path.stat().st_size
 
     def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
@@ -240,6 +238,8 @@ def sharded_pseudo_labels(
     per:int=256, # images a shard
     refine:tuple=('regions', 'crf'), # who draws the borders, in this order
     keep:bool=True, # do annotated pixels keep their label?
+    start:str='head', # whose scores walk: of the 'head', or of the 'nearest' labelled segments (keypoints)
+    grid:tuple=(24, 24), # k-means clusters down and across, for the latter
     stride:int=8, # pixels per step of the walk's grid
     steps:int=64, # of the walk
     scales:tuple=(1.,), # relative sizes, each also mirrored
@@ -250,7 +250,9 @@ def sharded_pseudo_labels(
     progress:bool=True, # show a bar over shards?
 ): # function of the index to (H,W) uint8, for `WeakSet.relabel`
     "`pseudo_labels` of a large set, shard by shard; goes on where it was interrupted"
-    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep=keep, stride=stride, steps=steps, scales=list(scales), crop=crop))
+    _check_start(start)
+    begin = dict(start=start, grid=list(grid)) if start == 'nearest' else {} # the head is what folders without an entry began with
+    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep=keep, stride=stride, steps=steps, scales=list(scales), crop=crop) | begin)
     _complete(work, client, progress)
     folder, names = work.folder, weak.names
     return lambda i: read_index_png(folder/f'{names[i]}.png')

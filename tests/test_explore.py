@@ -17,9 +17,11 @@ from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast_plain, relation_loss
 from spml_kit.core import SpmlError, UNLABELLED, VOID
 from spml_kit.data import FolderSet, SceneSet, WeakSet
+from spml_kit.embed import location_colours
 from spml_kit.explain import PULL, PUSH, View, colour_distances, cross, deuteranopia, division_errors, forces_table, memory_strip, outline, paint_forces, pixel_forces, rgb_of, view_figure
 from spml_kit.explore import explore_relations
 from spml_kit.learner import spml_learner
+from spml_kit.lending import explore_affinity
 from spml_kit.memory import MemoryBank
 from spml_kit.nearness import CROP, SnapshotCB, explore_embedding, explore_retrieval, on_map, segment_store, snapshots
 from spml_kit.predict import predict_retrieval, training_index
@@ -274,6 +276,25 @@ def test_cross_entropy_has_the_papers_relations(world):
     plain = spml_learner(learn.dls, method="cross_entropy", recipe=learn.recipe)
     ex = explore_relations(plain, weak, which=(0, 1))
     assert ex.memory.disabled and "annotation" in ex.view.bars
+
+
+def test_colours_of_the_learner_reach_the_explorers(world, tmp_path):
+    "With the paper's DensePose features, a filled memory bank too: segments are those of a training step"
+    weak, held_out, _, _ = world
+    recipe = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(4, 4), iterations=3, crop=SIZE, colours=True, share=.1)
+    learn = spml_learner(weak_dls(weak, held_out, bs=3, crop=SIZE, steps=2, device=torch.device("cpu")), "keypoints", recipe=recipe, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_poly(1)
+    ex, lending = explore_relations(learn, weak, which=(0, 1)), explore_affinity(learn, weak, which=(0, 1))
+    seg, candidates = ex.segments()
+    want = make_segments(ex.emb, *ex.batches["scribbles"][1:], (4, 4), 3, location_colours(ex.images, *ex.emb.shape[-2:]), .1)
+    assert len(candidates) > len(seg.protos) and want.u.shape[1] == 8 + 5
+    for made in (seg, lending.seg):
+        assert torch.equal(made.own, want.own)
+        torch.testing.assert_close(made.u, want.u)
+        torch.testing.assert_close(made.protos.mu_loc, want.protos.mu_loc)
+    for name in ("similarity", "affinity"): # those that look at location
+        ex.relation.value = name
+        assert name in said(ex) and ex.view.bars[name][0] >= 0, said(ex)
 
 
 # background

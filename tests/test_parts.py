@@ -30,7 +30,32 @@ def test_figures_only_and_every_part():
 
 def test_other_scenes_stay_as_they_are():
     assert make_scene(3).mask.tobytes() == SceneSet(4).mask(3).tobytes() == make_scene(3, only=None).mask.tobytes()
+    for i, only, mean in ((3, None, (108.4, 96.1, 108.8)), (2, ("figure", "cat"), (122.1, 120.1, 133.5))):
+        np.testing.assert_allclose(make_scene(i, only=only).image.mean((0, 1)), mean, atol=.2) # as they were before figures got clothes of their own
     with pytest.raises(SpmlError, match="nobody can draw 'dragon'"): make_scene(0, only=("dragon",))
+
+
+def shares_of_alike_clothes(only):
+    "Of the figures: those whose trunk has the colour of a third of the ground; of those in company: those whose trunk has the colour of another's clothes"
+    torso, thighs = PART_CLASSES.id("torso"), [PART_CLASSES.id(f"{s} thigh") for s in ("left", "right")]
+    ground, others = [], []
+    for i in range(40):
+        s = make_scene(i, only=only)
+        image, bare = s.image.astype(int), s.image[s.instances == 0].astype(int)
+        worn = {(k, name): np.median(image[at], 0) for k in np.unique(s.instances[s.parts > 0]) for name, ids in (("trunk", [torso]), ("hose", thighs))
+                if (at := (s.instances == k) & np.isin(s.parts, ids)).any()}
+        for (k, name), colour in worn.items():
+            if name == "hose": continue
+            ground.append((abs(bare - colour).max(1) <= 30).mean() > 1/3)
+            company = [abs(c - colour).max() for (j, _), c in worn.items() if j != k]
+            if company: others.append(min(company) <= 30)
+    return np.mean(ground), np.mean(others) if others else 0
+
+
+def test_clothes_share_colours_with_ground_and_neighbours():
+    ground, others = shares_of_alike_clothes(PartScenes.only)
+    assert .15 < ground < .5 and others > .4, (ground, others)
+    assert shares_of_alike_clothes(("figure", "car"))[0] < .05 # elsewhere bodies keep away from the ground
 
 
 def test_mirror_exchanges_left_and_right():
@@ -95,8 +120,34 @@ def test_pieces_without_instances():
     parts[2:8, 2:8], parts[2:8, 20:28], parts[20:28, 5:9], parts[0, 29] = 1, 1, 2, 2
     points = simulate_keypoints(parts)
     assert sorted(points.parts.tolist()) == [1, 1, 2] # a crumb gets no click
+    parts[29, 0], parts[15, 12:14], parts[15, 29], parts[0, 0], parts[29, 29] = 3, 3, 3, 4, 4
+    points = simulate_keypoints(parts)
+    assert sorted(points.parts.tolist()) == [1, 1, 2, 3, 4] # unless there is nothing else of its part: then the largest does, or one of the largest
+    assert points.xy[points.parts == 3][0, 1] == 15 and points.xy[points.parts == 3][0, 0] in (12, 13)
+    assert sorted(simulate_keypoints(parts, (parts > 0)*1).parts.tolist()) == [1, 2, 3, 4] # one a part, where figures are known
     empty = simulate_keypoints(np.zeros((9, 9), np.uint8))
     assert len(empty) == 0 and (empty.to_labels((9, 9)) == 0).all()
+
+
+def test_settings_of_keypoints_reach_the_labels():
+    images = PartScenes(2, size=64)
+    labels = lambda **settings: WeakSet(images, "keypoints", keypoints=settings).sample(0).labels
+    part, ground = (lambda l: ((l > 0) & (l < UNLABELLED))), (lambda l: l == 0)
+    usual = labels()
+    assert np.array_equal(usual, WeakSet(images, "keypoints").sample(0).labels) and np.array_equal(usual, labels(scale="mask", sigma=.15, labelled=.65, background=.1))
+    clicks, owner = simulate_keypoints(images.mask(0), images.instances(0)), np.where(images.mask(0) > 0, images.instances(0), 0)
+    corners = [np.argwhere(owner == k) for k in np.unique(owner[owner > 0])]
+    boxes = Boxes([(*a.min(0)[::-1], *(a.max(0) + 1)[::-1]) for a in corners], np.ones(len(corners), int))
+    for scale, by in (("box", boxes), (25, 25), (12.5, 12.5)):
+        said = labels(scale=scale)
+        assert np.array_equal(said, scaled(clicks, by).to_labels(owner.shape)) and not np.array_equal(said, usual)
+    wide, strict, near = labels(sigma=.25), labels(labelled=.9), labels(background=.4)
+    assert (part(wide) >= part(usual)).all() and part(wide).sum() > part(usual).sum() and ground(wide).sum() < ground(usual).sum()
+    assert (part(strict) <= part(usual)).all() and part(strict).sum() < part(usual).sum() and np.array_equal(ground(strict), ground(usual))
+    assert (ground(near) >= ground(usual)).all() and ground(near).sum() > ground(usual).sum() and np.array_equal(part(near), part(usual))
+    for settings, message in ((dict(sigmas=.1), "no 'sigmas'; did you mean 'sigma'"), (dict(scale="boxes"), "scale 'boxes' .* did you mean 'box'"), (dict(scale=0), "above 0"),
+                              (dict(sigma=0.), "above 0"), (dict(labelled=.05), "background 0.1 and labelled 0.05"), (dict(labeled=.7), "did you mean 'labelled'")):
+        with pytest.raises(SpmlError, match=message): WeakSet(images, "keypoints", keypoints=settings)
 
 
 def clothes(folder, names=("background", "hair", "skin")):

@@ -9,6 +9,7 @@ from fastai.callback.progress import ProgressCallback
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from spml_kit import predict
 from spml_kit.batches import weak_dls
 from spml_kit.core import SpmlError, UNLABELLED, VOID
 from spml_kit.crf import dense_crf
@@ -331,6 +332,16 @@ def test_masks_stay_closed(net):
     assert (labels[2] == UNLABELLED).all() # nobody knows anything about it
     index = training_index(net, (closed.image(i) for i in range(3)), labels, 13, grid=(4, 4))
     assert set(index.image.tolist()) == {0, 1} and predict_retrieval(net, closed.image(2), index, 13, grid=(4, 4)).shape == (64, 64)
+
+
+def test_windows_reach_what_walks(net, monkeypatch):
+    "The start from segments looks through the same windows as the walk"
+    seen, real = [], predict.see
+    monkeypatch.setattr(predict, "see", lambda model, image, scale=1., flip=False, crop=None, mirror=None: seen.append(crop) or real(model, image, scale, flip, crop, mirror))
+    weak = WeakSet(scenes := SceneSet(1, size=64), lambda i: sparse(scenes, i))
+    pseudo_labels(net, weak, progress=False, start="nearest", grid=(3, 3), steps=2, crop=32)
+    assert seen == [32]*3
+    with pytest.raises(SpmlError, match="start 'tail' is not one of"): pseudo_labels(net, weak, progress=False, start="tail")
 
 
 # second head

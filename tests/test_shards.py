@@ -16,6 +16,8 @@ from spml_kit.core import SpmlError, UNLABELLED, VOID, load_tensors, save_tensor
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.embed import EmbedNet, SegNet, SoftmaxHead
 from spml_kit.learner import spml_learner
+from spml_kit.parts import PartScenes
+from spml_kit.pipelines import Pipeline
 from spml_kit.predict import head_learner, pseudo_labels, training_index
 from spml_kit.recipes import RECIPES
 from spml_kit.retrieval import SegmentIndex
@@ -103,6 +105,22 @@ def test_settings_reach_the_labels(net, labels, tmp_path, more):
     more = dict(steps=4, refine=("regions",), progress=False) | more
     weak = weak_set(labels, n=2)
     assert same_maps(sharded_pseudo_labels(net, weak, tmp_path, per=4, **more), pseudo_labels(net, weak, **more))
+
+
+def test_keypoints_by_the_shard_are_those_of_the_pipeline(tmp_path):
+    "The walk starts from the nearest labelled segments, and says so in the folder"
+    weak, recipe = WeakSet(PartScenes(3, size=64), "keypoints", regions=12), RECIPES["small"].but(bs=2, crop=64, warmup=1, infer_grid=(5, 5))
+    p = Pipeline(weak, PartScenes(1, size=64, start=900), "keypoints", tmp_path/"run", recipe, rounds=1, steps=2, walk_stride=8, progress=False).run(only=("embedding", "walk"))
+    more = dict(start="nearest", grid=recipe.infer_grid, stride=8, progress=False)
+    wanted = [p.maps_of("walk")(i) for i in range(3)]
+    assert same_maps(sharded_pseudo_labels(p.model, weak, tmp_path/"labels", per=2, **more), wanted)
+    assert same_maps(lambda i, maps=pseudo_labels(p.model, weak, **more): maps[i], wanted)
+    assert not same_maps(sharded_pseudo_labels(p.model, weak, tmp_path/"head", stride=8, progress=False), wanted)
+    assert "start" not in json.loads((tmp_path/"head"/"settings.json").read_text()) # as in folders of before
+    for other, message in ((dict(start="head"), "start was 'nearest'"), (dict(grid=(6, 6)), "grid was"), (dict(start="neerest"), "start 'neerest' is not one of")):
+        with pytest.raises(SpmlError, match=message): sharded_pseudo_labels(p.model, weak, tmp_path/"labels", per=2, **(more | other))
+    narrow = WeakSet(weak.images, "keypoints", regions=12, keypoints=dict(sigma=.1))
+    with pytest.raises(SpmlError, match="keypoints was None"): sharded_pseudo_labels(p.model, narrow, tmp_path/"labels", per=2, **more)
 
 
 def test_done_is_done(net, labels, serial, tmp_path):

@@ -1,12 +1,15 @@
 """The paper's tables beside our runs: what belongs to a cell, spread over seeds, order, faults, the command line."""
 import json
+from pathlib import Path
 
 import pytest
 
 from spml_kit.core import VOC_CLASSES, SpmlError, write_json
 from spml_kit.experiment import find_notebook
 from spml_kit.scenes import PART_CLASSES
-from spml_kit.tables import beside, collect_runs, compare, published, reversed_pairs, spml_tables
+from spml_kit.tables import beside, by_setting, collect_runs, compare, published, reversed_pairs, side_by_side, spml_tables
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def run(folder, name, miou, seed=0, annotation="scribbles", method="spml_head", relations=None, **conditions):
@@ -66,11 +69,48 @@ def test_other_conditions_are_another_setting(tmp_path):
     run(tmp_path, "b", 50., seed=1, steps=600)
     runs = collect_runs(tmp_path)
     assert runs.setting.nunique() == 2
-    with pytest.raises(SpmlError, match="2 settings"): compare("table7", runs)
+    with pytest.raises(SpmlError, match=r"2 settings .*\(scenes: steps 6; scenes: steps 600\)"): compare("table7", runs)
     run(tmp_path, "b", 50., seed=1, length=.5, relations={"similarity": {"weight": .3}})
-    assert collect_runs(tmp_path).setting.nunique() == 1 # what tables vary
+    assert collect_runs(tmp_path).setting.nunique() == 1 # what some table varies
     run(tmp_path, "b", 50., seed=1, relations={"similarity": {"kappa": 3}})
     assert collect_runs(tmp_path).setting.nunique() == 2
+
+
+def test_what_other_tables_vary_parts_the_runs_of_this_one(tmp_path):
+    off, more = {"similarity": {"weight": 0}}, {"similarity": {"weight": .3}}
+    for seed, (miou, relations, length) in enumerate([(40., {}, 1.), (50., off, 1.), (60., more, 1.), (70., {}, .5)]): run(tmp_path, f"s{seed}", miou, seed, relations=relations, length=length)
+    runs = collect_runs(tmp_path)
+    scores = lambda name: {words: group.miou.tolist() for _, words, group in by_setting(name, runs)}
+    assert scores("table7") == {"no similarity": [40., 70.], "similarity 0": [50.], "similarity 0.3": [60.]} # lengths are its cells
+    assert scores("table6a") == {"length 1": [40., 50., 60.], "length 0.5": [70.]} # weights are its cells
+    with pytest.raises(SpmlError, match=r"table7: runs of 3 settings .*scenes: similarity 0.3.*by_setting"): compare("table7", runs)
+    shown, passed = side_by_side("table7", runs)
+    assert [s[0] for s in shown] == ["table7, scenes (no similarity)"] and "(similarity 0; similarity 0.3)" in passed[0] and len(passed) == 1
+    assert len(side_by_side("table7", runs, every=True)[0]) == 3
+
+
+def test_kinds_of_annotation_stand_together_whatever_weights_the_paper_gives_them(tmp_path):
+    strong = {"similarity": {"weight": 1.0}} # as the paper has it for points, not for tags
+    for annotation, seed in (("tags", 0), ("points", 0)): run(tmp_path, f"{annotation}{seed}", 50., seed, annotation, "spml_head_crf", strong)
+    run(tmp_path, "off", 40., 1, "points", "spml_head_crf", {"similarity": {"weight": 0}})
+    assert [len(group) for *_, group in by_setting("table2", collect_runs(tmp_path))] in ([2, 1], [1, 2])
+
+
+def test_words_tell_settings_apart_once(tmp_path):
+    run(tmp_path, "a", 40., steps=100, crop=64, refine=[])
+    run(tmp_path, "b", 50., steps=200, crop=32, refine=["crf"])
+    run(tmp_path, "c", 60., steps=200, crop=32, refine=["crf"], flip=True)
+    assert [words for _, words, _ in by_setting("table7", collect_runs(tmp_path))] == ["steps 100", "steps 200", "steps 200, flip True"]
+
+
+def test_runs_of_the_repository_make_the_tables_they_were_run_for():
+    scenes, parts = collect_runs(RESULTS / "table6_scenes"), collect_runs(RESULTS / "table10_parts")
+    seeds = {name: compare(name, scenes)[0].seeds.tolist() for name in ("table6a", "table6b", "table6c")}
+    assert seeds == {"table6a": [0, 3, 0, 0], "table6b": [0, 3, 0, 3], "table6c": [3, 3, 3, 3]}
+    for name in ("table7", "table8"):
+        assert side_by_side(name, scenes)[0] == [] and [set(s[3].seeds) for s in side_by_side(name, scenes, every=True)[0]] == [{0, 3}]*4
+    shown, _ = side_by_side("table4", parts)
+    assert [s[3].seeds.tolist() for s in shown] == [[3, 3, 3, 3]] # full masks need weights of their own to be like clicks
 
 
 def test_seeds(tmp_path):
@@ -96,6 +136,15 @@ def test_command(tmp_path, capsys):
     assert "cell,paper,ours" in next(p for p in (tmp_path / "csv").glob("table7_scenes_*.csv")).read_text()
     assert spml_tables([str(tmp_path), "--table", "table77"]) == 2 and "did you mean 'table7" in capsys.readouterr().err
     assert spml_tables([str(tmp_path / "csv")]) == 2
+
+
+def test_command_is_brief_on_what_a_table_does_not_vary(tmp_path, capsys):
+    for i, weight in enumerate((0., .1, .3)): run(tmp_path, f"{i}", 40. + i, relations={"similarity": {"weight": weight}})
+    assert spml_tables([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "table6a, scenes: Weight" in said and "similarity 0;" in said and said.count("table7") == 2 # the line, and how to see more
+    assert spml_tables([str(tmp_path), "--table", "table7", "--out", str(tmp_path / "csv")]) == 0
+    assert capsys.readouterr().out.count("\ntable7, scenes (similarity") == 3 and len(list((tmp_path / "csv").glob("*.csv"))) == 3
 
 
 def test_published_travels_with_the_experiments():

@@ -42,9 +42,10 @@ def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
 )->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations
     "The rows of all runs"
-    files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else sorted(folder.rglob('*.json')))]
+    below = lambda folder: sorted(f for f in folder.rglob('*.json') if f.parent.name != 'previous' or f.parent == folder) # `previous`: of a run that was begun again and has no new scores
+    files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
-    for f in files:
+    for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
         try: said = read_json(f)
         except SpmlError: continue # of other things
         if not isinstance(said, dict) or 'conditions' not in said: continue
@@ -77,6 +78,10 @@ def beside(
     "A table of the paper and our runs"
     out = {}
     for name, cell, found in _cells(table, runs):
+        twice = found[found.duplicated('seed', keep=False)]
+        if len(twice):
+            one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
+            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}: a copy, or another version of the code; leave one of the two out, or move it away")
         values = np.array([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou, float)
         low, high = _interval(values)
         out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))

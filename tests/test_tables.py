@@ -119,6 +119,21 @@ def test_seeds(tmp_path):
     assert row.ours == 53 and row.seeds == 3 and abs(row.sd - 13**.5) < 1e-9 and 50 <= row.low < 53 < row.high <= 57
 
 
+def test_a_seed_counts_once(tmp_path):
+    for name, seed in (("a", 0), ("b", 1), ("copy", 1)): run(tmp_path, name, 50., seed)
+    with pytest.raises(SpmlError, match=r"'100 %': seed 1 is in .*b/metrics.json and in .*copy/metrics.json.*leave one"): compare("table7", collect_runs(tmp_path))
+    assert compare("table7", collect_runs(tmp_path / "a", tmp_path / "copy"))[0].seeds["100 %"] == 2
+    assert len(collect_runs(tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "b" / "metrics.json")) == 2
+
+
+def test_scores_of_before_a_rerun_are_not_read(tmp_path):
+    run(tmp_path / "a", "previous", 40.)
+    with pytest.raises(SpmlError, match="no metrics.json"): collect_runs(tmp_path)
+    run(tmp_path, "a", 50.)
+    assert collect_runs(tmp_path).miou.tolist() == [50.]
+    for named in ("a/previous", "a/previous/metrics.json"): assert collect_runs(tmp_path / named).miou.tolist() == [40.] # who names it wants it
+
+
 def test_other_files_are_passed_over(tmp_path):
     run(tmp_path, "a", 40.)
     (tmp_path / "environment.json").write_text("{}")

@@ -38,6 +38,15 @@ def _short(said):
     "Eight letters for it"
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
+_NEEDED = dict(rows=('method', 'data', 'annotation', 'seed', 'miou'), conditions=('n_train', 'size', 'steps', 'recipe'))
+
+def _placed(said):
+    "Rows that a table can place; an experiment of one's own may have none"
+    c = said.get('conditions') if isinstance(said, dict) else None
+    if not isinstance(c, dict) or not {*_NEEDED['conditions']} <= c.keys(): return []
+    if not isinstance(c['recipe'], dict) or 'network' not in c['recipe'] or not isinstance(c['recipe'].get('relations'), dict): return []
+    return [r for r in said.get('rows') or [] if isinstance(r, dict) and {*_NEEDED['rows']} <= r.keys()]
+
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
 )->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations
@@ -48,10 +57,10 @@ def collect_runs(
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
         try: said = read_json(f)
         except SpmlError: continue # of other things
-        if not isinstance(said, dict) or 'conditions' not in said: continue
-        c = said['conditions']
-        rows += [dict(file=str(f), classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c) for r in said.get('rows', []) if 'miou' in r]
-    if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there; give the folder of a sweep, or of single runs")
+        for r in _placed(said):
+            c = said['conditions']
+            rows.append(dict(file=str(f), classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
+    if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has {', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its conditions; give the folder of a sweep of `single`, or of single runs")
     return pd.DataFrame(rows)
 
 # %% ../nbs/api/98_tables.ipynb #604132f1
@@ -105,8 +114,8 @@ def _table(name):
 def _unvaried(table, run):
     "Of what other tables vary, the length and those weights that the run was given: what this one does not"
     named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))}
-    given = {name: changes['weight'] for name, changes in run.recipe['relations'].items() if 'weight' in changes}
-    return {k: v for k, v in sorted({'length': run.get('length', 1.), **given}.items()) if k not in named}
+    given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items() if 'weight' in changes}
+    return {k: v for k, v in sorted({'length': run.conditions.get('length', 1.), **given}.items()) if k not in named}
 
 def _flat(said, name=''):
     "Entries of nested dicts, each under its whole path"
@@ -190,7 +199,7 @@ def sweep_table(
     said = read_json(Path(folder)/'sweep.json')
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
     rows = [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for f in label if (Path(folder)/f/'metrics.json').exists()
-            for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if 'miou' in r]
+            for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
     grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
     columns = {}

@@ -142,6 +142,46 @@ def test_other_files_are_passed_over(tmp_path):
     assert len(collect_runs(tmp_path)) == 1 and len(collect_runs(tmp_path / "a" / "metrics.json")) == 1
 
 
+@pytest.mark.parametrize("own", [
+    dict(rows=[dict(method="mine", data="scenes", annotation="scribbles", seed=0, miou=1.)], conditions=dict(lr=.1)),
+    dict(rows=[dict(method="mine", data="scenes", annotation="scribbles", seed=0, miou=1.)], conditions=dict(n_train=4, size=64, steps=6, recipe="small")),
+    dict(rows=[dict(method="mine", data="scenes", annotation="scribbles", seed=0, miou=1.)], conditions=dict(n_train=4, size=64, steps=6, recipe={})),
+    dict(rows=[dict(name="mine", miou=1.)], conditions=dict(n_train=4, size=64, steps=6, recipe=dict(network="EmbedNet", relations={}))),
+    dict(rows=["mine"], conditions=["lr"]), dict(rows=None, conditions=None)])
+def test_experiments_of_ones_own_are_left_out(tmp_path, capsys, own):
+    write_json(tmp_path / "own" / "metrics.json", own)
+    assert spml_tables([str(tmp_path)]) == 2 and "no metrics.json of a run there that has method" in capsys.readouterr().err
+    run(tmp_path, "a", 40.)
+    assert collect_runs(tmp_path).miou.tolist() == [40.]
+    assert spml_tables([str(tmp_path)]) == 0 and "mine" not in capsys.readouterr().out
+
+
+def test_conditions_that_some_runs_do_not_have(tmp_path):
+    run(tmp_path, "a", 40.)
+    run(tmp_path, "b", 50., 1)
+    said = json.loads((tmp_path / "b/metrics.json").read_text())
+    del said["conditions"]["length"]
+    write_json(tmp_path / "b/metrics.json", said)
+    assert [group.miou.tolist() for *_, group in by_setting("table6a", collect_runs(tmp_path))] == [[40., 50.]] # strokes are whole unless something else is said
+
+
+def test_sweep_of_an_experiment_of_ones_own(tmp_path, capsys):
+    write_json(tmp_path / "sweep.json", dict(experiment="mine", runs={"lr 0.1": dict(folder="a"), "lr 0.2": dict(folder="b")}))
+    write_json(tmp_path / "a" / "metrics.json", dict(rows=[dict(method="mine", seed=0, miou=33.), dict(miou=11.)], conditions=dict(lr=.1)))
+    assert spml_tables([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "lr 0.1" in said and "33" in said and "11" not in said
+
+
+def test_runs_without_classes_are_left_out_of_tables_of_classes(tmp_path):
+    run(tmp_path, "a", 40.)
+    run(tmp_path, "b", 50., 1)
+    said = json.loads((tmp_path / "a/metrics.json").read_text())
+    said["rows"][0]["per_class"] = {"cat": 33.}
+    write_json(tmp_path / "a/metrics.json", said)
+    assert compare("table8", collect_runs(tmp_path))[0].ours.dropna().to_dict() == {"cat": 33.}
+
+
 def test_command(tmp_path, capsys):
     run(tmp_path, "a", 40., length=1.0)
     run(tmp_path, "b", 50., length=.3)

@@ -172,6 +172,7 @@ def compare(
     if len(settings) > 1: raise SpmlError(f"{name}: runs of {len(settings)} settings cannot stand in one column ({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); `by_setting` takes them apart")
     both = beside(table, runs)
     words = conditions_in_words(table, settings[0][2]) if settings else 'None of our runs belongs here yet.'
+    words = ' '.join([words, *(cell['note'] for name, cell in table['cells'].items() if 'note' in cell and both.seeds[name])])
     return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both)
 
 # %% ../nbs/api/98_tables.ipynb #5e771a65

@@ -113,7 +113,7 @@ def _table(name):
 
 def _unvaried(table, run):
     "Of what other tables vary, the length and those weights that the run was given: what this one does not"
-    named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))}
+    named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))} - {'annotation'} # there a kind of annotation, here a relation
     given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items() if 'weight' in changes}
     return {k: v for k, v in sorted({'length': run.conditions.get('length', 1.), **given}.items()) if k not in named}
 

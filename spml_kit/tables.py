@@ -149,9 +149,25 @@ def by_setting(
 
 # %% ../nbs/api/98_tables.ipynb #dfe40114
 def _said(values):
-    "Distinct values, if they are few"
-    kinds = sorted({str(v) for v in values})
-    return ' or '.join(kinds) if len(kinds) < 4 else f'{kinds[0]} to {kinds[-1]}'
+    "Distinct values; of many numbers, their range"
+    kinds = sorted({*values})
+    return ' or '.join(map(str, kinds)) if len(kinds) < 4 or isinstance(kinds[0], str) else f'{kinds[0]} to {kinds[-1]}'
+
+_NETWORKS = {'paper_deeplab': 'ResNet-101 with dilated convolutions', 'paper_pspnet': 'ResNet-101 with pyramid pooling'}
+
+def _network(recipe):
+    "A network, and what it starts from where the recipe says so"
+    name, embed = recipe['network'], recipe.get('embed')
+    if name == 'EmbedNet': known = (embed or {}).get('backbone', 'EfficientNet-Lite0')
+    else: known = _NETWORKS.get(name, name)
+    if embed is None: return known
+    start = f"weights of {Path(embed['weights']).name}" if embed.get('weights') else 'ImageNet weights' if embed.get('pretrained', name == 'EmbedNet') else 'random weights' # `EmbedNet` alone is pretrained by default
+    return f'{known} from {start}'
+
+def _contours(conditions):
+    if 'region_folder' not in conditions: return '' # an older run
+    folder = conditions['region_folder']
+    return f", contours of the folder {Path(folder).name}" if folder else ', gradient contours without training'
 
 def conditions_in_words(
     table:dict, # one of `published()`
@@ -159,9 +175,10 @@ def conditions_in_words(
 )->str:
     "What differs between the paper's experiment and ours"
     p = table['paper']
-    network = runs.recipe.map(lambda r: {'EmbedNet': r.get('embed', {}).get('backbone', 'EfficientNet-Lite0'), 'paper_deeplab': 'ResNet-101'}.get(r['network'], r['network']))
-    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']}, {p['steps']:,} steps, one seed. "
-            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(network)}, {_said(runs.steps)} steps.")
+    beyond = [_words({k: v for k, v in _unvaried(table, run).items() if (k, v) != ('length', 1)}) for _, run in runs.iterrows()] # strokes are whole unless it is said
+    given = f', with {_said(beyond)}' if any(beyond) else ''
+    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps, one seed. "
+            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, {_said(runs.steps)} steps{given}.")
 
 def compare(
     name:str, # of a table

@@ -58,6 +58,33 @@ def test_full_masks_are_the_papers_own_embedding(tmp_path):
     assert compare("table7crf", runs)[0].ours.dropna().index.tolist() == ["full masks"] # nothing of ours beside the rows of others
 
 
+@pytest.mark.parametrize("network, embed, words", [
+    ("EmbedNet", {}, "EfficientNet-Lite0 from ImageNet weights"), ("EmbedNet", {"backbone": "resnet18", "pretrained": False}, "resnet18 from random weights"),
+    ("paper_deeplab", {}, "ResNet-101 with dilated convolutions from random weights"), ("paper_pspnet", {"weights": "/data/r101.pth"}, "ResNet-101 with pyramid pooling from weights of r101.pth"),
+    ("paper_pspnet", {"pretrained": True}, "ResNet-101 with pyramid pooling from ImageNet weights"), ("paper_deeplab", None, "ResNet-101 with dilated convolutions, 6 steps"), ("mine", None, "mine, 6 steps")])
+def test_caption_names_the_network_and_its_start(tmp_path, network, embed, words):
+    run(tmp_path, "a", 60., recipe=dict(network=network, relations={}) | ({} if embed is None else dict(embed=embed)))
+    paper, ours = compare("table7", collect_runs(tmp_path))[1].split("Ours: ")
+    assert words in ours and "ResNet-101 with dilated convolutions from ImageNet weights, HED contours" in paper
+
+
+@pytest.mark.parametrize("folder, words", [({}, "classes, 64 pixels, EfficientNet-Lite0, 6 steps."), ({"region_folder": ""}, "Lite0, gradient contours without training, 6 steps."),
+    ({"region_folder": "/data/hed_voc"}, "Lite0, contours of the folder hed_voc, 6 steps.")])
+def test_caption_names_the_contours(tmp_path, folder, words):
+    run(tmp_path, "a", 60., recipe=dict(network="EmbedNet", relations={}, embed=None), **folder)
+    assert words in compare("table7", collect_runs(tmp_path))[1]
+
+
+def test_caption_names_what_the_table_does_not_vary(tmp_path):
+    run(tmp_path, "a", 60., relations={"similarity": {"weight": 1.0}}, length=.5)
+    caption = {name: compare(name, collect_runs(tmp_path))[1] for name in ("table7", "table6b")}
+    assert caption["table7"].endswith("6 steps, with similarity 1.") and caption["table6b"].endswith("belongs here yet.")
+    run(tmp_path, "a", 60., relations={"similarity": {"weight": .1}, "annotation": {"weight": 2}}, length=.5)
+    assert compare("table6b", collect_runs(tmp_path))[1].endswith("6 steps, with annotation 2, length 0.5.")
+    run(tmp_path, "a", 60.)
+    assert compare("table6b", collect_runs(tmp_path))[1].endswith("6 steps.") # the paper's weights, whole strokes
+
+
 def test_caption_notes_what_stands_beside_points(tmp_path):
     run(tmp_path, "a", 60.)
     assert "a dot of every scribble" not in compare("table7", collect_runs(tmp_path))[1]

@@ -131,7 +131,7 @@ def _told_apart(settings):
         values = [json.dumps(s.get(k)) for s in settings]
         ways.setdefault(tuple(map(values.index, values)), k)
     differ = [k for way, k in ways.items() if any(way)]
-    return [_words({k: s[k] for k in differ if k in s}) or (f"no {', '.join(differ)}" if differ else '') for s in settings]
+    return [_words({k: s[k] for k in differ if k in s}) or (f"{', '.join(differ)} not given" if differ else '') for s in settings]
 
 def by_setting(
     name:str, # of a table

@@ -133,13 +133,13 @@ def test_what_other_tables_vary_parts_the_runs_of_this_one(tmp_path):
     for seed, (miou, relations, length) in enumerate([(40., {}, 1.), (50., off, 1.), (60., more, 1.), (70., {}, .5)]): run(tmp_path, f"s{seed}", miou, seed, relations=relations, length=length)
     runs = collect_runs(tmp_path)
     scores = lambda name: {words: group.miou.tolist() for _, words, group in by_setting(name, runs)}
-    assert scores("table7") == {"no similarity": [40., 70.], "similarity 0": [50.], "similarity 0.3": [60.]} # lengths are its cells
+    assert scores("table7") == {"similarity not given": [40., 70.], "similarity 0": [50.], "similarity 0.3": [60.]} # lengths are its cells
     assert scores("table6a") == {"length 1": [40., 50., 60.], "length 0.5": [70.]} # weights are its cells
     run(tmp_path / "relation", "a", 40., relations={"annotation": {"weight": 2}})
     assert len(by_setting("table7", collect_runs(tmp_path))) == 4 # the relation, not the kind of annotation that cells name
     with pytest.raises(SpmlError, match=r"table7: runs of 3 settings .*scenes: similarity 0.3.*by_setting"): compare("table7", runs)
     shown, passed = side_by_side("table7", runs)
-    assert [s[0] for s in shown] == ["table7, scenes (no similarity)"] and "(similarity 0; similarity 0.3)" in passed[0] and len(passed) == 1
+    assert [s[0] for s in shown] == ["table7, scenes (similarity not given)"] and "(similarity 0; similarity 0.3)" in passed[0] and len(passed) == 1
     assert len(side_by_side("table7", runs, every=True)[0]) == 3
 
 

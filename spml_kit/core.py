@@ -8,7 +8,7 @@ __all__ = ['UNLABELLED', 'VOID', 'MAX_CLASSES', 'VOC_CLASSES', 'SpmlError', 'did
            'write_index_png', 'save_tensors', 'load_tensors', 'seed_everything', 'rng_of', 'data_root']
 
 # %% ../nbs/api/00_core.ipynb #a7ff4fa6
-import contextlib, difflib, json, os, random, tempfile
+import contextlib, difflib, json, os, random, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,22 @@ def voc_palette(
     return rgb
 
 # %% ../nbs/api/00_core.ipynb #e69830ce
+def _other_side(name): return re.sub(r'(?<![a-z])(left|right)(?![a-z])', lambda m: dict(left='right', right='left')[m[0]], name.lower())
+
+def _pairs(names):
+    "Names that differ in the word left or right only, two by two"
+    known = {n.lower(): n for n in names}
+    twins = [(n, known.get(_other_side(n), n)) for n in names]
+    return tuple((a, b) for a, b in twins if names.index(a) < names.index(b) and (b, a) in twins)
+
 @dataclass(frozen=True)
 class Classes:
     "Names of the classes of a data set; background first"
     names: tuple # C names, index = class id
-    swaps: tuple = () # pairs of names that change places in a mirror image: left and right hand
+    swaps: tuple = None # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
 
     def __post_init__(self):
+        if self.swaps is None: object.__setattr__(self, 'swaps', _pairs(self.names))
         for pair in self.swaps:
             if len(pair) != 2 or pair[0] == pair[1]: raise SpmlError(f"swaps: {pair} are not two classes")
             for name in pair: self.id(name)

@@ -125,6 +125,30 @@ def test_folder_counts_or_reads_classes(folder):
     assert s.names == ['p2', 'p0'] and np.array_equal(s.image(1), photo(24, 32, 0))
 
 
+@pytest.mark.parametrize('names', ['ground\nleft hand\nright hand', 'ground\nhand_right\nhand_left', 'ground\nRight-Hand2\nleft-hand2'])
+def test_left_and_right_of_a_folder_change_places_in_the_mirror(folder, names):
+    (folder/'classes.txt').write_text(names)
+    rng = np.random.default_rng(0)
+    for path in (folder/'masks').iterdir(): write_index_png(path, rng.integers(0, 3, np.array(Image.open(path)).shape), VOC_CLASSES.palette)
+    weak = WeakSet(FolderSet(folder/'images', folder/'masks'), 'full')
+    masks, ids = [weak.images.mask(i) for i in range(3)], np.r_[0, 2, 1]
+    assert np.array_equal(weak.classes.mirrored[:3], ids)
+    for flip in (0, 1):
+        for _, labels, _, _ in weak_dls(weak, weak, bs=1, crop=32, steps=3, scale=(1, 1), flip=flip).train:
+            shown = labels[labels != VOID].view(24, 32).numpy()
+            assert any(np.array_equal(shown, ids[m[:, ::-1]] if flip else m) for m in masks)
+
+
+def test_pairs_by_name():
+    pairs = lambda *names, **kw: Classes(('background', *names), **kw).swaps
+    assert pairs('left arm', 'right arm', 'arm', 'leg_right', 'leg_left') == (('left arm', 'right arm'), ('leg_right', 'leg_left'))
+    assert pairs('left', 'right') == (('left', 'right'),)
+    assert pairs('left arm', 'left leg', 'upright', 'upleft', 'bright', 'righteous', 'lefteous') == () # one of two, or no such word
+    assert pairs('Left arm', 'left arm', 'right arm') == (('left arm', 'right arm'),) # nobody is in two pairs
+    assert pairs('left arm', 'right arm', swaps=()) == ()
+    assert pairs('left', 'right', 'up', swaps=(('left', 'up'),)) == (('left', 'up'),)
+
+
 def test_folder_names_what_is_wrong(folder):
     images, masks = folder/'images', folder/'masks'
     def refused(match, f=lambda: FolderSet(images, masks)):

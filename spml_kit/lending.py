@@ -17,7 +17,7 @@ from .explain import View, cross, grow, heat, hex_of, outline
 from .explore import _check_pixel, _images_of, _labels_of, _loss_of, _pad, _pixel_of, _those
 from .plot import overlay
 from .predict import majority_labels
-from .relations import nearest_labels
+from .relations import feature_affinity, nearest_labels
 from .segments import resize_labels
 from .widgets import Explorer, mosaic, mosaic_at, view_step
 
@@ -43,10 +43,11 @@ class explore_affinity(Explorer):
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen, self.nearness = self.rgb[:, ::self.step, ::self.step], {}
-        trained = next((r.code.keywords for r in loss.relations if r.name == 'affinity'), {})
+        trained = feature_affinity().code.keywords | next((getattr(r.code, 'keywords', {}) for r in loss.relations if r.name == 'affinity'), {}) # the defaults where it is not trained
+        self.alone = 'without a label it ' + ('is positive to every segment' if trained['unmatched'] == 'all' else 'is left out')
         super().__init__('affinity', dict(
-            threshold=W.FloatSlider(trained.get('threshold', .95), min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
-            across=W.Checkbox(trained.get('across', False), description='across images', tooltip='may segments of other images lend?')), 3, width=300)
+            threshold=W.FloatSlider(trained['threshold'], min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
+            across=W.Checkbox(trained['across'], description='across images', tooltip='may segments of other images lend?')), 3, width=300)
         self.observe(self.refresh, 'point')
         cells = torch.bincount(self.seg.own)
         largest = int((cells*~self.given).argmax()) # without a label
@@ -85,14 +86,15 @@ class explore_affinity(Explorer):
                     'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine[seg.own], fill=0.), shown), 0, 1)))}
         where = f'A segment of {int((seg.own == me).sum())} cells of image {i}'
         if self.given[me]: said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
-        elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend.'
+        elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend; {self.alone}.'
         else:
             of = f"'{names[int(protos.label[lender[me]])]}' of image {int(protos.image[lender[me]])}, cosine {cosine[me]:.2f}"
-            said = f'{where}: the nearest labelled one is {of}; ' + ('it lends its label.' if label[me] >= 0 else 'too far: it stays without a label.')
+            said = f'{where}: the nearest labelled one is {of}; ' + ('it lends its label.' if label[me] >= 0 else f'too far: {self.alone}.')
         loans = ~self.given & (label >= 0)
         said += f' {int(loans.sum())} of {int((~self.given).sum())} unlabelled segments find a label'
         if self.truth is not None and (judged := loans & (self.truth < VOID)).any(): said += f', {100*(label == self.truth)[judged].float().mean():.0f} % of them the right one'
         may = self.given & ((protos.image == protos.image[me]) | self.across.value)
         near = {int(k): float((protos.mu_loc[may & (protos.label == k)] @ protos.mu_loc[me]).max()) for k in protos.label[may].unique()}
         bars = {names[k]: (near[k], f'{near[k]:.2f} cosine of the nearest', hex_of(self.classes.palette[k])) for k in sorted(near, key=near.get, reverse=True)}
+        if self.across.value: said += '. In training, segments of the memory bank are asked too; they are not shown here'
         return View(said + '.', pictures, bars)

@@ -23,7 +23,7 @@ from .embed import SegNet, SoftmaxHead, locations, unit, with_location
 from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
 from .metrics import Confusion
 from .propagate import normalise_scores, random_walk
-from .recipes import RECIPES, Recipe
+from .recipes import PAPER_TRAINING, RECIPES, Recipe
 from .retrieval import SegmentIndex
 from .segments import cluster_means, grid_labels, make_segments, resize_labels, spherical_kmeans
 
@@ -312,7 +312,7 @@ class FrozenEmbed(nn.Module):
 def head_learner(
     dls,          # DataLoaders of pseudo-labelled images
     model:SegNet, # trained embedding network
-    recipe:Recipe=RECIPES['small'], # its optimiser and multipliers
+    recipe:Recipe=RECIPES['small'], # its optimiser and learning rate
     seed:int=0,   # of the head
     path='.',     # folder of the run
 )->Learner: # trains a fresh head only
@@ -321,7 +321,7 @@ def head_learner(
     fresh = SegNet(FrozenEmbed(model.embed), SoftmaxHead(recipe.dim, dls.c, .65))
     learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c)],
                     path=path, cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0], wd_bn_bias=True, train_bn=False)
-    learn.recipe = recipe.but(multipliers=recipe.multipliers[2:])
+    learn.recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
     learn.settings = run_settings(learn, 'head', seed)
     return learn
 

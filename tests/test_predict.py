@@ -360,7 +360,8 @@ def test_only_the_second_head_learns(tmp_path):
     learn.fit_poly(2, resume=True)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) # batch norm's statistics included
     assert not any(torch.equal(v, fresh[k]) for k, v in learn.model.head.named_parameters())
-    assert [h["lr"] for h in learn.opt.hypers] == pytest.approx([m*learn.opt.hypers[0]["lr"] for m in (1, recipe.multipliers[3]/recipe.multipliers[2])])
+    assert learn.recipe.multipliers == (10, 20) # as in the paper
+    assert [h["lr"] for h in learn.opt.hypers] == pytest.approx([learn.opt.hypers[0]["lr"]*m for m in (1, 2)])
     assert len(learn.history) == 2 and all(h["loss"] > 0 for h in learn.history)
     again = head_learner(dls, net, recipe, path=tmp_path)
     again.fit_poly(2, resume=True)

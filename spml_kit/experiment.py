@@ -234,12 +234,14 @@ def _print_metrics(path):
         if 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
         else: print('  '.join([f"{r['method']:<16}", *(f'{k} {v:.3f}' for k,v in r.items() if isinstance(v, float))]))
 
+def _profiles(): return yaml.safe_load((find_notebook('single').parent/'profiles.yaml').read_text())
+
 def profile_parameters(
     name:str, # of a profile
     source,   # an experiment notebook
 )->dict: # parameters, none for a notebook of one's own
     "What a profile says of an experiment"
-    table = yaml.safe_load((find_notebook('single').parent/'profiles.yaml').read_text())
+    table = _profiles()
     if name not in table: raise SpmlError(f"no profile '{name}'{did_you_mean(name, table)} (there are: {', '.join(table)})")
     if source not in experiments().values(): return {}
     fitting = [k for k, o in table.items() if source.stem in o or k == 'tiny'] # whose parameters are the notebook's defaults
@@ -263,8 +265,8 @@ def _run(args):
     if args.data == 'folder' and not (args.root/'images').is_dir():
         raise SpmlError(f"{args.root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what was drawn), classes.txt (a name a line, background first) and, to score, masks/")
     known = notebook_parameters(source)
-    for profile in args.profile or [args.data or 'scenes']:
-        if args.profile or 'data' in known: parameters = _merged(parameters, profile_parameters(profile, source))
+    usual = args.data or ('scenes' if source.stem in _profiles()['scenes'] else 'tiny')
+    for profile in args.profile or [usual]: parameters = _merged(parameters, profile_parameters(profile, source))
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     parameters |= _typed(args.parameters, known)
     final = run_notebook(name, args.out or Path('runs', Path(args.name).stem), parameters, timeout=args.timeout)

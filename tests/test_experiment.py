@@ -168,6 +168,9 @@ def test_profiles_are_merged_entry_by_entry(monkeypatch, tmp_path):
     seen.clear()
     assert spml_run(["points", "--profile", "parts", "--profile", "dry"]) == 0
     assert seen["recipe_changes"]["bs"] == 2 and seen["recipe_changes"]["grid"] == [12, 12]
+    for words, expected in ((["quickstart"], ("n_train", 400)), (["points"], ("n_train", 400)), (["points", "--profile", "tiny"], ("n_train", None)), (["comparison"], ("n_train", None))):
+        seen.clear()
+        assert spml_run(words) == 0 and seen.get(expected[0]) == expected[1], words
 
 
 def test_runs_are_made_on_this_machine(capsys):

@@ -177,7 +177,8 @@ def run_notebook(
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
     there, code = out/'environment.json', code_version(source)
-    if there.exists() and read_json(there).get('code', code) != code: print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
+    was = read_json(there) if there.exists() else {}
+    if was.get('experiment') == source.stem and was.get('code', code) != code: print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
     before = out/'previous' # results that were there, until there are new ones
     for old in filter(Path.exists, (out/'report.html', out/'metrics.json')):
         before.mkdir(exist_ok=True)

@@ -41,7 +41,8 @@ def test_every_step_leaves_its_result(runs, kind):
     for step, maps in label_maps(p).items():
         for i, m in enumerate(maps):
             given = p.weak.sample(i)
-            assert m.shape == (64, 64) and set(np.unique(m)) <= {*np.flatnonzero(given.tags), UNLABELLED, 255} # nothing that the tags deny
+            assert m.shape == (64, 64) and set(np.unique(m)) <= {*range(p.weak.c), UNLABELLED, 255}
+            if not step.startswith("neighbours"): assert set(np.unique(m)) <= {*np.flatnonzero(given.tags), UNLABELLED, 255} # nothing that the tags deny; neighbours may outvote them, as in the release
             if step != "seeds": assert (m != UNLABELLED).all()
             known = given.labels != UNLABELLED
             assert (m[known] == given.labels[known]).all() # what was annotated stays

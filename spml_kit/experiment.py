@@ -35,7 +35,7 @@ def find_notebook(
     if str(name) in there: return there[str(name)]
     known = *also, *there
     path = Path(name)
-    if path.suffix != '.ipynb': raise SpmlError(f"no experiment '{name}'{did_you_mean(str(name), known)} (there are: {', '.join(known) or 'none'}; a path must end in .ipynb)")
+    if path.suffix != '.ipynb': raise SpmlError(f"no experiment '{name}'{did_you_mean(name, known)} (there are: {', '.join(known) or 'none'}; a path must end in .ipynb)")
     if not path.is_file(): raise SpmlError(f"{path}: no such notebook")
     return path.resolve()
 
@@ -88,7 +88,7 @@ def check_parameters(
             raise SpmlError(f"{name}: parameter {k}={v!r} must be of type {type(known[k][0]).__name__}, like its default {known[k][0]!r}")
         choices = _choices(known[k][1])
         for word in v if isinstance(v, (list, tuple)) else [v]:
-            if choices and word not in choices: raise SpmlError(f"{name}: parameter {k}={v!r}: no '{word}'{did_you_mean(str(word), choices)} (there are: {', '.join(choices)})")
+            if choices and word not in choices: raise SpmlError(f"{name}: parameter {k}={v!r}: no '{word}'{did_you_mean(word, choices)} (there are: {', '.join(choices)})")
     if parameters.get('recipe_changes') and Path(path) in experiments().values(): _check_recipe(name, parameters)
     return {k: str(Path(v).resolve()) if isinstance(v, Path) or v and (k == 'root' or k.endswith('_folder')) else v for k,v in parameters.items()}
 
@@ -195,10 +195,10 @@ def copy_run(
     url:str, # fsspec path, such as s3://bucket/runs; the copy is a folder in it
 ):
     "Copy a run to another place, unless it is there as it is here"
-    fs, root = fsspec.url_to_fs(url)
-    target, last = f"{root.rstrip('/')}/{Path(folder).name}", Path(folder)/'environment.json'
-    states = [p for p in (last, last.with_name('status.json'), last.with_name('metrics.json')) if p.exists()]
-    if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in states): return
+    (fs, root), folder = fsspec.url_to_fs(url), Path(folder)
+    target = f"{root.rstrip('/')}/{folder.name}"
+    telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()] # of two attempts they differ
+    if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling): return
     if fs.exists(target): fs.rm(target, recursive=True)
     fs.makedirs(root, exist_ok=True)
     fs.put(str(folder), target, recursive=True)
@@ -266,8 +266,7 @@ def _run(args):
     if args.data == 'folder' and not (args.root/'images').is_dir():
         raise SpmlError(f"{args.root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what was drawn), classes.txt (a name a line, background first) and, to score, masks/")
     known = notebook_parameters(source)
-    usual = args.data or ('scenes' if source.stem in _profiles()['scenes'] else 'tiny')
-    for profile in args.profile or [usual]: parameters = _merged(parameters, profile_parameters(profile, source))
+    for profile in args.profile or [args.data or ('scenes' if source.stem in _profiles()['scenes'] else 'tiny')]: parameters = _merged(parameters, profile_parameters(profile, source))
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     parameters |= _typed(args.parameters, known)
     final = run_notebook(name, args.out or Path('runs', Path(args.name).stem), parameters, timeout=args.timeout)

@@ -6,14 +6,13 @@
 __all__ = ['scaled', 'simulate_keypoints']
 
 # %% ../nbs/api/11_keypoints.ipynb #32bd5b4d
-import difflib
 from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.measure import label
 
-from .core import UNLABELLED, SpmlError
+from .core import UNLABELLED, SpmlError, did_you_mean
 from .labels import TINY, Boxes, Keypoints
 
 # %% ../nbs/api/11_keypoints.ipynb #4fd22175
@@ -37,8 +36,6 @@ def scaled(
 # %% ../nbs/api/11_keypoints.ipynb #d2abc9e7
 _SETTINGS = 'scale', 'sigma', 'labelled', 'background' # of simulated keypoints
 
-def _meant(word, words): return f"; did you mean '{near[0]}'?" if (near := difflib.get_close_matches(word, words, 1)) else ''
-
 def simulate_keypoints(
     parts:np.ndarray, # (H,W) part ids, 0 is background, 254 and 255 no part
     instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's; of a part in crumbs only the largest
@@ -47,8 +44,8 @@ def simulate_keypoints(
 )->Keypoints: # with the figures' sizes
     "A click on every visible part: its pixel nearest to its centre (paper A.3)"
     for k in settings:
-        if k not in _SETTINGS: raise SpmlError(f"keypoints have no '{k}'{_meant(k, _SETTINGS)} (there are: {', '.join(_SETTINGS)})")
-    if isinstance(scale, str) and scale not in ('mask', 'box'): raise SpmlError(f"keypoints: scale '{scale}' is not 'mask' or 'box'{_meant(scale, ('mask', 'box'))}, nor a number of pixels")
+        if k not in _SETTINGS: raise SpmlError(f"keypoints have no '{k}'{did_you_mean(k, _SETTINGS)} (there are: {', '.join(_SETTINGS)})")
+    if isinstance(scale, str) and scale not in ('mask', 'box'): raise SpmlError(f"keypoints: scale '{scale}' is not 'mask' or 'box'{did_you_mean(scale, ('mask', 'box'))}, nor a number of pixels")
     there = (parts > 0) & (parts < UNLABELLED)
     owner = there.astype(int) if instances is None else np.where(there, instances, 0).astype(int)
     pieces = label(np.where(there, parts, 0), background=0, connectivity=1) if instances is None else owner*256 + parts

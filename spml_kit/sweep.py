@@ -110,24 +110,31 @@ def _latest(folders):
     return ' | '.join(lines)
 
 @contextlib.contextmanager
-def _bounded(limit):
-    "The processes that this one starts are killed when they take more than so many bytes; yields an event that tells whether they did"
-    import psutil # comes with Dask
-    over, end = threading.Event(), threading.Event()
-    size = lambda p: getattr(p.memory_full_info(), 'pss', p.memory_info().rss) # what processes share counts once
-    def watch():
-        while limit and not end.wait(1):
-            children = psutil.Process().children(recursive=True)
-            with contextlib.suppress(psutil.Error):
-                if sum(map(size, children)) > limit:
-                    over.set()
-                    for p in children: p.kill()
-    thread = threading.Thread(target=watch, daemon=True)
+def _meanwhile(seconds, do):
+    "Every so many seconds, as long as the block runs"
+    end = threading.Event()
+    def repeat():
+        while not end.wait(seconds): do()
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
-    try: yield over
+    try: yield
     finally:
         end.set()
         thread.join()
+
+@contextlib.contextmanager
+def _bounded(limit):
+    "The processes that this one starts are killed when they take more than so many bytes; yields an event that tells whether they did"
+    import psutil # comes with Dask
+    over = threading.Event()
+    size = lambda p: getattr(p.memory_full_info(), 'pss', p.memory_info().rss) # what processes share counts once
+    def look():
+        children = psutil.Process().children(recursive=True)
+        with contextlib.suppress(psutil.Error):
+            if sum(map(size, children)) > limit:
+                over.set()
+                for p in children: p.kill()
+    with _meanwhile(1, look) if limit else contextlib.nullcontext(): yield over
 
 def _at_worker(experiment, timeout, retry, run):
     from distributed import get_worker
@@ -137,19 +144,6 @@ def _at_worker(experiment, timeout, retry, run):
     state |= dict(state='failed', message=f'it took more than the {limit/2**30:.1f} GB of a worker and was ended; give --memory more, or run fewer workers')
     write_json(Path(folder)/'status.json', state)
     return state
-
-@contextlib.contextmanager
-def _telling(bar, folders):
-    "A bar that shows, every few seconds, the last words of what runs"
-    end = threading.Event()
-    def tell():
-        while not end.wait(3): bar.set_postfix_str(_latest(folders))
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try: yield
-    finally:
-        end.set()
-        thread.join()
 
 @contextlib.contextmanager
 def _alone(out):
@@ -189,8 +183,9 @@ def sweep(
     placed = {label: (p, str(run_folder(out, experiment, p, code))) for label, p in runs.items()}
     said = dict(experiment=experiment, code=code, runs={label: dict(folder=Path(f).name, parameters=p) for label, (p, f) in placed.items()})
     opened = _connected(address) if address else slurm_client(slurm, memory) if slurm else local_client(workers, memory) if workers else contextlib.nullcontext()
-    states, folders = {}, [f for _, f in placed.values()]
-    with _alone(out), opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar, _telling(bar, folders):
+    states = {}
+    def tell(): bar.set_postfix_str(_latest(f for label, (_, f) in placed.items() if label not in states))
+    with _alone(out), opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar, _meanwhile(3, tell) if progress else contextlib.nullcontext():
         if address: _awaited(client)
         write_json(out/'sweep.json', said)
         for label, state in _results(client, placed, experiment, timeout, retry):

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, yaml
 
 from .core import SpmlError, did_you_mean, read_json, rng_of
 from .experiment import _command, find_notebook
-from .recipes import PAPER_WEIGHTS, paper_relations
+from .recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 
 # %% ../nbs/api/98_tables.ipynb #df12c2f6
 def published()->dict: # name of a table to its title, source, conditions and cells
@@ -23,7 +23,7 @@ def published()->dict: # name of a table to its title, source, conditions and ce
 
 # %% ../nbs/api/98_tables.ipynb #94c78cb1
 def _weights(row, conditions):
-    kind = {'clicks': 'points'}.get(row['annotation'], row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles') # as in the experiment `single`
+    kind = TRAINED_AS.get(row['annotation'], row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles') # older runs name a folder
     try: given = {r.name: r.weight for r in paper_relations(kind, changes=conditions['recipe']['relations'])}
     except (SpmlError, KeyError): return {}
     return {name: given.get(name, 0) for name in ('similarity', 'cooccurrence', 'affinity')}
@@ -199,11 +199,11 @@ def side_by_side(
     every:bool=False,  # also those of several settings in which all cells that have runs have the same ones?
 )->tuple: # list of (title, data, setting, and what `compare` gives); lines on what is not shown
     "One table of the paper beside ours, once for every setting"
-    shown, passed = [], []
+    table, shown, passed = _table(name), [], []
     for data, settings in itertools.groupby(by_setting(name, runs), lambda s: s[0]):
         settings, beyond = list(settings), []
         for _, words, group in settings:
-            alike = len({tuple(found.index) for *_, found in _cells(_table(name), group) if len(found)}) == 1
+            alike = len({tuple(found.index) for *_, found in _cells(table, group) if len(found)}) == 1
             if alike and len(settings) > 1 and not every: beyond.append(words)
             else: shown.append((f"{name}, {data}{words and f' ({words})'}", data, group.setting.iloc[0], *compare(name, group)))
         if beyond: passed.append(f"{name}, {data}: not shown are runs that differ in what this table does not vary ({'; '.join(beyond)}); `spml_tables --table {name}` shows them")

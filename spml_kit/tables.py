@@ -74,10 +74,11 @@ def _where(runs, said):
     return runs[np.logical_and.reduce([np.ones(len(runs), bool), *(runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items())])]
 
 def _cells(table, runs):
-    "Name, cell, and the runs that belong to it"
+    "Name, cell, and the runs that belong to it; to tables of classes those that share more than the background"
+    things = {cell.get('class') for cell in table['cells'].values()} - {'background'}
     for name, cell in table['cells'].items():
         found = _where(runs, {**table['where'], **cell.get('where', {})})
-        if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c for c in found.get('per_class', [None]*len(found))], bool)]
+        if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c and not things.isdisjoint(c) for c in found.get('per_class', [None]*len(found))], bool)]
         yield name, cell, found
 
 def beside(
@@ -196,12 +197,14 @@ def compare(
 def side_by_side(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
-    every:bool=False,  # also those of several settings in which all cells that have runs have the same ones?
+    every:bool=False,  # also those of several settings in which all cells that have runs have the same ones, and full masks with nothing weaker beside them?
 )->tuple: # list of (title, data, setting, and what `compare` gives); lines on what is not shown
     "One table of the paper beside ours, once for every setting"
     table, shown, passed = _table(name), [], []
+    weak = any({**table['where'], **cell.get('where', {})}.get('annotation') != 'full' for cell in table['cells'].values())
     for data, settings in itertools.groupby(by_setting(name, runs), lambda s: s[0]):
         settings, beyond = list(settings), []
+        if weak and not every and all((group.annotation == 'full').all() for *_, group in settings): continue
         for _, words, group in settings:
             alike = len({tuple(found.index) for *_, found in _cells(table, group) if len(found)}) == 1
             if alike and len(settings) > 1 and not every: beyond.append(words)

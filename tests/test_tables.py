@@ -98,6 +98,9 @@ def test_classes_make_cells(tmp_path):
     said["rows"][0]["per_class"] = {"background": 90., "cat": 33.}
     write_json(tmp_path / "a/metrics.json", said)
     assert beside(published()["table8"], collect_runs(tmp_path)).ours.dropna().to_dict() == {"cat": 33.}
+    said["rows"][0] |= dict(annotation="full", method="full_masks")
+    write_json(tmp_path / "a/metrics.json", said)
+    assert beside(published()["table10full"], collect_runs(tmp_path)).seeds.sum() == 0 # only the background is common to body parts and cats
 
 
 def test_weights_in_effect_choose_the_cell(tmp_path):
@@ -165,6 +168,16 @@ def test_runs_of_the_repository_make_the_tables_they_were_run_for():
         assert side_by_side(name, scenes)[0] == [] and [set(s[3].seeds) for s in side_by_side(name, scenes, every=True)[0]] == [{0, 3}]*4
     shown, _ = side_by_side("table4", parts)
     assert [s[3].seeds.tolist() for s in shown] == [[3, 3, 3, 3]] # full masks need weights of their own to be like clicks
+
+
+def test_full_masks_alone_are_shown_where_they_are_asked_for(tmp_path):
+    run(tmp_path, "a", 60., annotation="full")
+    assert side_by_side("table7", collect_runs(tmp_path)) == ([], [])
+    assert [title for title, *_ in side_by_side("table7", collect_runs(tmp_path), every=True)[0]] == ["table7, scenes"]
+    run(tmp_path, "masks", 70., annotation="full", method="full_masks")
+    run(tmp_path, "b", 50.)
+    assert [title for title, *_ in side_by_side("table7", collect_runs(tmp_path))[0]] == ["table7, scenes"]
+    assert [both.ours["full masks"] for *_, both, _, _ in side_by_side("table4", collect_runs(tmp_path))[0]] == [] # a click is what it is about
 
 
 def test_seeds(tmp_path):

@@ -74,11 +74,11 @@ def _where(runs, said):
     return runs[np.logical_and.reduce([np.ones(len(runs), bool), *(runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items())])]
 
 def _cells(table, runs):
-    "Name, cell, and the runs that belong to it; to tables of classes those that share more than the background"
+    "Name, cell, and the runs that belong to it; to tables of classes those whose classes are all among the paper's: a drawn cat between balloons is no cat of VOC"
     things = {cell.get('class') for cell in table['cells'].values()} - {'background'}
     for name, cell in table['cells'].items():
         found = _where(runs, {**table['where'], **cell.get('where', {})})
-        if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c and not things.isdisjoint(c) for c in found.get('per_class', [None]*len(found))], bool)]
+        if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c and set() < {*c} - {'background'} <= things for c in found.get('per_class', [None]*len(found))], bool)]
         yield name, cell, found
 
 def beside(
@@ -88,10 +88,11 @@ def beside(
     "A table of the paper and our runs"
     out = {}
     for name, cell, found in _cells(table, runs):
+        found = found.drop_duplicates(['seed', 'miou']) # equal to the last digit: one run, which two sweeps have
         twice = found[found.duplicated('seed', keep=False)]
         if len(twice):
             one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
-            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}: a copy, or another version of the code; leave one of the two out, or move it away")
+            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}: with another score: another version of the code? Leave one of the two out, or move it away")
         values = np.array([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou, float)
         low, high = _interval(values)
         out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))
@@ -178,6 +179,8 @@ def conditions_in_words(
     p = table['paper']
     beyond = [_words({k: v for k, v in _unvaried(table, run).items() if (k, v) != ('length', 1)}) for _, run in runs.iterrows()] # strokes are whole unless it is said
     given = f', with {_said(beyond)}' if any(beyond) else ''
+    left_out = sorted({step for skip in runs.get('skip', []) if isinstance(skip, list) for step in skip})
+    given += f", without the pipeline's {' and '.join(left_out)}" if left_out else ''
     return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps, one seed. "
             f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, {_said(runs.steps)} steps{given}.")
 

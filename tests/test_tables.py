@@ -92,13 +92,22 @@ def test_caption_notes_what_stands_beside_points(tmp_path):
     assert compare("table7", collect_runs(tmp_path))[1].endswith("and the weights of scribbles.")
 
 
+def test_caption_says_which_steps_were_left_out(tmp_path):
+    run(tmp_path, "a", 40., skip=["walk", "head"])
+    run(tmp_path, "b", 50., 1, skip=["walk", "head"])
+    assert "6 steps, without the pipeline's head and walk." in compare("table7", collect_runs(tmp_path))[1]
+
+
 def test_classes_make_cells(tmp_path):
     run(tmp_path, "a", 40., per_class=None)
     said = json.loads((tmp_path / "a/metrics.json").read_text())
     said["rows"][0]["per_class"] = {"background": 90., "cat": 33.}
     write_json(tmp_path / "a/metrics.json", said)
     assert beside(published()["table8"], collect_runs(tmp_path)).ours.dropna().to_dict() == {"cat": 33.}
-    said["rows"][0] |= dict(annotation="full", method="full_masks")
+    said["rows"][0]["per_class"]["balloon"] = 50.
+    write_json(tmp_path / "a/metrics.json", said)
+    assert beside(published()["table8"], collect_runs(tmp_path)).seeds.sum() == 0 # a cat among balloons is not VOC's
+    said["rows"][0] |= dict(annotation="full", method="full_masks", per_class={"background": 90., "cat": 33.})
     write_json(tmp_path / "a/metrics.json", said)
     assert beside(published()["table10full"], collect_runs(tmp_path)).seeds.sum() == 0 # only the background is common to body parts and cats
 
@@ -163,9 +172,11 @@ def test_words_tell_settings_apart_once(tmp_path):
 def test_runs_of_the_repository_make_the_tables_they_were_run_for():
     scenes, parts = collect_runs(RESULTS / "table6_scenes"), collect_runs(RESULTS / "table10_parts")
     seeds = {name: compare(name, scenes)[0].seeds.tolist() for name in ("table6a", "table6b", "table6c")}
-    assert seeds == {"table6a": [0, 3, 0, 0], "table6b": [0, 3, 0, 3], "table6c": [3, 3, 3, 3]}
-    for name in ("table7", "table8"):
-        assert side_by_side(name, scenes)[0] == [] and [set(s[3].seeds) for s in side_by_side(name, scenes, every=True)[0]] == [{0, 3}]*4
+    assert seeds == {"table6a": [3, 3, 3, 3], "table6b": [3, 3, 3, 3], "table6c": [3, 3, 3, 3]}
+    assert side_by_side("table7", scenes)[0] == [] and [set(s[3].seeds) for s in side_by_side("table7", scenes, every=True)[0]] == [{0, 3}]*9
+    every = collect_runs(RESULTS / "table2_scenes", RESULTS / "table7_scenes") # scribbles of full length are in both
+    assert [side_by_side("table7", every)[0][0][3].seeds.tolist(), side_by_side("table2", every)[0][0][3].seeds.tolist()] == [[3]*6, [3]*4]
+    assert side_by_side("table8", every)[0] == [] # drawn things are not those of VOC
     shown, _ = side_by_side("table4", parts)
     assert [s[3].seeds.tolist() for s in shown] == [[3, 3, 3, 3]] # full masks need weights of their own to be like clicks
 
@@ -188,7 +199,9 @@ def test_seeds(tmp_path):
 
 def test_a_seed_counts_once(tmp_path):
     for name, seed in (("a", 0), ("b", 1), ("copy", 1)): run(tmp_path, name, 50., seed)
-    with pytest.raises(SpmlError, match=r"'100 %': seed 1 is in .*b/metrics.json and in .*copy/metrics.json.*leave one"): compare("table7", collect_runs(tmp_path))
+    assert compare("table7", collect_runs(tmp_path))[0].seeds["100 %"] == 2
+    run(tmp_path, "copy", 51., 1)
+    with pytest.raises(SpmlError, match=r"'100 %': seed 1 is in .*b/metrics.json and in .*copy/metrics.json with another score.*Leave one"): compare("table7", collect_runs(tmp_path))
     assert compare("table7", collect_runs(tmp_path / "a", tmp_path / "copy"))[0].seeds["100 %"] == 2
     assert len(collect_runs(tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "b" / "metrics.json")) == 2
 

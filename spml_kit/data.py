@@ -281,9 +281,10 @@ def rescale(
 )->Annotation: # in pixels of the reduced image; dots and brushes keep their width
     "Move an annotation to the resized image"
     if tuple(old) == tuple(new) or isinstance(annotation, Tags): return annotation
-    ratio = np.array(new[::-1])/np.array(old[::-1])
+    old, new = np.array(old[::-1]), np.array(new[::-1])
+    ratio = new/old
     move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5, np.minimum(xy, 0)) # pixel centres are at integers; inside stays inside
-    if isinstance(annotation, Boxes): return replace(annotation, boxes=annotation.boxes*np.tile(ratio, 2))
+    if isinstance(annotation, Boxes): return replace(annotation, boxes=annotation.boxes*np.tile(new, 2)/np.tile(old, 2)) # in this order a box that ends with the image still does
     if isinstance(annotation, Scribbles): return replace(annotation, strokes=[move(s) for s in annotation.strokes])
     sized = dict(scale=annotation.scale*np.sqrt(ratio.prod())) if isinstance(annotation, Keypoints) and annotation.scale is not None else {}
     return replace(annotation, xy=move(annotation.xy), **sized)

@@ -133,17 +133,18 @@ def majority_labels(
     labels:torch.Tensor, # (N,) 0..255
     own:torch.Tensor,    # (N,) segment of each pixel
     m:int, # number of segments
-)->torch.Tensor: # (m,) most frequent label; ties to the smallest, an empty segment gets 0
-    "Majority vote of the pixels of each segment"
+)->torch.Tensor: # (m,) most frequent label, 254 where all pixels are unlabelled; ties to the smallest, an empty segment gets 0
+    "Majority vote of the pixels of each segment that have a label"
     top = int(labels.max()) + 1
-    votes = torch.bincount(own*top + labels.long(), minlength=m*top).view(m, top)
+    votes = 2*torch.bincount(own*top + labels.long(), minlength=m*top).view(m, top)
+    votes[:, UNLABELLED:UNLABELLED + 1].clamp_(max=1) # fewer than a single other
     return (votes == votes.amax(1, keepdim=True)).int().argmax(1)
 
 # %% ../nbs/api/76_predict.ipynb #28f59026
 def training_index(
     model:SegNet,  # embedding network
     images,        # (H,W,3) uint8 arrays of the training images
-    labels,        # their label maps: pseudo-labels, never masks
+    labels,        # their label maps: pseudo-labels or weak labels, never masks
     n_classes:int, # C
     scales:tuple=(1.,), # relative sizes
     grid:tuple=(12, 12), # k-means clusters down and across

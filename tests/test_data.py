@@ -587,6 +587,14 @@ def test_boxes_follow_the_reduction(voc_animals):
         assert np.allclose(half.boxes(i).boxes, whole.boxes(i).boxes*np.tile(ratio[::-1], 2))
 
 
+def test_boxes_that_fill_the_image_do_so_when_it_is_reduced():
+    for h in range(150, 501):
+        old = (h, 500)
+        new = round(h*192/500), 192
+        box = rescale(Boxes([[0, 0, 500, h]], [1]), old, new).boxes[0]
+        assert box.tolist() == [0, 0, new[1], new[0]]
+
+
 def test_objects_of_other_classes_are_no_background(voc_animals):
     few = WeakSet(VocSet(voc_animals, "train", classes=Classes(("background", "dog")), masks=False), "boxes")
     i = few.names.index("2007_000063") # a dog before a chair

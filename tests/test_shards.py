@@ -353,10 +353,12 @@ def test_a_worker_dies(workers, net, labels, serial, tmp_path):
     killed = []
     def kill():
         deadline = time.time() + 100
-        while len(list(folder.glob("shard_*"))) < 2 and time.time() < deadline: time.sleep(.02)
-        pid, i = seen()[-1] # it has just begun with this image
-        killed.extend([pid, i, {int(p.stem[6:]) for p in folder.glob("shard_*")}])
-        os.kill(pid, signal.SIGKILL)
+        while time.time() < deadline:
+            before, begun = {int(p.stem[6:]) for p in folder.glob("shard_*")}, seen()
+            if len(before) >= 2 and begun[-1][1] not in before: break # somebody is at this image
+            time.sleep(.02)
+        killed.extend([*begun[-1], before])
+        os.kill(begun[-1][0], signal.SIGKILL)
     killer = threading.Thread(target=kill)
     killer.start()
     index = sharded_index(net, weak_set(labels, slow), folder, workers, per=per, **GRID)

@@ -92,7 +92,7 @@ def beside(
         twice = found[found.duplicated('seed', keep=False)]
         if len(twice):
             one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
-            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}: with another score: another version of the code? Leave one of the two out, or move it away")
+            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: of another version of the code? Leave one of the two out, or move it away")
         values = np.array([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou, float)
         low, high = _interval(values)
         out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))

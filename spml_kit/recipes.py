@@ -7,9 +7,9 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'TRAINED_AS', 'PAPER_TRAINING', 'R
            'paper_relations', 'Recipe']
 
 # %% ../nbs/api/58_recipes.ipynb #b153a08b
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 
-from .core import SpmlError, did_you_mean
+from .core import SpmlError, did_you_mean, merged
 from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
 # %% ../nbs/api/58_recipes.ipynb #7d057004
@@ -52,14 +52,16 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to those arguments of its function that are not the paper's; one that the paper leaves out enters when it is given a weight
+    changes:dict=None, # name of a relation to those arguments of its function that are not the paper's (None: the paper's after all); one that the paper leaves out enters when it is given a weight
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
     make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence, affinity=feature_affinity)
-    for name in changes or {}:
+    changes = changes or {}
+    for name, of in changes.items():
         if name not in make: raise SpmlError(f"no relation '{name}'{did_you_mean(name, make)} (there are: {', '.join(make)})")
-    given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | (changes or {}).get(name, {}) for name in make}
+        if not isinstance(of, dict): raise SpmlError(f"relation '{name}' is {of!r}; it takes arguments by name, such as {{weight: 0.5}}")
+    given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | {k: v for k, v in changes.get(name, {}).items() if v is not None} for name in make}
     try: return [f(**given[name]) for name,f in make.items() if 'weight' in given[name]]
     except TypeError as e: raise SpmlError(f"changes of a relation: {e}") from None
 
@@ -91,16 +93,23 @@ class Recipe:
     source:str = ''       # where the numbers come from
 
     def __post_init__(self):
+        for f in fields(self):
+            value, default = getattr(self, f.name), {} if f.default is MISSING else f.default
+            kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
+            if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
+                raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not {type(default).__name__}, such as {default!r}")
+            if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2: raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
         for name in ('dim', 'iterations', 'bs', 'crop', 'steps'):
             if getattr(self, name) < (0 if name == 'iterations' else 1): raise SpmlError(f"recipe: {name} = {getattr(self, name)} is too small")
         if not self.lr > 0: raise SpmlError(f"recipe: lr = {self.lr} must be above 0")
         if self.optimiser not in ('adamw', 'sgd'): raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
 
     def but(self, **changes)->'Recipe':
-        "The same recipe with some entries changed"
+        "The same recipe with some entries changed; of relations, those arguments that are named"
         for name in changes:
             if name not in vars(self): raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: {', '.join(sorted(vars(self)))})")
-        return replace(self, **changes)
+        new = replace(self, **changes)
+        return replace(new, relations=merged(self.relations, new.relations))
 
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512, scale=(.5, 1.5))
 RECIPES = {

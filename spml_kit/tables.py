@@ -29,8 +29,8 @@ def _weights(row, conditions):
     return {name: given.get(name, 0) for name in ('similarity', 'cooccurrence', 'affinity')}
 
 def _rest(conditions):
-    "What no table varies: all conditions but length of scribbles, weights of relations, and counts that follow from the seed"
-    rest = {k: v for k, v in conditions.items() if k not in ('length', 'labelled', 'tagged')}
+    "What no table varies: all conditions but length of scribbles, weights of relations and of the CRF loss, and counts that follow from the seed"
+    rest = {k: v for k, v in conditions.items() if k not in ('length', 'crf_weight', 'labelled', 'tagged')}
     relations = {name: {k: v for k, v in changes.items() if k != 'weight'} for name, changes in rest['recipe']['relations'].items()}
     return rest | {'recipe': {**rest['recipe'], 'relations': {k: v for k, v in relations.items() if v}}}
 
@@ -47,19 +47,25 @@ def _placed(said):
     if not isinstance(c['recipe'], dict) or 'network' not in c['recipe'] or not isinstance(c['recipe'].get('relations'), dict): return []
     return [r for r in said.get('rows') or [] if isinstance(r, dict) and {*_NEEDED['rows']} <= r.keys()]
 
+def _made_by(file):
+    "The code that made a run, where it is told; None for a run that did not come to its end"
+    said = {name: read_json(p) for name in ('status', 'environment') if (p := file.with_name(f'{name}.json')).exists()} if file.name == 'metrics.json' else {}
+    return None if said.get('status', {}).get('state', 'done') != 'done' else said.get('environment', {}).get('code', '')
+
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
-)->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations
-    "The rows of all runs"
+)->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` where it is told, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations and of the CRF loss
+    "The rows of all runs that came to their end"
     below = lambda folder: sorted(f for f in folder.rglob('*.json') if f.parent.name != 'previous' or f.parent == folder) # `previous`: of a run that was begun again and has no new scores
     files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
         try: said = read_json(f)
         except SpmlError: continue # of other things
+        if (code := _made_by(f)) is None: continue
         for r in _placed(said):
             c = said['conditions']
-            rows.append(dict(file=str(f), classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
+            rows.append(dict(file=str(f), code=code, classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
     if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has {', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its conditions; give the folder of a sweep of `single`, or of single runs")
     return pd.DataFrame(rows)
 
@@ -77,9 +83,36 @@ def _cells(table, runs):
     "Name, cell, and the runs that belong to it; to tables of classes those whose classes are all among the paper's: a drawn cat between balloons is no cat of VOC"
     things = {cell.get('class') for cell in table['cells'].values()} - {'background'}
     for name, cell in table['cells'].items():
+        if 'of' in cell: # a ratio of two other cells
+            yield name, cell, runs[:0]
+            continue
         found = _where(runs, {**table['where'], **cell.get('where', {})})
         if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c and set() < {*c} - {'background'} <= things for c in found.get('per_class', [None]*len(found))], bool)]
         yield name, cell, found
+
+def _best(cell, found):
+    "Of a rival whose strength is ours to choose, the runs with the best choice; and what was chosen"
+    if 'best' not in cell or not len(found): return found, ''
+    means = found.groupby(cell['best']).miou.mean()
+    others = f", the best of {', '.join(f'{v:g}' for v in means.index)}" if len(means) > 1 else ''
+    return found[found[cell['best']] == means.idxmax()], f"{cell['best']} {means.idxmax():g}{others}"
+
+def _scored(table, runs):
+    "Name, cell, our scores by seed, and what is to be said of them"
+    scores = {}
+    for name, cell, found in _cells(table, runs):
+        if 'of' in cell:
+            part, whole = (scores[k] for k in cell['of'])
+            scores[name], said = (100*part/whole).dropna(), ''
+        else:
+            found, said = _best(cell, found)
+            found = found.drop_duplicates(['seed', 'miou']) # equal to the last digit: one run, which two sweeps have
+            twice = found[found.duplicated('seed', keep=False)]
+            if len(twice):
+                one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
+                raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: of another version of the code? Leave one of the two out, or move it away")
+            scores[name] = pd.Series([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou.to_numpy(), index=found.seed.to_numpy(), dtype=float)
+        yield name, cell, scores[name], ' '.join(filter(None, (said and f'{name}: {said}.', cell.get('note') if len(scores[name]) else '')))
 
 def beside(
     table:dict, # one of `published()`
@@ -87,15 +120,9 @@ def beside(
 )->pd.DataFrame: # cell: paper; ours, sd, low, high, seeds
     "A table of the paper and our runs"
     out = {}
-    for name, cell, found in _cells(table, runs):
-        found = found.drop_duplicates(['seed', 'miou']) # equal to the last digit: one run, which two sweeps have
-        twice = found[found.duplicated('seed', keep=False)]
-        if len(twice):
-            one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
-            raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: of another version of the code? Leave one of the two out, or move it away")
-        values = np.array([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou, float)
-        low, high = _interval(values)
-        out[name] = dict(paper=cell['paper'], ours=values.mean() if len(values) else np.nan, sd=values.std(ddof=1) if len(values) > 1 else np.nan, low=low, high=high, seeds=len(values))
+    for name, cell, scores, _ in _scored(table, runs):
+        low, high = _interval(scores.to_numpy())
+        out[name] = dict(paper=cell['paper'], ours=scores.mean(), sd=scores.std(), low=low, high=high, seeds=len(scores))
     return pd.DataFrame(out).T.astype({'seeds': int})
 
 def reversed_pairs(
@@ -116,7 +143,7 @@ def _table(name):
 def _unvaried(table, run):
     "Of what other tables vary, the length and those weights that the run was given: what this one does not"
     named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))} - {'annotation'} # there a kind of annotation, here a relation
-    given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items() if 'weight' in changes}
+    given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items() if changes.get('weight') is not None}
     return {k: v for k, v in sorted({'length': run.conditions.get('length', 1.), **given}.items()) if k not in named}
 
 def _flat(said, name=''):
@@ -171,6 +198,12 @@ def _contours(conditions):
     folder = conditions['region_folder']
     return f", contours of the folder {Path(folder).name}" if folder else ', gradient contours without training'
 
+def _labels(runs):
+    "Where labels came from that neither images nor people bring along"
+    simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions) if a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose') and not c.get('label_folder')}
+    seeds = {c['cam'] for a, c in zip(runs.annotation, runs.conditions) if a in ('tags', 'boxes') and 'cam' in c}
+    return (f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else '') + (f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else '')
+
 def conditions_in_words(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`, those that stand in the table
@@ -181,8 +214,12 @@ def conditions_in_words(
     given = f', with {_said(beyond)}' if any(beyond) else ''
     left_out = sorted({step for skip in runs.get('skip', []) if isinstance(skip, list) for step in skip})
     given += f", without the pipeline's {' and '.join(left_out)}" if left_out else ''
-    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps, one seed. "
-            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels, {_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, {_said(runs.steps)} steps{given}.")
+    crops = f" in crops of {_said(runs.crop.dropna().astype(int))}" if 'crop' in runs and runs.crop.notna().any() else ''
+    batch = {r['bs'] for r in runs.recipe if 'bs' in r}
+    codes = {*runs.code} - {''} if 'code' in runs else {}
+    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps of {p['bs']} images, {p['labels']}, one seed. "
+            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels{crops}, {_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, "
+            f"{_said(runs.steps)} steps{f' of {_said(batch)} images' if batch else ''}{_labels(runs)}{given}.{f' Ours were made by {len(codes)} versions of the code.' if len(codes) > 1 else ''}")
 
 def compare(
     name:str, # of a table
@@ -193,8 +230,8 @@ def compare(
     if len(settings) > 1: raise SpmlError(f"{name}: runs of {len(settings)} settings cannot stand in one column ({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); `by_setting` takes them apart")
     both = beside(table, runs)
     words = conditions_in_words(table, settings[0][2]) if settings else 'None of our runs belongs here yet.'
-    words = ' '.join([words, *(cell['note'] for name, cell in table['cells'].items() if 'note' in cell and both.seeds[name])])
-    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both)
+    words = ' '.join([words, *dict.fromkeys(said for *_, said in _scored(table, runs) if said)])
+    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both.drop([name for name, cell in table['cells'].items() if 'of' in cell]))
 
 # %% ../nbs/api/98_tables.ipynb #5e771a65
 def side_by_side(

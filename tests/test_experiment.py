@@ -95,10 +95,23 @@ def test_wrong_parameters_are_refused_before_anything_starts(toy, tmp_path, give
     ({"recipe_changes": {"gird": [2, 2]}}, "recipe has no entry 'gird'; did you mean 'grid'?"),
     ({"recipe_changes": {"relations": {"cooccurence": {}}}}, "no relation 'cooccurence'; did you mean 'cooccurrence'?"),
     ({"recipe_changes": {"relations": {"similarity": {"kapa": 3}}}}, "kapa"),
+    ({"recipe_changes": {"relations": {"similarity": 3}}}, "relation 'similarity' is 3; it takes arguments by name"),
+    ({"recipe_changes": {"relations": 3}}, "relations = 3 is of type int, not dict"),
+    ({"recipe_changes": {"lr": "1e-3"}}, "lr = '1e-3' is of type str, not float"), # YAML takes 1e-3 for a text
+    ({"recipe_changes": {"bs": True}}, "bs = True is of type bool, not int"),
+    ({"recipe_changes": {"grid": [6]}}, "grid = [6] must be two numbers"),
+    ({"tag_recipe_changes": {"gird": 1}}, "tag_recipe_changes: recipe has no entry 'gird'"),
+    ({"keypoints": {"sgma": 1}}, "keypoints have no 'sgma'; did you mean 'sigma'?"),
 ])  # fmt: skip
 def test_misspelt_values_are_refused_before_anything_starts(given, said):
     with pytest.raises(SpmlError) as e: check_parameters(find_notebook("single"), given)
     assert said in str(e.value)
+
+
+@pytest.mark.parametrize("name, given", [("quickstart", {"annotation": "scribble"}), ("regions", {"methods": ["hedd"]}), ("seeds", {"methods": ["camm"]}), ("seeds", {"data": "vok"}),
+    ("relations", {"annotation": "scrible"}), ("relations", {"data": "vok"}), ("relations", {"recipe_name": "smal"})])  # fmt: skip
+def test_every_experiment_lists_its_choices(name, given):
+    with pytest.raises(SpmlError, match="did you mean"): check_parameters(find_notebook(name), given)
 
 
 def test_folders_become_absolute(tmp_path, monkeypatch):
@@ -144,6 +157,23 @@ def test_copies_of_a_run(url, tmp_path):
     (run / "metrics.json").write_text("new")
     copy_run(run, url)
     assert listed() == ["environment.json", "metrics.json"] and fs.cat_file(f"{root}/run-1/metrics.json") == b"new"
+
+
+def test_a_copy_that_was_cut_short_does_not_pass_for_whole(tmp_path, monkeypatch):
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+    run, url = tmp_path / "run-1", f"file://{tmp_path}/copies"
+    (run / "spml").mkdir(parents=True)
+    for name in ("environment.json", "metrics.json", "spml/checkpoint"): (run / name).write_text(name)
+    put = LocalFileSystem.put_file
+    def full(self, here, there, **k):
+        if "checkpoint" in here: raise OSError(28, "No space left on device")
+        return put(self, here, there, **k)
+    with monkeypatch.context() as m:
+        m.setattr(LocalFileSystem, "put_file", full)
+        with pytest.raises(OSError): copy_run(run, url)
+    copy_run(run, url)
+    assert (tmp_path / "copies" / "run-1" / "spml" / "checkpoint").read_text() == "spml/checkpoint"
 
 
 def test_profiles_fit_their_notebooks():
@@ -208,7 +238,30 @@ def test_failing_cell_keeps_the_notebook_and_puts_old_results_aside(toy, tmp_pat
     kept = (out / "toy.ipynb").read_text()
     assert "before" in kept and "Traceback" in kept and "steps = 7" in kept
     assert sorted(p.name for p in out.iterdir()) == ["environment.json", "log.txt", "previous", "toy.ipynb"]
-    assert sorted(p.name for p in (out / "previous").iterdir()) == ["metrics.json", "report.html"]
+    assert sorted(p.name for p in (out / "previous").iterdir()) == ["environment.json", "log.txt", "metrics.json", "report.html", "toy.ipynb"]
+    with pytest.raises(RunFailed): run_notebook(toy, out, progress=False)
+    assert (out / "previous" / "metrics.json").exists() # once more: what was good is kept
+    write_notebook(toy, PARAMETERS, WRITE)
+    run_notebook(toy, out, progress=False)
+    assert (out / "metrics.json").exists() and not (out / "previous").exists()
+
+
+def test_a_refused_run_leaves_everything_as_it_was(toy, tmp_path):
+    out = tmp_path / "run"
+    run_notebook(toy, out, progress=False)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    write_notebook(toy, PARAMETERS, "from spml_kit.core import SpmlError", "raise SpmlError('other labels')")
+    with pytest.raises(SpmlError, match="other labels"): run_notebook(toy, out, {"steps": 7}, progress=False)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_runs_have_addresses(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = lambda: {p.name for p in (tmp_path / "runs").iterdir()}
+    for words, n in (([], 1), ([], 1), (["-p", "steps", "4"], 2), (["-p", "steps", "3"], 3)): # what is said is the address, even where it is the default
+        assert spml_run(["toy.ipynb", *words]) == 0 and len(names()) == n
+    write_notebook(toy, PARAMETERS, WRITE)
+    assert spml_run(["toy.ipynb"]) == 0 and len(names()) == 4
 
 
 def test_death_of_the_kernel_is_told(tmp_path):
@@ -252,7 +305,8 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     assert f"python {sys.executable}" in done.stdout  # what the cells print reaches the terminal
     assert "seed 7" in done.stdout and "40.00 %" in done.stdout and "report.html" in done.stdout
     assert "cell" in done.stderr  # the progress bar
-    assert read_json(elsewhere / "runs" / "toy" / "metrics.json")["rows"][0]["annotation"] == "5"
+    (folder,) = (elsewhere / "runs").iterdir()
+    assert re.fullmatch("toy-[0-9a-f]{10}", folder.name) and read_json(folder / "metrics.json")["rows"][0]["annotation"] == "5"
 
 
 @pytest.mark.parametrize("words, said", [
@@ -262,6 +316,9 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     (["scribbles", "--data", "folder", "--root", "."], "no folder images/ in it"),
     (["nothing"], "no experiment 'nothing'"),
     (["scribble"], "did you mean 'scribbles'?"),
+    (["scribbles", "--profile", "paper_voc"], "--data voc needs --root DIR"),
+    (["scribbles", "--profile", "voc_animals", "--root", "nowhere"], "nowhere: no such folder"),
+    (["clicks"], "scenes has none: --data voc"),
     (["toy.ipynb", "-p", "stepz", "1"], "did you mean 'steps'?"),
     (["toy.ipynb", "-p", "steps", "many"], "steps='many' must be of type int"),
     (["toy.ipynb", "--profile", "paper"], "no profile 'paper'"),
@@ -292,7 +349,7 @@ def test_interrupt_ends_the_kernel_too(tmp_path):
     run.send_signal(signal.SIGINT)
     assert run.communicate(timeout=60)[1].endswith("spml_run: interrupted\n") and run.returncode == 130
     wait_until(lambda: not Path("/proc", (tmp_path / "kernel.pid").read_text()).exists())
-    assert (tmp_path / "runs" / "long" / "long.ipynb").exists()
+    assert len([*(tmp_path / "runs").glob("long-*/long.ipynb")]) == 1
 
 
 def wait_until(true, seconds=60):

@@ -141,8 +141,9 @@ def test_a_wheel_brings_experiments_grids_and_commands(tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
-    ask = "import spml_kit, sys; from spml_kit.experiment import spml_run; from spml_kit.sweep import spml_sweep; print(spml_kit.__file__); sys.exit(spml_run(['--list']) or spml_sweep(['table7_scenes', '--dry']))"
+    ask = "import os, sys; os.environ['PYTHONWARNINGS'] = 'ignore'; import spml_kit; from spml_kit.experiment import spml_run; from spml_kit.sweep import spml_sweep; print(spml_kit.__file__); sys.exit(spml_run(['--list']) or spml_sweep(['table7_scenes', '--dry']) or spml_run(['quickstart', '--profile', 'tiny', '--out', 'run']))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "spml_head" in (elsewhere / "run" / "metrics.json").read_text() and '"commit": null' in (elsewhere / "run" / "environment.json").read_text() # no checkout
     assert done.stdout.startswith(str(site)) and done.stdout.count("new      single-") == 15 and "\nquickstart\n" in done.stdout
     assert {p.name for p in (ROOT / "nbs" / "experiments" / "grids").iterdir()} == {p.name for p in (site / "spml_kit" / "experiments" / "grids").iterdir()}

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 
 from spml_kit.core import SpmlError, read_json
-from spml_kit.sweep import read_grid, run_id, run_state, spml_sweep, sweep
+from spml_kit.experiment import run_id
+from spml_kit.sweep import read_grid, run_state, spml_sweep, sweep
 
 CELL = """
 import json, os, pathlib, time
@@ -129,6 +130,18 @@ def test_grid(toy, tmp_path):
     (tmp_path / "g.yaml").write_text(f"experiment: {toy}\n")
     assert read_grid(tmp_path / "g.yaml")[1] == {"toy": {}}
     with pytest.raises(SpmlError, match="none.yaml"): read_grid(tmp_path / "none.yaml")
+
+
+def test_dictionaries_of_a_grid_are_merged_entry_by_entry(tmp_path):
+    (tmp_path / "g.yaml").write_text("experiment: single\nprofile: voc_animals\nruns: {none: {recipe_changes: {relations: {cooccurrence: {weight: 0.0}}}}}\n")
+    (run,) = read_grid(tmp_path / "g.yaml", [("recipe_changes", "{'bs': 4}")])[1].values()
+    assert run["recipe_changes"] == {"multipliers": [.1, .1, 1, 1], "dropout": .2, "relations": {"similarity": {"weight": None}, "cooccurrence": {"weight": 0.}}, "bs": 4}
+
+
+@pytest.mark.parametrize("text, said", [("runs: [a, b]", "runs is"), ("runs: {a: 3}", "the run 'a' is 3"), ("grid: [1]", "grid is"), ("parameters: 5", "parameters is 5"), ("profile: [a]", "profile is"), ("experiment: 5", "takes a name")])
+def test_grids_that_are_none(text, said, tmp_path):
+    (tmp_path / "g.yaml").write_text("experiment: single\n"*("experiment" not in text) + text)
+    with pytest.raises(SpmlError, match="g.yaml.*" + said): read_grid(tmp_path / "g.yaml")
 
 
 def test_address_of_a_run(toy):

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spml_kit.core import VOC_CLASSES, SpmlError, write_json
@@ -22,7 +23,7 @@ def test_published_tables_are_whole():
     assert {"table2", "table6a", "table6b", "table6c", "table7"} <= set(tables)
     for t in tables.values():
         assert t["title"] and t["source"] and len(t["cells"]) >= 4
-        assert all(0 < c["paper"] < 100 and ("where" in c or "class" in c) for c in t["cells"].values())
+        assert all(0 < c["paper"] < 100 and ("where" in c or "class" in c or "of" in c and {*c["of"]} < {*t["cells"]}) for c in t["cells"].values())
     assert [c["paper"] for c in tables["table6c"]["cells"].values()] == [71.2, 72.8, 74.2, 73.8]
 
 
@@ -50,6 +51,12 @@ def test_the_papers_tables_agree_where_they_say_the_same():
     assert round(sum(full)/15, 1) == at("table4", "SPML, full masks")
 
 
+@pytest.mark.parametrize("kind, name", [(k, {"full": "full masks"}.get(k, k)) for k in ("tags", "points", "boxes", "scribbles", "full")])
+def test_the_papers_classes_have_the_mean_of_their_row(kind, name):
+    classes = [c["paper"] for c in published()[f"table9{kind}"]["cells"].values()]
+    assert 91 < 21*published()["table9"]["cells"][name]["paper"] - sum(classes) < 96 # what is left for the background, which the paper does not list
+
+
 def test_full_masks_are_the_papers_own_embedding(tmp_path):
     run(tmp_path, "a", 60.)
     for method, miou in (("full_masks", 80.), ("full_masks_crf", 81.), ("spml_head", 70.), ("spml_head_crf", 71.)): run(tmp_path, method, miou, annotation="full", method=method)
@@ -68,8 +75,8 @@ def test_caption_names_the_network_and_its_start(tmp_path, network, embed, words
     assert words in ours and "ResNet-101 with dilated convolutions from ImageNet weights, HED contours" in paper
 
 
-@pytest.mark.parametrize("folder, words", [({}, "classes, 64 pixels, EfficientNet-Lite0, 6 steps."), ({"region_folder": ""}, "Lite0, gradient contours without training, 6 steps."),
-    ({"region_folder": "/data/hed_voc"}, "Lite0, contours of the folder hed_voc, 6 steps.")])
+@pytest.mark.parametrize("folder, words", [({}, "classes, 64 pixels, EfficientNet-Lite0, 6 steps, scribbles"), ({"region_folder": ""}, "Lite0, gradient contours without training, 6 steps,"),
+    ({"region_folder": "/data/hed_voc"}, "Lite0, contours of the folder hed_voc, 6 steps,")])
 def test_caption_names_the_contours(tmp_path, folder, words):
     run(tmp_path, "a", 60., recipe=dict(network="EmbedNet", relations={}, embed=None), **folder)
     assert words in compare("table7", collect_runs(tmp_path))[1]
@@ -78,9 +85,9 @@ def test_caption_names_the_contours(tmp_path, folder, words):
 def test_caption_names_what_the_table_does_not_vary(tmp_path):
     run(tmp_path, "a", 60., relations={"similarity": {"weight": 1.0}}, length=.5)
     caption = {name: compare(name, collect_runs(tmp_path))[1] for name in ("table7", "table6b")}
-    assert caption["table7"].endswith("6 steps, with similarity 1.") and caption["table6b"].endswith("belongs here yet.")
+    assert caption["table7"].endswith("from masks, with similarity 1.") and caption["table6b"].endswith("belongs here yet.")
     run(tmp_path, "a", 60., relations={"similarity": {"weight": .1}, "annotation": {"weight": 2}}, length=.5)
-    assert compare("table6b", collect_runs(tmp_path))[1].endswith("6 steps, with annotation 2, length 0.5.")
+    assert compare("table6b", collect_runs(tmp_path))[1].endswith("from masks, with annotation 2, length 0.5.")
     run(tmp_path, "a", 60.)
     assert compare("table6b", collect_runs(tmp_path))[1].endswith("6 steps.") # the paper's weights, whole strokes
 
@@ -95,7 +102,7 @@ def test_caption_notes_what_stands_beside_points(tmp_path):
 def test_caption_says_which_steps_were_left_out(tmp_path):
     run(tmp_path, "a", 40., skip=["walk", "head"])
     run(tmp_path, "b", 50., 1, skip=["walk", "head"])
-    assert "6 steps, without the pipeline's head and walk." in compare("table7", collect_runs(tmp_path))[1]
+    assert "from masks, without the pipeline's head and walk." in compare("table7", collect_runs(tmp_path))[1]
 
 
 def test_classes_make_cells(tmp_path):
@@ -120,6 +127,30 @@ def test_weights_in_effect_choose_the_cell(tmp_path):
     both = beside(published()["table6c"], collect_runs(tmp_path))
     assert both.ours.dropna().to_dict() == {"annotation": 40., "with similarity": 50., "with co-occurrence": 45.}
     assert reversed_pairs(both) == [("with co-occurrence", "with similarity")]
+
+
+def test_a_rival_is_given_its_best_weight(tmp_path):
+    for weight, mious in ((5., (20., 24.)), (1., (35., 33.))):
+        for seed, miou in enumerate(mious): run(tmp_path, f"{weight}_{seed}", miou, seed, "keypoints", "crf_loss", crf_weight=weight)
+    for seed, miou in enumerate((30., 30.)):
+        run(tmp_path, f"s{seed}", miou, seed, "keypoints", relations={"affinity": {"weight": .5}}, crf_weight=5.) # which SPML has no use for
+        run(tmp_path, f"f{seed}", 50., seed, "full", "full_masks")
+    (_, _, _, both, caption, reverse), = side_by_side("table4", collect_runs(tmp_path))[0]
+    assert both.ours["clicks with CRF loss"] == 34. and both.ours["SPML"] == 30. and both.seeds["clicks with CRF loss"] == 2
+    assert "clicks with CRF loss: crf_weight 1, the best of 1, 5." in caption and ("SPML", "clicks with CRF loss") in reverse
+    assert both.ours["CRF loss, % of full"] == 68. and np.isnan(both.ours["SPML, % of full"]) # there are no full masks by SPML
+    assert not any("% of full" in name for pair in reverse for name in pair)
+
+
+def test_runs_that_failed_are_left_out_and_other_code_is_said(tmp_path):
+    for seed, (code, state) in enumerate((("A", "done"), ("B", "done"), ("B", "failed"))):
+        run(tmp_path, str(seed), 40. + seed, seed)
+        folder = tmp_path / str(seed)
+        write_json(folder / "environment.json", dict(code=code))
+        write_json(folder / "status.json", dict(state=state))
+    both, caption, _ = compare("table7", collect_runs(tmp_path))
+    assert both.seeds["100 %"] == 2 and "made by 2 versions of the code" in caption
+    assert "versions" not in compare("table7", collect_runs(tmp_path / "0"))[1]
 
 
 def test_small_differences_of_the_paper_are_no_order(tmp_path):
@@ -178,7 +209,7 @@ def test_runs_of_the_repository_make_the_tables_they_were_run_for():
     assert [side_by_side("table7", every)[0][0][3].seeds.tolist(), side_by_side("table2", every)[0][0][3].seeds.tolist()] == [[3]*6, [3]*4]
     assert side_by_side("table8", every)[0] == [] # drawn things are not those of VOC
     shown, _ = side_by_side("table4", parts)
-    assert [s[3].seeds.tolist() for s in shown] == [[3, 3, 3, 3]] # full masks need weights of their own to be like clicks
+    assert [s[3].seeds.tolist() for s in shown] == [[3]*6] # full masks need weights of their own to be like clicks
 
 
 def test_full_masks_alone_are_shown_where_they_are_asked_for(tmp_path):

@@ -8,6 +8,8 @@ __all__ = ['published', 'collect_runs', 'beside', 'reversed_pairs', 'by_setting'
 
 # %% ../nbs/api/98_tables.ipynb #1b1b1bac
 import argparse, hashlib, itertools, json, re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, yaml
@@ -17,9 +19,12 @@ from .experiment import _command, find_notebook
 from .recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 
 # %% ../nbs/api/98_tables.ipynb #df12c2f6
+@cache # it takes a fifth of a second, and every table asks
+def _published(): return yaml.safe_load((find_notebook('single').parent/'published.yaml').read_text())
+
 def published()->dict: # name of a table to its title, source, conditions and cells
     "The paper's tables"
-    return yaml.safe_load((find_notebook('single').parent/'published.yaml').read_text())
+    return deepcopy(_published())
 
 # %% ../nbs/api/98_tables.ipynb #94c78cb1
 def _weights(row, conditions):

@@ -132,6 +132,15 @@ def test_mistyped_commands_are_refused_before_anything_starts(argv, words, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_the_papers_settings_go_through(tmp_path):
+    "Network, windows, clusters, second head and CRF as published; two steps of each"
+    assert spml_run(["scribbles", "--profile", "paper_voc", "--profile", "dry", "--out", str(tmp_path / "run")]) == 0
+    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {r["method"] for r in said["rows"]} == {"spml_retrieval", "spml_head", "spml_retrieval_crf", "spml_head_crf"}
+    recipe = said["conditions"]["recipe"]
+    assert (recipe["network"], recipe["optimiser"], recipe["grid"], recipe["dim"], said["conditions"]["crop"], said["conditions"]["steps"]) == ("paper_deeplab", "sgd", [6, 6], 64, 512, 2)
+
+
 def test_photographs(voc_animals, tmp_path):
     assert spml_run(["points", "--data", "voc", "--root", str(voc_animals), "--profile", "tiny", "--out", str(tmp_path / "run")]) == 0
     conditions = json.loads((tmp_path / "run" / "metrics.json").read_text())["conditions"]

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .core import SpmlError, did_you_mean, merged, read_json, write_json
-from .experiment import RunFailed, _command, _local, _typed, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
+from .experiment import RunFailed, _check_data, _command, _local, _typed, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
 from .shards import _awaited, _connected, _each, local_client, slurm_client
 
 # %% ../nbs/api/97_sweep.ipynb #151c7703
@@ -192,6 +192,9 @@ def _sweep(args):
             folder = run_folder(out, experiment, p, code)
             print(f"{run_state(folder)['state']:<8} {folder.name}  {label}")
         return
+    if not args.address and not args.slurm: # whose machines may see other folders
+        data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
+        for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
     table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))
     failed = (table.state == 'failed').sum()

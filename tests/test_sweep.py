@@ -165,6 +165,13 @@ def test_command(toy, tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "runs" / "g").glob("toy-*"))) == 2 # refused before anything started
 
 
+@pytest.mark.parametrize("words, said", [([], "--data voc needs --root DIR"), (["--root", "nowhere"], "nowhere: no such folder")])
+def test_images_must_be_there(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert spml_sweep(["table2_paper", *words]) == 2 and said in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert spml_sweep(["table2_paper", "--dry"]) == 0 # what would run may be asked anywhere
+
+
 def test_state_of_what_never_ran(tmp_path): assert run_state(tmp_path / "x")["state"] == "new"
 
 

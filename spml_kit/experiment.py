@@ -88,7 +88,7 @@ def _check_changes(name, p):
 
 def check_parameters(
     path,            # a notebook
-    parameters:dict, # name to value; `root`, what ends in `_folder`, and every `Path` become absolute
+    parameters:dict, # name to value; `root`, `weights`, what ends in `_folder`, and every `Path` become absolute
 )->dict: # name to value, ready for the notebook
     "Refuse unknown names, values whose type differs from the default's, and words that are not among those of the comment"
     known, name = notebook_parameters(path), Path(path).stem
@@ -100,7 +100,7 @@ def check_parameters(
         for word in v if isinstance(v, (list, tuple)) else [v]:
             if choices and word not in choices: raise SpmlError(f"{name}: parameter {k}={v!r}: no '{word}'{did_you_mean(word, choices)} (there are: {', '.join(choices)})")
     if Path(path) in experiments().values(): _check_changes(name, parameters)
-    return {k: str(Path(v).resolve()) if isinstance(v, Path) or v and (k == 'root' or k.endswith('_folder')) else v for k,v in parameters.items()}
+    return {k: str(Path(v).resolve()) if isinstance(v, Path) or v and (k in ('root', 'weights') or k.endswith('_folder')) else v for k,v in parameters.items()}
 
 # %% ../nbs/api/96_experiment.ipynb #99406e69
 def _commit():

@@ -116,8 +116,8 @@ def test_every_experiment_lists_its_choices(name, given):
 
 def test_folders_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = check_parameters(find_notebook("single"), {"root": "photos", "region_folder": "hed", "label_folder": "", "train_split": "train"})
-    assert given == {"root": f"{tmp_path}/photos", "region_folder": f"{tmp_path}/hed", "label_folder": "", "train_split": "train"}
+    given = check_parameters(find_notebook("single"), {"root": "photos", "weights": "net.pt", "region_folder": "hed", "label_folder": "", "train_split": "train"})
+    assert given == {"root": f"{tmp_path}/photos", "weights": f"{tmp_path}/net.pt", "region_folder": f"{tmp_path}/hed", "label_folder": "", "train_split": "train"}
 
 
 def test_version_of_the_code_is_that_of_its_source(toy):

@@ -33,6 +33,14 @@ def learner(path, weak=None, **kwargs):
     return learn
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    "A shell's background jobs ignore interrupts"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def live(**kwargs): return LiveCB(**dict(images=2, every=2, show=False) | kwargs)
 
 

@@ -207,6 +207,8 @@ def test_runs_of_the_repository_make_the_tables_they_were_run_for():
     assert side_by_side("table7", scenes)[0] == [] and [set(s[3].seeds) for s in side_by_side("table7", scenes, every=True)[0]] == [{0, 3}]*9
     every = collect_runs(RESULTS / "table2_scenes", RESULTS / "table7_scenes") # scribbles of full length are in both
     assert [side_by_side("table7", every)[0][0][3].seeds.tolist(), side_by_side("table2", every)[0][0][3].seeds.tolist()] == [[3]*6, [3]*4]
+    with_rival = collect_runs(RESULTS / "table2_scenes", RESULTS / "table3_scenes")
+    assert [s[3].seeds.tolist() for s in side_by_side("table3", with_rival)[0]] == [[3]*12]
     assert side_by_side("table8", every)[0] == [] # drawn things are not those of VOC
     shown, _ = side_by_side("table4", parts)
     assert [s[3].seeds.tolist() for s in shown] == [[3]*6] # full masks need weights of their own to be like clicks

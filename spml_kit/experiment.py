@@ -300,8 +300,9 @@ def _run(args):
     known = notebook_parameters(source)
     for profile in args.profile or [args.data or ('scenes' if source.stem in _profiles()['scenes'] else 'tiny')]: parameters = merged(parameters, profile_parameters(profile, source))
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
-    parameters = check_parameters(source, merged(parameters, _typed(args.parameters, known)))
-    _check_data(parameters.get('data', known.get('data', ('',))[0]), parameters.get('root'), args.name)
+    given = merged(parameters, _typed(args.parameters, known))
+    parameters = check_parameters(source, given)
+    _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name) # as given: messages name what was typed
     final = run_notebook(name, args.out or run_folder('runs', args.name, parameters, code_version(source)), parameters, timeout=args.timeout)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")

@@ -16,7 +16,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from measure import machine
-from spml_kit.core import SpmlError, VOC_CLASSES, VOID, read_image, read_index_png, rng_of, write_json
+from spml_kit.core import SpmlError, VOC_CLASSES, VOID, rng_of
+from spml_kit.files import read_image, read_index_png, write_json
 from spml_kit.crf import KERNELS, dense_crf
 
 def noisy_scores(labels, n_classes, key):

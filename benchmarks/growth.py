@@ -17,7 +17,7 @@ import torch
 
 from measure import child, clock, machine, peak
 from speed import batch, chunked, gradient
-from spml_kit.core import write_json
+from spml_kit.files import write_json
 
 BASE = dict(images=8, pixels=1024, segments=50, old=800, classes=21)
 AXES = {

@@ -22,7 +22,8 @@ import baselines
 from measure import child, clock, machine, peak
 from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast
-from spml_kit.core import VOID, data_root, read_json, write_json
+from spml_kit.core import VOID, data_root
+from spml_kit.files import read_json, write_json
 from spml_kit.data import SceneSet, VocSet, WeakSet
 from spml_kit.embed import DepthwiseDilated, locations, unit, with_location
 from spml_kit.learner import spml_learner

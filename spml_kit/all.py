@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
+from .files import *
 from .labels import *
 from .keypoints import *
 from .scenes import *

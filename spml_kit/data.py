@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import (SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, read_image, read_index_png,
-                           read_json, rng_of)
+from .core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, rng_of
+from .files import read_image, read_index_png, read_json
 from .keypoints import simulate_keypoints
 from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, read_voc_boxes, simulate_points, simulate_scribbles, tags_of
 from .oversegment import RegionCache, oversegment

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from skimage.color import rgb2lab
 
-from .core import SpmlError, UNLABELLED, Classes, atomic_path, check_labels, read_index_png, write_index_png
+from .core import SpmlError, UNLABELLED, Classes, check_labels
+from .files import atomic_path, read_index_png, write_index_png
 from .data import resize
 from .embed import BackboneNet, locations, unit
 from .labels import KINDS, Boxes, Points, Scribbles, Tags, read_annotation, write_annotation

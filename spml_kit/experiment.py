@@ -18,6 +18,7 @@ from traitlets.config import Config
 
 from . import __version__
 from .core import *
+from .files import *
 
 # %% ../nbs/api/96_experiment.ipynb #2aabcea8
 def _package(): return Path(str(resources.files('spml_kit')))

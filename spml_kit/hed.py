@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .core import SpmlError, load_tensors, save_tensors
+from .core import SpmlError
+from .files import load_tensors, save_tensors
 
 # %% ../nbs/api/21_hed.ipynb #fe33d174
 WIDTHS, DEPTHS = (64, 128, 256, 512, 512), (2, 2, 3, 3, 3) # of VGG-16's blocks

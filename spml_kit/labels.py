@@ -18,6 +18,7 @@ from skimage.graph import MCP_Geometric
 from skimage.measure import approximate_polygon, label
 
 from .core import *
+from .files import *
 
 # %% ../nbs/api/10_labels.ipynb #b6bddcee
 def _draw(labels, xy, value, width):

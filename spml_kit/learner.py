@@ -25,7 +25,8 @@ from fastcore.foundation import L
 from torch import nn
 
 from . import embed
-from .core import SpmlError, load_tensors, save_tensors, seed_everything
+from .core import SpmlError, seed_everything
+from .files import load_tensors, save_tensors
 from .distributed import ProcessesCB, all_mean, all_sum, barrier, gather, gather_segments, joint_mean, joint_relation_loss, rank
 from .embed import SegNet, SoftmaxHead, location_colours
 from .memory import MemoryBank

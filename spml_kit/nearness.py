@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 import traitlets as T
 
-from .core import UNLABELLED, VOID, SpmlError, load_tensors
+from .core import UNLABELLED, VOID, SpmlError
+from .files import load_tensors
 from .data import WeakSet
 from .embed import unit
 from .explain import PULL, PUSH, View, cross, heat, hex_of, outline, rgb_of

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .contours import gradient_contours
-from .core import SpmlError, claim_folder, read_index_png, read_json, write_index_png
+from .core import SpmlError
+from .files import claim_folder, read_index_png, read_json, write_index_png
 
 # %% ../nbs/api/22_oversegment.ipynb #1f0c7ade
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import MAX_CLASSES, UNLABELLED, VOID, Classes, SpmlError, check_labels, read_image, read_index_png, read_json
+from .core import MAX_CLASSES, UNLABELLED, VOID, Classes, SpmlError, check_labels
+from .files import read_image, read_index_png, read_json
 from .data import ImageSet, SceneSet, VocSet, resize
 from .scenes import PART_CLASSES
 

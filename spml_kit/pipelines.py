@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from .background import box_labels, tag_labels, tag_scores
 from .batches import weak_dls
 from .cam import TAG_RECIPE, class_maps, tag_learner
-from .core import VOID, SpmlError, claim_folder, read_index_png, write_index_png, write_json
+from .core import VOID, SpmlError
+from .files import claim_folder, read_index_png, write_index_png, write_json
 from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion

@@ -9,7 +9,8 @@ __all__ = ['nearest', 'SegmentIndex', 'topk_precision', 'legacy_topk', 'normalis
 import pandas as pd
 import torch
 
-from .core import SpmlError, UNLABELLED, save_tensors, load_tensors
+from .core import SpmlError, UNLABELLED
+from .files import save_tensors, load_tensors
 
 # %% ../nbs/api/70_retrieval.ipynb #45702634
 def _best(sim, k):

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import SpmlError, claim_folder, load_tensors, read_index_png, read_json, rng_of, save_tensors, write_index_png, write_json
+from .core import SpmlError, rng_of
+from .files import claim_folder, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
 from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model

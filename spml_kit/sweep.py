@@ -14,7 +14,8 @@ import pandas as pd, yaml
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .core import SpmlError, did_you_mean, merged, read_json, write_json
+from .core import SpmlError, did_you_mean, merged
+from .files import read_json, write_json
 from .experiment import RunFailed, _check_data, _command, _local, _typed, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
 from .shards import _awaited, _connected, _each, local_client, slurm_client
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, yaml
 
-from .core import SpmlError, did_you_mean, read_json, rng_of
+from .core import SpmlError, did_you_mean, rng_of
+from .files import read_json
 from .experiment import _command, find_notebook
 from .recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 

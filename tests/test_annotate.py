@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spml_kit.annotate import annotate
-from spml_kit.core import SpmlError, UNLABELLED, read_index_png, read_json
+from spml_kit.core import SpmlError, UNLABELLED
+from spml_kit.files import read_index_png, read_json
 from spml_kit.data import FolderSet, SceneSet, WeakSet, check_weak_set, folder_sets
 from spml_kit.drawings import KEYS, Mark, class_colours, drawn_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
 from spml_kit.learner import create_model

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from spml_kit.core import read_index_png
+from spml_kit.files import read_index_png
 from spml_kit.data import WeakSet, folder_sets
 from spml_kit.labels import read_annotation
 

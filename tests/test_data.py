@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 
-from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, rng_of, write_index_png, write_json
+from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, rng_of
+from spml_kit.files import write_index_png, write_json
 from spml_kit.batches import MEAN_COLOUR, RoundLoader, augment, weak_dls
 from spml_kit.data import FolderSet, Sample, SceneSet, VocSet, WeakSet, animal_clicks, check_weak_set, rescale, resize
 from spml_kit.labels import Boxes, Keypoints, Points, Scribbles, Tags, write_annotation

@@ -20,7 +20,8 @@ from torch import nn
 from conftest import assert_equal, quiet, random_batch, weights
 from spml_kit.batches import weak_dls
 from spml_kit.cam import TAG_RECIPE, tag_learner
-from spml_kit.core import SpmlError, save_tensors
+from spml_kit.core import SpmlError
+from spml_kit.files import save_tensors
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.distributed import all_mean, gather, gather_segments, join_processes, processes, rank
 from spml_kit.learner import SpmlLoss, load_run, spml_learner

@@ -15,7 +15,8 @@ import pytest
 from papermill import inspect_notebook
 from PIL import Image
 
-from spml_kit.core import SpmlError, read_json
+from spml_kit.core import SpmlError
+from spml_kit.files import read_json
 from spml_kit.experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, spml_prepare, spml_run
 from spml_kit.oversegment import RegionCache
 

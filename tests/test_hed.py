@@ -14,7 +14,8 @@ from skimage import data
 
 import spml_kit.hed as module
 from spml_kit.contours import gradient_contours
-from spml_kit.core import SpmlError, read_json, save_tensors
+from spml_kit.core import SpmlError
+from spml_kit.files import read_json, save_tensors
 from spml_kit.experiment import spml_prepare
 from spml_kit.hed import BGR_MEAN, DEPTHS, Hed, HedContours, cached_hed_weights, fetch_hed_weights, read_hed_weights
 from spml_kit.oversegment import hierarchy_of, prepare_regions

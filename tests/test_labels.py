@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import ndimage as ndi
 
 from spml_kit.core import *
+from spml_kit.files import *
 from spml_kit.labels import *
 from spml_kit.scenes import SCENE_CLASSES, make_scene
 

@@ -14,7 +14,8 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from conftest import assert_equal, quiet, random_batch, weights
-from spml_kit.core import SpmlError, UNLABELLED, VOID, load_tensors, save_tensors
+from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.files import load_tensors, save_tensors
 from spml_kit.contrast import relation_loss
 from spml_kit.batches import weak_dls
 from spml_kit.crf_loss import CrfCrossEntropy

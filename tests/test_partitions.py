@@ -12,7 +12,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.metrics import variation_of_information
 
 from spml_kit.contours import gradient_contours
-from spml_kit.core import SpmlError, read_json
+from spml_kit.core import SpmlError
+from spml_kit.files import read_json
 from spml_kit.experiment import run_notebook, spml_run
 from spml_kit.oversegment import hierarchy_of
 from spml_kit.partitions import (THRESHOLDS, best_f, boundary_counts, contingency, contour_counts, f_measure, partition_scores, region_boundaries,

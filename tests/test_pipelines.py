@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from spml_kit import predict
-from spml_kit.core import SpmlError, UNLABELLED, VOC_CLASSES, read_index_png, write_index_png
+from spml_kit.core import SpmlError, UNLABELLED, VOC_CLASSES
+from spml_kit.files import read_index_png, write_index_png
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.experiment import spml_run
 from spml_kit.pipelines import STEPS, Pipeline

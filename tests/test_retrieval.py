@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 import spml_kit.retrieval as retrieval
-from spml_kit.core import SpmlError, UNLABELLED, VOID, save_tensors
+from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.files import save_tensors
 from spml_kit.retrieval import SegmentIndex, legacy_topk, nearest, normalise_votes, topk_precision
 
 

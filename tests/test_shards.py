@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from spml_kit.batches import weak_dls
-from spml_kit.core import SpmlError, UNLABELLED, VOID, load_tensors, save_tensors
+from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.files import load_tensors, save_tensors
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.embed import EmbedNet, SegNet, SoftmaxHead
 from spml_kit.learner import spml_learner

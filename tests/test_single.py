@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spml_kit.core import UNLABELLED, write_index_png
+from spml_kit.core import UNLABELLED
+from spml_kit.files import write_index_png
 from spml_kit.data import SceneSet, WeakSet
 from spml_kit.experiment import spml_run
 from spml_kit.parts import PartScenes

@@ -7,7 +7,8 @@ import time
 import nbformat
 import pytest
 
-from spml_kit.core import SpmlError, read_json
+from spml_kit.core import SpmlError
+from spml_kit.files import read_json
 from spml_kit.experiment import run_id
 from spml_kit.sweep import read_grid, run_state, spml_sweep, sweep
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spml_kit.core import VOC_CLASSES, SpmlError, write_json
+from spml_kit.core import VOC_CLASSES, SpmlError
+from spml_kit.files import write_json
 from spml_kit.experiment import find_notebook
 from spml_kit.scenes import PART_CLASSES
 from spml_kit.tables import beside, by_setting, collect_runs, compare, published, reversed_pairs, side_by_side, spml_tables

@@ -23,7 +23,7 @@ from skimage.measure import approximate_polygon
 from .core import SpmlError, UNLABELLED, Classes
 from .files import read_image
 from .data import FolderSet, resize
-from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
+from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, mend_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
 
 # %% ../nbs/api/94a_annotate.ipynb #98ee56ba
 _SHOW = r'''
@@ -228,7 +228,8 @@ def go(self:Annotator,
         image = read_image(self.paths[name])
         said = read_drawing(self.folder, name, len(self.classes), image.shape[:2])
         self.image, self.labels = image, drawn_labels(said, image.shape[:2], name)
-    except SpmlError as e: status, said = str(e), {}
+        if mend_labels(self.folder, name, said, self.labels, self.classes.palette): status = 'the label file did not follow from the drawing, and was written anew'
+    except (SpmlError, OSError) as e: status, said = str(e), {}
     marks, brush = to_marks(said)
     self._quiet = True
     with self.hold_sync():

@@ -87,9 +87,20 @@ class RoundLoader(BatchLoader):
         for k in self.settings: setattr(self, k, locals()[k])
         super().__init__(dataset, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
 
-    def get_idxs(self): # (position in the stream, image) of one round
-        N, n = len(self.dataset), self.steps*self.bs
-        at = range(self.round*n, (self.round + 1)*n)
+    def names_at(self,
+        round:int, # 0 is the first
+        step:int,  # of the round, 0 is the first
+    )->list: # of str
+        "Names of the images of a batch"
+        start = (round*self.steps + step)*self.bs
+        return [self.dataset.names[i] for _, i in self._stream(range(start, start + self.bs))]
+
+    def get_idxs(self): # of one round
+        n = self.steps*self.bs
+        return self._stream(range(self.round*n, (self.round + 1)*n))
+
+    def _stream(self, at): # (position in the stream, image)
+        N = len(self.dataset)
         order = {p: rng_of(self.seed, 'order', p).permutation(N) for p in range(at[0]//N, at[-1]//N + 1)}
         return [(p, int(order[p//N][p % N])) for p in at]
 
@@ -132,4 +143,5 @@ def weak_dls(
     device = device or default_device()
     dls = DataLoaders(RoundLoader(train, bs, crop, steps, seed, scale, flip, num_workers=num_workers, device=device), ScoreLoader(valid, bs, device=device), device=device)
     dls.c, dls.classes, dls.n_inp = len(train.classes), train.classes, 1
+    dls.score_name = 'agreement' if isinstance(valid, WeakSet) and valid.annotation != 'full' else 'miou'
     return dls

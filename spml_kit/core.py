@@ -64,6 +64,8 @@ class Classes:
     swaps: tuple = None # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
 
     def __post_init__(self):
+        for name in self.names:
+            if not isinstance(name, str) or not name.strip() or not name.isprintable() or '$' in name: raise SpmlError(f"class name {name!r}: names are printable text on one line, without `$`, which begins a formula where names stand in pictures; rename the class")
         if self.swaps is None: object.__setattr__(self, 'swaps', _pairs(self.names))
         for pair in self.swaps:
             if len(pair) != 2 or pair[0] == pair[1]: raise SpmlError(f"swaps: {pair} are not two classes")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import SpmlError
+from .files import check_file, check_finite
 
 # %% ../nbs/api/40_embed.ipynb #5a28a3aa
 def unit(
@@ -116,8 +117,11 @@ def create_backbone(
     "A timm backbone that returns its feature maps"
     packaged = _packaged_weights(name) if pretrained and not weights else None
     if weights:
+        check_file(weights)
         try: packaged = torch.load(weights, map_location='cpu', weights_only=True)
-        except Exception as e: raise SpmlError(f"{weights}: not a readable state dict ({e})") from None
+        except Exception as e: raise SpmlError(f"{weights}: not a readable state dict ({str(e).splitlines()[0][:200]})") from None
+        if not isinstance(packaged, dict) or not all(isinstance(v, torch.Tensor) for v in packaged.values()): raise SpmlError(f"{weights}: not a state dict: names with a tensor each are wanted")
+        check_finite(packaged, weights)
     try: net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=pretrained and packaged is None, **kwargs)
     except RuntimeError as e: raise SpmlError(f"backbone '{name}': {e}; see timm.list_models()") from None
     except OSError as e: raise SpmlError(f"backbone '{name}': its weights cannot be downloaded ({e}); use tf_efficientnet_lite0, whose weights are installed, or pretrained=False") from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMISERS', 'PartsLoss', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss', 'spml_splitter', 'paper_sgd',
            'lr_poly', 'PolyCB', 'LossCB', 'HistoryCB', 'LineCB', 'PartMetric', 'MeanIoU', 'CheckpointCB', 'save_run',
-           'load_run', 'create_model', 'run_settings', 'spml_learner']
+           'read_run', 'load_run', 'create_model', 'run_settings', 'spml_learner']
 
 # %% ../nbs/api/60_learner.ipynb #68449810
 import json
@@ -41,13 +41,13 @@ class PartsLoss(nn.Module):
     images = None # (B,3,H,W) of the batch, for losses that look at them
     def __init__(self):
         super().__init__()
-        self.sums, self.count = {}, 0
+        self.sums, self.count, self.latest = {}, 0, {}
 
     def keep(self,
         parts:dict, # name to scalar, unweighted
     ):
         "Add up the parts of a batch"
-        self.count += 1
+        self.count, self.latest = self.count + 1, {name: value.detach() for name, value in parts.items()}
         for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     def means(self)->dict:
@@ -185,22 +185,37 @@ class PolyCB(Callback):
 
     def before_batch(self):
         if not self.training: return
+        if len(self.multipliers) != len(self.opt.hypers): raise SpmlError(f"recipe: {len(self.multipliers)} multipliers {self.multipliers} for {len(self.opt.hypers)} groups of parameters; give one for each")
         total = self.n_epoch*len(self.dls.train)
         lr = lr_poly(self.epoch*len(self.dls.train) + self.iter, self.base, total, min(self.warmup, total//2), self.power)
         self.opt.set_hypers(lr=[m*lr for m in self.multipliers])
 
+# %% ../nbs/api/60_learner.ipynb #f6f7cdf9
 class LossCB(Callback):
-    "Loss in train or evaluation mode with the model; memory bank fed after each step; stream of batches at the right round"
+    "Loss in train or evaluation mode with the model; memory bank fed after each step; stream of batches at the right round; an error at the first loss or weight that is not finite"
     def before_train(self):
         self.loss_func.train()
         if hasattr(self.dls.train, 'round'): self.dls.train.round = self.epoch
     def before_validate(self): self.loss_func.eval()
     def before_batch(self): self.loss_func.images = self.xb[0]
-    def after_step(self): self.loss_func.after_step()
+    def after_loss(self):
+        if self.training and not self.loss.isfinite().all(): raise SpmlError(self._where(f'the loss is {float(self.loss.detach().mean())}'))
+    def after_step(self):
+        lengths = torch._foreach_norm([p for p in self.model.parameters() if p.requires_grad])
+        if not torch.stack([n.double() for n in lengths]).sum().isfinite(): raise SpmlError(self._where('a weight is not finite after this step'))
+        self.loss_func.after_step()
 
+    def _where(self, what):
+        train, parts = self.dls.train, getattr(self.loss_func, 'latest', {})
+        wrong = ', '.join(f'{k} {float(v)}' for k, v in parts.items() if not v.isfinite().all())
+        seen = f", images {', '.join(train.names_at(self.epoch, self.iter))}" if hasattr(train, 'names_at') else ''
+        return (f"round {self.epoch + 1}, step {self.iter + 1}: {what}{f' ({wrong})' if wrong else ''}, learning rate {self.opt.hypers[-1]['lr']:.3g}{seen}. "
+                "Training has stopped, and the checkpoint of the last whole round is kept; lower the learning rate, or see whether these images hold numbers that are not finite")
+
+# %% ../nbs/api/60_learner.ipynb #f15c4767
 class HistoryCB(Callback):
     "One row per round in `learn.history`: steps, mean loss, its parts, metrics"
-    order = 55
+    order, far = 55, 10 # a loss so many times that of the first step is called diverged
     def after_create(self): self.learn.history = []
     def before_train(self): self.losses = []
     def after_batch(self):
@@ -209,9 +224,12 @@ class HistoryCB(Callback):
     def after_epoch(self):
         if self.epoch < len(self.learn.history): return # a round that a resumed run skips
         row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train), loss=float(all_mean(torch.stack(self.losses).mean())))
+        begun = self.learn.history[0]['loss'] if self.learn.history else float(self.losses[0])
+        if row['loss'] > self.far*max(begun, .1): print(f"round {self.epoch + 1}: the loss is {row['loss']:.3g} and began at {begun:.3g}: training has diverged; lower the learning rate", flush=True)
         values = dict(zip(self.recorder.metric_names[3:], self.recorder.values[-1][2:]))
         self.learn.history.append(row | {k: None if v is None else float(v) for k,v in values.items()})
 
+# %% ../nbs/api/60_learner.ipynb #067cb120
 class LineCB(Callback):
     "Print one tidy line a round, for logs and reports"
     order = 56
@@ -239,10 +257,11 @@ class PartMetric(Metric):
     def value(self): return self.loss_func.round_means.get(self.part)
 
 class MeanIoU(Metric):
-    "Mean IoU in percent of the head's prediction on the validation set, over the classes that occur there"
+    "Mean IoU in percent of the head's prediction on the validation set, over the classes that occur there; where that has weak labels only, it is called agreement"
     def __init__(self,
         n_classes:int, # C
-    ): self.n_classes = n_classes
+        name:str='miou', # 'miou', or 'agreement' with weak labels
+    ): self.n_classes, self._name = n_classes, name
     def reset(self): self.confusion = Confusion(self.n_classes)
 
     def accumulate(self, learn):
@@ -250,7 +269,7 @@ class MeanIoU(Metric):
         self.confusion.add(F.interpolate(logits.float(), labels.shape[-2:], mode='bilinear', align_corners=False).argmax(1), labels)
 
     @property
-    def name(self): return 'miou'
+    def name(self): return self._name
     @property
     def value(self):
         joint = Confusion(self.n_classes)
@@ -268,6 +287,7 @@ class CheckpointCB(Callback):
     def after_epoch(self):
         if self.epoch + 1 == len(self.learn.history): save_run(self.learn, self.file, self.epoch + 1)
 
+# %% ../nbs/api/60_learner.ipynb #8a2689cc
 def save_run(
     learn:Learner, # the run
     file, # safetensors file to write
@@ -285,20 +305,42 @@ def save_run(
     if rank() == 0: save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
     barrier()
 
-def load_run(
+# %% ../nbs/api/60_learner.ipynb #c2608531
+def _check_meta(file, tensors, meta):
+    "Refuse a checkpoint whose metadata `save_run` did not write so"
+    wrong = [k for k, kind in dict(rounds=int, settings=dict, numbers=list, history=list).items() if not isinstance(meta.get(k), kind)]
+    if not wrong and not isinstance(meta['settings'].get('recipe'), dict): wrong = ['settings']
+    if not wrong and not all(isinstance(n, dict) for n in meta['numbers']) or any(not int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.')): wrong = ['numbers']
+    if not wrong and 'random' not in tensors: wrong = ['random']
+    if wrong: raise SpmlError(f"{file}: not a checkpoint of training, or changed: {wrong[0]} is {meta.get(wrong[0])!r}; delete it, or choose another folder")
+    rounds, history = meta['rounds'], meta['history']
+    if not rounds == len(history) or not all(isinstance(row, dict) and row.get('round') == k for k, row in enumerate(history)):
+        raise SpmlError(f"{file}: its metadata was changed: {rounds} rounds, but a history of {len(history)}; delete it, or choose another folder")
+
+def read_run(
     learn:Learner, # a learner built as the saved one was
     file, # what `save_run` wrote
-)->int: # rounds done
-    "Put the state of a run back"
+)->tuple: # dict of tensors, dict of metadata
+    "Read a checkpoint; one of another run is refused"
     tensors, meta = load_tensors(file, device=learn.dls.device or 'cpu')
-    part = lambda prefix: {k[len(prefix):]: v for k,v in tensors.items() if k.startswith(prefix)}
-    ours, theirs = learn.model.state_dict(), part('model.')
+    _check_meta(file, tensors, meta)
+    ours, theirs = learn.model.state_dict(), {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
     wrong = [k for k in {*ours, *theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
     if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {sorted(wrong)[0]}; use the recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
     ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))
     for k in ours:
         if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")
+    return tensors, meta
+
+# %% ../nbs/api/60_learner.ipynb #bafba87c
+def load_run(
+    learn:Learner, # a learner built as the saved one was
+    file, # what `save_run` wrote
+)->int: # rounds done
+    "Put the state of a run back"
+    tensors, meta = read_run(learn, file)
+    part = lambda prefix: {k[len(prefix):]: v for k,v in tensors.items() if k.startswith(prefix)}
     learn.model.load_state_dict(part('model.'))
     if learn.opt is None: learn.create_opt()
     state = [dict(n) for n in meta['numbers']]
@@ -348,12 +390,13 @@ def spml_learner(
 )->Learner:
     "A fastai Learner for weak labels"
     if not isinstance(method, PartsLoss) and method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
+    if len(recipe.multipliers) != 4: raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, an embedding network has four groups: body weights, body biases, head weights, head biases")
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
     loss = method if isinstance(method, PartsLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
         relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
         1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, share=recipe.share)
-    metrics = [PartMetric(loss, n) for n in loss.names] + [MeanIoU(dls.c)]
+    metrics = [PartMetric(loss, n) for n in loss.names] + [MeanIoU(dls.c, getattr(dls, 'score_name', 'miou'))]
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=spml_splitter, metrics=metrics, path=path,
                     cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0, recipe.wd, 0], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
@@ -371,9 +414,11 @@ def fit_poly(self:Learner,
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
     self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
+    if checkpoint and not resume and file.exists(): read_run(self, file) # refuses to write over another run
     if resume and file.exists(): done = load_run(self, file)
     else: seed_everything(self.settings['seed'] + rank())
-    if done >= rounds: return
+    if done > rounds: raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
+    if done == rounds: return
     r = self.recipe
     own = [ProcessesCB(), PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

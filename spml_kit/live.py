@@ -20,7 +20,7 @@ from IPython.display import Image as display_image, display
 from matplotlib.patches import Patch
 
 from .core import SpmlError
-from .learner import CheckpointCB, save_run
+from .learner import CheckpointCB, read_run, save_run
 from .metrics import Confusion
 from .plot import OKABE_ITO
 from .predict import predict_head, walked_scores
@@ -92,6 +92,7 @@ class LiveCB(Callback):
         if done == 0: self.curves, self.quality = None, {}
         if self.curves is None: self.curves = LossCurves(self.loss_func)
         self.curves.forget(done)
+        if done == 0 and self.file.exists(): read_run(self.learn, self.file) # refuses to write over another run
         if done == 0: save_run(self.learn, self.file, 0)
         self.before = signal.signal(signal.SIGINT, self._interrupted) if threading.current_thread() is threading.main_thread() else None
         self._look()
@@ -150,10 +151,10 @@ def figure(self:LiveCB)->plt.Figure:
     left, right = fig.subfigures(1, 2, width_ratios=(4, 1.3*cols))
     losses, quality = left.subplots(2, 1)
     for k,(name,values) in enumerate(self.curves.parts.items()): losses.plot(self.curves.steps[-len(values):], values, color=OKABE_ITO[k % 8], marker='osD^vP*X'[k % 8], ms=3, lw=1, label=name)
-    score = {r['round'] + 1: r['miou'] for r in self.rows if r.get('miou') is not None}
+    score = {r['round'] + 1: s for r in self.rows if (s := r.get('miou', r.get('agreement'))) is not None}
     for k,(name,values) in enumerate({f'pseudo-labels against {self.judge}': self.quality, 'head on validation': score}.items()):
         quality.plot(list(values), list(values.values()), color=OKABE_ITO[k], marker='os'[k], ms=4, lw=1, label=name)
-    losses.set(xlabel='step', title='parts of the loss'); quality.set(xlabel='round', title='mIoU, %', ylim=(0, 100)); quality.xaxis.get_major_locator().set_params(integer=True)
+    losses.set(xlabel='step', title='parts of the loss'); quality.set(xlabel='round', title='mIoU, %' if self.judge == 'masks' else 'agreement with weak labels, %', ylim=(0, 100)); quality.xaxis.get_major_locator().set_params(integer=True)
     for ax in (losses, quality):
         ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=.3)
         if ax.has_data(): ax.legend(frameon=False, fontsize='x-small')

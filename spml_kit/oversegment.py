@@ -6,7 +6,7 @@
 __all__ = ['MANY', 'Hierarchy', 'hierarchy_of', 'oversegment', 'region_graph', 'RegionCache', 'prepare_regions']
 
 # %% ../nbs/api/22_oversegment.ipynb #0cb78f53
-import multiprocessing, os
+import contextlib, multiprocessing, os, threading, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .contours import gradient_contours
 from .core import SpmlError
-from .files import claim_folder, read_index_png, read_json, write_index_png
+from .files import claim_folder, holds_ids, inside, read_index_png, read_json, write_index_png
 
 # %% ../nbs/api/22_oversegment.ipynb #1f0c7ade
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,13 @@ class RegionCache:
         if settings is not None: claim_folder(self.folder, settings)
         elif not path.exists(): raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with prepare_regions(images, {str(folder)!r}, n=...)")
         self.settings = read_json(path)
+        if settings is None and 'contours' not in self.settings: raise SpmlError(f"{self.folder}: {path.name} is not that of regions; make them with prepare_regions(images, FOLDER, n=...)")
 
     def path(self,
         name:str, # name of an image
     )->Path: # its file
         "Where the regions of an image are"
-        return self.folder/f'{name}.png'
+        return inside(self.folder, name, '.png')
 
     def read(self,
         name:str,        # name of an image
@@ -135,18 +136,23 @@ class RegionCache:
         "Keep the regions of an image"
         write_index_png(self.path(name), regions)
 
-    def __contains__(self, name):
-        try: return self.read(name) is not None
-        except SpmlError: return False # absent or broken: to be made
+    def __contains__(self, name): return holds_ids(self.path(name))
 
 # %% ../nbs/api/22_oversegment.ipynb #416b6a2d
 MANY = 8 # images that `.many` gets at a time
 
-def _init_worker(): os.environ['OMP_NUM_THREADS'] = '1' # before a contours function imports PyTorch
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1) # killed, it could tell nobody to end
+
+def _init_worker():
+    os.environ['OMP_NUM_THREADS'] = '1' # before a contours function imports PyTorch
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 def _prepare_one(cache, name, given, n, threshold, contours): # given: the image; or its contours, for contours=None
     cache.write(name, hierarchy_of(contours(given) if contours else given).regions(n, threshold))
 
+# %% ../nbs/api/22_oversegment.ipynb #c5d06c8b
 def _given(images, todo, contours, attempt):
     "Number and image of each; for contours with `.many`, number and contours; None after an error"
     many = hasattr(contours, 'many')
@@ -158,6 +164,15 @@ def _given(images, todo, contours, attempt):
         except Exception: maps = {i: attempt(i, contours, im) for i,im in good.items()} # which one was it?
         yield from ((i, maps.get(i)) for i in some)
 
+# %% ../nbs/api/22_oversegment.ipynb #0a59232a
+def _seconds(image, contours):
+    "How long regions of this image take, judged by its middle"
+    (h, w), start = image.shape[:2], time.perf_counter()
+    y, x = max(0, h//2 - 128), max(0, w//2 - 128)
+    hierarchy_of(contours(part := image[y:y + 256, x:x + 256])).regions(n=1)
+    return (time.perf_counter() - start)*h*w/part[..., 0].size
+
+# %% ../nbs/api/22_oversegment.ipynb #8bfa90c3
 def prepare_regions(
     images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8
     folder,              # where the PNGs go
@@ -169,6 +184,7 @@ def prepare_regions(
 )->RegionCache: # of the whole set
     "Make the regions of a set of images; goes on where it was interrupted"
     if (n is None) == (threshold is None): raise SpmlError(f"prepare_regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
+    if n is not None and not 1 <= n <= 65536 or workers < 0: raise SpmlError(f"prepare_regions(n={n}, workers={workers}): 1 to 65536 regions, 0 workers or more")
     name, many = getattr(contours, '__qualname__', type(contours).__qualname__), hasattr(contours, 'many')
     if workers and not many and contours.__module__ == '__main__':
         raise SpmlError(f"contours function '{name}' is defined in this notebook or script: other processes cannot import it; use workers=0 or put it into a module")
@@ -179,6 +195,10 @@ def prepare_regions(
     def attempt(i, f, *args): # the result of f, or None after an error of image i
         try: return f(*args)
         except Exception as e: failed[images.names[i]] = e
+    if todo and progress and (first := attempt(todo[0], images.image, todo[0])) is not None and min(first.shape[:2]) > 1:
+        took = 0
+        with contextlib.suppress(Exception): took = _seconds(first, contours)*len(todo)/max(1, workers if not many else 1) # what fails fails below, and is told there
+        if took > 10: tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: regions take about {took/60:.0f} minutes" if took > 90 else f"{len(todo)} images: regions take about {took:.0f} seconds")
     settings = n, threshold, None if many else contours
     jobs = _given(images, todo, contours, attempt)
     if workers:

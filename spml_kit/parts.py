@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import MAX_CLASSES, UNLABELLED, VOID, Classes, SpmlError, check_labels
-from .files import read_image, read_index_png, read_json
-from .data import ImageSet, SceneSet, VocSet, resize
+from .files import inside, read_image, read_index_png, read_json, read_text
+from .data import ImageSet, SceneSet, VocSet, reduce_labels
 from .scenes import PART_CLASSES
 
 # %% ../nbs/api/15_parts.ipynb #334cb002
@@ -34,7 +34,7 @@ class ClothesSet(VocSet):
     ):
         path = Path(root)/'labels.json'
         if not path.is_file(): raise SpmlError(f"{path}: no such file; it names the parts, and `root` is the folder that holds it")
-        parts = said.get('parts') if isinstance(said := read_json(path), dict) else None
+        parts = said.get('parts') if isinstance(said := read_json(path, object), dict) else None
         if not isinstance(parts, list) or not parts: raise SpmlError(f"{path}: no list 'parts'; it must name the parts, background first")
         self.table = Classes(tuple(parts))
         super().__init__(root, split, max_size, self.table, masks)
@@ -51,11 +51,11 @@ class DensePoseSet(ImageSet):
         self.root, path = Path(root), Path(root)/listed
         if not path.is_file(): raise SpmlError(f"{path}: no such list; it has a line `image mask` for each image, paths below {root}")
         self.files = {}
-        for k, line in enumerate(path.read_text().splitlines(), 1):
+        for k, line in enumerate(read_text(path).splitlines(), 1):
             words = line.split()
             if not words: continue
             if len(words) < 2: raise SpmlError(f"{path}, line {k}: '{line}' must name an image and a mask")
-            name, files = Path(words[0]).stem, [self.root/w.lstrip('/') for w in words[:2]]
+            name, files = Path(words[0]).stem, [inside(self.root, w.lstrip('/')) for w in words[:2]]
             if name in self.files: raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {self.files[name][0]}; names must differ, label maps are written by name")
             self.files[name] = files
         super().__init__(list(self.files), PART_CLASSES, masks, max_size)
@@ -70,4 +70,4 @@ class DensePoseSet(ImageSet):
         "The point mask that the list names"
         path, size = self.files[self.names[i]][1], self.image(i).shape[:2]
         said = check_labels(read_index_png(path), MAX_CLASSES, str(path), self.stored_size(i)) # any code may stand for unknown
-        return resize(np.where(said < len(PART_CLASSES), said, np.where(said == VOID, VOID, UNLABELLED)).astype(np.uint8), size)
+        return reduce_labels(np.where(said < len(PART_CLASSES), said, np.where(said == VOID, VOID, UNLABELLED)).astype(np.uint8), size)

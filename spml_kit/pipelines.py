@@ -20,7 +20,7 @@ from .background import box_labels, tag_labels, tag_scores
 from .batches import weak_dls
 from .cam import TAG_RECIPE, class_maps, tag_learner
 from .core import VOID, SpmlError
-from .files import claim_folder, read_index_png, write_index_png, write_json
+from .files import claim_folder, inside, read_index_png, write_index_png, write_json
 from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion
@@ -114,7 +114,7 @@ class Pipeline:
     def _fit(self, name, make, source, rounds, steps, recipe=None):
         self.learners[name] = fit_run(make, source, self.watch, recipe or self.recipe, rounds, steps, self.out/name, self.seed, self.workers)
 
-    def _path(self, name, i): return self.out/name/f'{self.weak.names[i]}.png'
+    def _path(self, name, i): return inside(self.out/name, self.weak.names[i], '.png')
 
     def _label(self, name, make): # make: sample, its index -> label map
         for i in tqdm(range(len(self.weak)), name, disable=not self.progress):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .core import UNLABELLED, VOID, SpmlError, seed_everything
 from .crf import dense_crf
+from .data import check_masks
 from .embed import SegNet, SoftmaxHead, locations, unit, with_location
 from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
 from .metrics import Confusion
@@ -320,7 +321,7 @@ def head_learner(
     "Learner of the second-stage classifier"
     seed_everything(seed)
     fresh = SegNet(FrozenEmbed(model.embed), SoftmaxHead(recipe.dim, dls.c, .65))
-    learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c)],
+    learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c, getattr(dls, 'score_name', 'miou'))],
                     path=path, cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0], wd_bn_bias=True, train_bn=False)
     learn.recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
     learn.settings = run_settings(learn, 'head', seed)
@@ -337,4 +338,5 @@ def score(
     predictions = list(predictions)
     if len(predictions) != len(images): raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
     for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)): out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
+    if out and not sum(c.counts for c in out)[1:].any() and any((images.mask(i) == VOID).any() for i in range(len(images))): check_masks(images)
     return out

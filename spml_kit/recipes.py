@@ -8,6 +8,7 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'TRAINED_AS', 'PAPER_TRAINING', 'R
 
 # %% ../nbs/api/58_recipes.ipynb #b153a08b
 from dataclasses import MISSING, dataclass, field, fields, replace
+from math import inf
 
 from .core import SpmlError, did_you_mean, merged
 from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
@@ -66,6 +67,19 @@ def paper_relations(
     except TypeError as e: raise SpmlError(f"changes of a relation: {e}") from None
 
 # %% ../nbs/api/58_recipes.ipynb #37237063
+# Least value of each number, and what it must stay below; `above`: the least value itself is too small
+_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), share=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf),
+               bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
+_ABOVE = 'lr', 'scale'
+
+def _check_range(name, value, kind):
+    if name not in _RANGES: return
+    least, below = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)): raise SpmlError(f"recipe: {name} = {value!r} must be a {'whole ' if kind is int else ''}number")
+    if not (least < value if name in _ABOVE else least <= value) or not value < below:
+        raise SpmlError(f"recipe: {name} = {value} must be {'above' if name in _ABOVE else 'at least'} {least} and {'finite' if below == inf else f'below {below}'}")
+
+# %% ../nbs/api/58_recipes.ipynb #281cdcbe
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained"
@@ -99,9 +113,8 @@ class Recipe:
             if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
                 raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not {type(default).__name__}, such as {default!r}")
             if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2: raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
-        for name in ('dim', 'iterations', 'bs', 'crop', 'steps'):
-            if getattr(self, name) < (0 if name == 'iterations' else 1): raise SpmlError(f"recipe: {name} = {getattr(self, name)} is too small")
-        if not self.lr > 0: raise SpmlError(f"recipe: lr = {self.lr} must be above 0")
+            for v in value if isinstance(value, (tuple, list)) else [value]: _check_range(f.name, v, type(default[0] if isinstance(default, tuple) else default))
+        if not self.scale[0] <= self.scale[1]: raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
         if self.optimiser not in ('adamw', 'sgd'): raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
 
     def but(self, **changes)->'Recipe':
@@ -111,6 +124,7 @@ class Recipe:
         new = replace(self, **changes)
         return replace(new, relations=merged(self.relations, new.relations))
 
+# %% ../nbs/api/58_recipes.ipynb #133380a6
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512, scale=(.5, 1.5))
 RECIPES = {
     'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}}, source='ours; relations as in the paper but for the two changes named'),

@@ -30,7 +30,7 @@ class Relation:
 
     def __post_init__(self):
         if not 0 < self.kappa <= 60: raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, where float32 ends")
-        if not self.weight >= 0: raise SpmlError(f"relation '{self.name}': weight {self.weight} must not be negative")
+        if not 0 <= self.weight < float('inf'): raise SpmlError(f"relation '{self.name}': weight {self.weight} must be finite and not negative")
         if not 0 < self.anchors <= 1: raise SpmlError(f"relation '{self.name}': share of anchors {self.anchors} must be above 0 and at most 1")
         if self.scope not in ('image', 'batch', 'memory'): raise SpmlError(f"relation '{self.name}': scope '{self.scope}' is not image, batch or memory")
 

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import SpmlError, rng_of
-from .files import claim_folder, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
+from .files import check_file, claim_folder, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
 from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
@@ -34,11 +34,13 @@ def trained_model(
 )->SegNet: # on the CPU, ready to predict
     "The network of a saved run"
     tensors, meta = load_tensors(checkpoint)
-    if 'recipe' not in meta.get('settings', {}) or 'model.head.4.weight' not in tensors: raise SpmlError(f"{checkpoint}: not the checkpoint of a segmentation network; give checkpoint.safetensors of a run of `spml_learner` or `head_learner`")
-    recipe = Recipe(**meta['settings']['recipe'])
+    if not isinstance(meta.get('settings'), dict) or not isinstance(meta['settings'].get('recipe'), dict) or 'model.head.4.weight' not in tensors: raise SpmlError(f"{checkpoint}: not the checkpoint of a segmentation network; give checkpoint.safetensors of a run of `spml_learner` or `head_learner`")
+    try: recipe = Recipe(**meta['settings']['recipe'])
+    except TypeError as e: raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
     weights = {k[6:].replace('embed.embed.', 'embed.'): v for k,v in tensors.items() if k.startswith('model.')} # that of a second head lies one level deeper
     model = create_model(recipe.but(embed={**recipe.embed, 'pretrained': False, 'weights': None}), len(weights['head.4.weight']))
-    model.load_state_dict(weights)
+    try: model.load_state_dict(weights)
+    except RuntimeError as e: raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names ({str(e).splitlines()[0]}); it was changed, or cut short") from None
     return model.eval()
 
 # %% ../nbs/api/79_shards.ipynb #cbd1187e
@@ -97,7 +99,8 @@ class _Prototypes(_Work):
     kind = 'prototypes'
     def meta(self, number):
         try:
-            with safe_open(str(_shard_file(self.folder, number)), 'pt') as f: return json.loads(f.metadata()['meta'])
+            with safe_open(str(check_file(_shard_file(self.folder, number))), 'pt') as f: meta = json.loads(f.metadata()['meta'])
+            return meta if isinstance(meta['failed'], dict) and isinstance(meta['segments'], int) else None
         except Exception: return None # absent or broken
 
     def make(self, weak, i):
@@ -118,14 +121,13 @@ class _LabelMaps(_Work):
     def meta(self, number):
         try:
             meta = read_json(_shard_file(self.folder, number, 'json'))
-            return meta if all((self.folder/f'{k}.png').stat().st_size == n for k, n in meta['bytes'].items()) else None
-        except (SpmlError, OSError): return None
+            whole = isinstance(meta.get('failed'), dict) and all((self.folder/f'{k}.png').stat().st_size == n for k, n in meta['bytes'].items())
+            return meta if whole else None
+        except (SpmlError, OSError, KeyError, AttributeError): return None # absent, or not as `keep` writes it
 
     def make(self, weak, i):
-        path = self.folder/f'{weak.names[i]}.png'
-        try: read_index_png(path)
-        except SpmlError: # absent or broken
-            write_index_png(path, walked_labels(self.model, weak.sample(i), mirror=weak.classes.mirrored, **self.options), weak.classes.palette)
+        path = inside(self.folder, weak.names[i], '.png')
+        if not holds_ids(path): write_index_png(path, walked_labels(self.model, weak.sample(i), mirror=weak.classes.mirrored, **self.options), weak.classes.palette)
         return weak.names[i], path.stat().st_size
 
     def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
@@ -275,7 +277,8 @@ def load_shards(
     "The index of a folder of shards"
     if most and per_class: raise SpmlError(f"most={most}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
-    if settings.get('kind') != 'prototypes': raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
+    if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0 for k in ('images', 'per', 'classes')):
+        raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
         rows, meta = load_tensors(_shard_file(folder, number))
         n, rows['row'] = len(rows['row']), rows['row'].long() + before

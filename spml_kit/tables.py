@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, yaml
 
 from .core import SpmlError, did_you_mean, rng_of
-from .files import read_json
+from .files import atomic_path, read_json, read_text
 from .experiment import _command, find_notebook
 from .recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 
@@ -264,6 +264,7 @@ def sweep_table(
 )->pd.DataFrame: # a row per point of the grid; a column per method, mean and standard deviation; seeds
     "A sweep at a glance"
     said = read_json(Path(folder)/'sweep.json')
+    if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str) for r in said['runs'].values()): raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
     rows = [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for f in label if (Path(folder)/f/'metrics.json').exists()
             for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if {'method', 'seed', 'miou'} <= r.keys()]
@@ -290,8 +291,9 @@ def _tables(args):
             print(f"\n{title}: {caption}\n{both.round(1).to_string(na_rep='')}")
             for a, b in reverse: print(f"  the paper has '{a}' above '{b}'; here it is the other way round")
             if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                both.to_csv(args.out/f'{name}_{data}_{setting}.csv', index_label='cell')
+                final = args.out/f'{name}_{data}_{setting}.csv'
+                if final.exists() and not read_text(final).startswith('cell,'): raise SpmlError(f"{final}: was not written by the kit; choose another folder")
+                with atomic_path(final) as tmp: both.to_csv(tmp, index_label='cell')
         for line in passed: print(f'\n{line}')
 
 def spml_tables(

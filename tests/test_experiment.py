@@ -22,7 +22,7 @@ from spml_kit.oversegment import RegionCache
 
 COMMANDS = Path(sys.executable).parent
 PARAMETERS = "steps = 3 # of training\nrate = 0.1 # of learning\nroot = '' # folder of images\nannotation = 'scribbles' # kind\nseeds = (0, 1) # of the runs\nsize = None # any\nout = '.' # folder of the run"
-WRITE = """from spml_kit.core import write_json
+WRITE = """from spml_kit.files import write_json
 write_json(f'{out}/metrics.json', {'rows': [{'method': 'spml_head', 'data': 'scenes', 'annotation': annotation, 'seed': s, 'miou': 10.*steps, 'per_class': {}} for s in seeds]})"""
 
 

@@ -39,6 +39,7 @@ test-browser: $(STAMP) ## the widgets in JupyterLab in a real browser; needs Chr
 bench: $(STAMP) ## time the kit against straightforward forms, and how its cost grows; tables and plots in benchmarks/
 	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/speed.py
 	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/growth.py
+	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/folders.py
 
 lab: $(STAMP) ## open JupyterLab on the tutorials
 	@$(BIN)/jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/tutorials

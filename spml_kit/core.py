@@ -21,6 +21,10 @@ MAX_CLASSES = UNLABELLED # class ids are 0..253
 # %% ../nbs/api/00_core.ipynb #17479c3f
 class SpmlError(ValueError):
     "Input that cannot be used; the message names the file, the value, and the cure"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.said = str(args[0]) if args else ''
+    def __str__(self): return self.said # fastai would put a sentence of its own before the message
 
 def merged(
     first:dict,  # of any depth

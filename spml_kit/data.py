@@ -369,6 +369,7 @@ class WeakSet:
         file_ids:bool=False,      # do PNG and JSON files count classes as the mask files do, rather than 0..C-1 of `images.classes`?
         keypoints:dict=None,      # of simulated keypoints: `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
     ):
+        if remap255 not in (None, True, False) or isinstance(remap255, int) and not isinstance(remap255, bool): raise SpmlError(f"remap255={remap255!r} is not True, False or None")
         self.keypoints = keypoints
         simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints or {}) # what is wrong with them is said now, not at the first image
         self.images, self.annotation, self.length, self.width, self.seed = images, annotation, length, width, seed

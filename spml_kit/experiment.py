@@ -219,6 +219,7 @@ def _execute(source, final, parameters, progress, timeout):
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
         raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
+    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or str(final)) from e # a full disk names no file
     except CellTimeoutError: raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
@@ -241,10 +242,11 @@ def run_notebook(
     timeout:int=None,     # seconds that a cell may take; None: as long as it wants
 )->Path: # the executed notebook
     "Execute an experiment into a folder: notebook, report, environment, and the metrics that the notebook writes"
-    source, out = find_notebook(name), Path(out).resolve()
+    source = find_notebook(name)
+    check_output(out)
+    out = Path(out).resolve()
     given = {'out': out} if 'out' in notebook_parameters(source) else {}
     parameters = check_parameters(source, {**given, **(parameters or {})})
-    check_output(out)
     there, code, final, before = out/'environment.json', code_version(source), out/source.name, out/'previous' # results that were there, until there are new ones
     if final.exists() and final.samefile(source): raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
     if before.exists(): check_output(before)
@@ -407,6 +409,7 @@ def _prepare(args):
     from spml_kit.data import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.oversegment import prepare_regions
     _check_data(args.data, args.root)
+    check_output(args.out)
     if args.weights is not None and args.regions != 'hed': raise SpmlError(f"--weights {args.weights}: only --regions hed has weights")
     contours = {}
     if args.regions == 'hed':

@@ -67,7 +67,7 @@ def _tidy(self, n, **ids):
     "Ids as integer arrays, n of each"
     for k,v in ids.items():
         given = np.asarray(v).reshape(-1)
-        v = given.astype(int)
+        with np.errstate(invalid='ignore'): v = given.astype(int)
         if not np.array_equal(v, given): raise SpmlError(f"{type(self).__name__}: {k} are whole numbers, got {given[v != given][0]}")
         if n is not None and len(v) != n: raise SpmlError(f"{type(self).__name__}: {n} marks but {len(v)} {k}; give one for each")
         if k != 'instances' and len(v) and not 0 <= v.min() <= v.max() < MAX_CLASSES: raise SpmlError(f"{type(self).__name__}: class ids are 0..{MAX_CLASSES-1}, got {v.min()}..{v.max()}")

@@ -310,7 +310,7 @@ def _check_meta(file, tensors, meta):
     "Refuse a checkpoint whose metadata `save_run` did not write so"
     wrong = [k for k, kind in dict(rounds=int, settings=dict, numbers=list, history=list).items() if not isinstance(meta.get(k), kind)]
     if not wrong and not isinstance(meta['settings'].get('recipe'), dict): wrong = ['settings']
-    if not wrong and not all(isinstance(n, dict) for n in meta['numbers']) or any(not int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.')): wrong = ['numbers']
+    if not wrong and not (all(isinstance(n, dict) for n in meta['numbers']) and all(int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.'))): wrong = ['numbers']
     if not wrong and 'random' not in tensors: wrong = ['random']
     if wrong: raise SpmlError(f"{file}: not a checkpoint of training, or changed: {wrong[0]} is {meta.get(wrong[0])!r}; delete it, or choose another folder")
     rounds, history = meta['rounds'], meta['history']

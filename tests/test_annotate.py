@@ -13,9 +13,10 @@ from PIL import Image
 
 from spml_kit.annotate import annotate
 from spml_kit.core import SpmlError, UNLABELLED
-from spml_kit.files import read_index_png, read_json
+from spml_kit.files import read_index_png, read_json, write_index_png
 from spml_kit.data import FolderSet, SceneSet, WeakSet, check_weak_set, folder_sets
 from spml_kit.drawings import KEYS, Mark, class_colours, drawn_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
+from spml_kit.labels import read_annotation
 from spml_kit.learner import create_model
 from spml_kit.recipes import RECIPES
 
@@ -323,3 +324,70 @@ def test_nothing_is_lost_when_the_kernel_dies(root):
     assert not a.failed and len(a.marks) in (confirmed, confirmed + 1)
     a.save()
     np.testing.assert_array_equal(WeakSet(folder_sets(root)[0], root / "labels").sample(0).labels, a.labels)
+
+
+DYING = """
+import os, signal, sys, warnings; warnings.simplefilter('ignore')
+import spml_kit.drawings as drawings
+from spml_kit.annotate import annotate
+a = annotate(sys.argv[1])
+die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[3] == 'label': drawings.write_labels = die # the drawing is written, the label file is not
+else: drawings.Path.unlink = die # the first file that should go
+{'add': lambda: a.add_stroke([(5, 9), (20, 9)], 'dog'), 'undo': a.undo, 'box': lambda: a.add_box((1, 1, 9, 9), 'dog'),
+ 'only': lambda: [a.add_stroke([(5, 9), (20, 9)], 'dog'), a.undo()]}[sys.argv[2]]()
+"""
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+@pytest.mark.parametrize("what", ["add", "box", "only"])
+@pytest.mark.parametrize("when", ["label", "unlink"])
+def test_label_file_follows_from_the_drawing_after_a_kill_between_the_two(root, what, when, drawn):
+    "Whatever was written last, on opening both say the same, and one can go on"
+    a = annotate(root, ["background", "cat", "dog"])
+    for k in range(drawn): a.add_stroke([(5, 1 + 3*k), (20, 1 + 3*k)], k)
+    subprocess.run([sys.executable, "-c", DYING, str(root), what, when], capture_output=True)
+    a = annotate(root)
+    assert not a.failed, a.status
+    said = read_drawing(root, a.name, 3, a.image.shape[:2])
+    files = [p for p in (root / "labels").glob(f"{a.name}.*")]
+    assert len(files) == bool(said)
+    if {"scribbles", "points"} & said.keys(): assert np.array_equal(read_index_png(files[0]), drawn_labels(said, a.image.shape[:2]))
+    elif said: assert read_annotation(files[0]) == said["boxes"]
+    a.add_stroke([(5, 30), (20, 30)], "cat")
+    assert not a.status.startswith("not saved") and len(list((root / "labels").glob(f"{a.name}.*"))) == 1
+
+
+@pytest.mark.parametrize("name, content", [("json", b'{"shapes": []}'), ("json", b'{"spml_kit": 1, "kind": "tags", "classes": [1]}'), ("xml", b"<annotation/>"), ("png", None)])
+def test_labels_of_others_beside_a_drawing_stay(root, name, content):
+    "A file that another tool, or a hand, has put there since"
+    a = annotate(root, ["background", "cat", "dog"])
+    a.add_stroke([(5, 9), (20, 9)], "dog")
+    path = root / "labels" / f"{a.name}.{name}"
+    if content is None:
+        Image.fromarray(np.full(a.image.shape[:2], 2, np.uint8)).save(path) # edited elsewhere
+        content = path.read_bytes()
+    else: path.write_bytes(content)
+    for opened in (a, annotate(root)):
+        try: opened.add_stroke([(5, 20), (20, 20)], "cat")
+        except SpmlError as e: assert "labels that were not drawn here" in str(e)
+        else: raise AssertionError("written over")
+        assert path.read_bytes() == content
+
+
+def test_drawings_of_earlier_versions_go_on(root):
+    "Their label files do not say who wrote them"
+    a = annotate(root, ["background", "cat", "dog"])
+    a.add_stroke([(5, 9), (20, 9)], "dog")
+    write_index_png(root / "labels" / f"{a.name}.png", a.labels, a.classes.palette)
+    b = annotate(root)
+    b.add_stroke([(5, 20), (20, 20)], "cat")
+    assert not b.failed and len(b.marks) == 2
+
+
+def test_class_tables_keep_what_a_person_wrote(root):
+    (root / "classes.txt").write_bytes("\ufeff# mine\nbackground\ncat\n".encode())
+    annotate(root, ["background", "cat", "dog"])
+    assert (root / "classes.txt").read_text(encoding="utf-8-sig") == "# mine\nbackground\ncat\ndog\n"
+    (root / "classes.txt").write_text("0 background\n1 cat\n")
+    with pytest.raises(SpmlError, match="add dog there"): annotate(root, ["background", "cat", "dog"])

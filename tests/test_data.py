@@ -12,9 +12,10 @@ from torch import nn
 from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, rng_of
 from spml_kit.files import write_index_png, write_json
 from spml_kit.batches import MEAN_COLOUR, RoundLoader, augment, weak_dls
-from spml_kit.data import FolderSet, Sample, SceneSet, VocSet, WeakSet, animal_clicks, check_weak_set, rescale, resize
+from spml_kit.data import FolderSet, Sample, SceneSet, VocSet, WeakSet, animal_clicks, check_masks, check_weak_set, folder_sets, reduce_labels, rescale, resize
 from spml_kit.labels import Boxes, Keypoints, Points, Scribbles, Tags, write_annotation
 from spml_kit.oversegment import oversegment, prepare_regions
+from spml_kit.predict import score
 from spml_kit.scenes import SCENE_CLASSES, make_scene
 
 ANIMALS = Classes(('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'))
@@ -611,3 +612,119 @@ def test_relabelled_set_shares_images_regions_and_tags(monkeypatch):
     other = weak.relabel(lambda i: np.full((128, 128), i))
     assert (other.sample(0).regions == regions).all() and (other.sample(0).labels == 0).all()
     assert (other.sample(0).tags == weak.sample(0).tags).all() and (weak.sample(0).labels == UNLABELLED).all()
+
+
+# what outside files may hold
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.integers(0, 12), st.integers(2, 7))
+def test_marks_survive_reduction(seed, h, w, n, classes):
+    "Against the plain definition: nearest where it is labelled, else the most frequent label of the cell, and no class is lost that has a cell to itself"
+    rng, (H, W) = np.random.default_rng(seed), (97, 120)
+    labels = np.full((H, W), UNLABELLED, np.uint8)
+    for _ in range(n): labels[rng.integers(H), rng.integers(W)] = rng.choice([*range(classes), VOID], p=[.9/classes]*classes + [.1])
+    out, near, y, x = reduce_labels(labels, (h, w)), resize(labels, (h, w)), np.arange(H)*h//H, np.arange(W)*w//W
+    moved, total = 0, set(np.unique(labels[labels < UNLABELLED]))
+    for i in range(h):
+        for j in range(w):
+            votes = np.bincount(labels[np.ix_(y == i, x == j)].ravel(), minlength=256)[:UNLABELLED]
+            if out[i, j] == near[i, j] and near[i, j] != UNLABELLED: continue
+            if not votes.any(): assert out[i, j] == near[i, j]
+            elif near[i, j] != UNLABELLED or votes[out[i, j]] < votes.max(): moved += 1 # a class that had no other place
+            assert out[i, j] in (UNLABELLED, VOID) or votes[out[i, j]] or near[i, j] == out[i, j]
+    assert moved <= len(total) and set(np.unique(out)) <= total | {UNLABELLED, VOID}
+    if h*w >= 400 and n <= 3: assert total <= set(np.unique(out))
+
+
+@pytest.mark.parametrize('size', [40, 160, 320])
+def test_a_class_that_was_drawn_is_there_at_any_size(tmp_path, size):
+    "Dots of 6 pixels and thin strokes on a large picture, in a label PNG"
+    labels = np.full((1500, 2000), UNLABELLED, np.uint8)
+    labels[700:706, 903:909], labels[1203, 50:1900], labels[20:1400, 1777] = 1, 0, 2
+    write_index_png(tmp_path/'labels'/'a.png', labels)
+    (tmp_path/'images').mkdir()
+    Image.fromarray(photo(1500, 2000)).save(tmp_path/'images'/'a.jpg')
+    (tmp_path/'classes.txt').write_text('background\ncat\ndog\n')
+    s = WeakSet(folder_sets(tmp_path, size)[0], tmp_path/'labels').sample(0)
+    assert s.tags.all() and [(s.labels == c).any() for c in range(3)] == [True]*3
+    assert (s.labels[:, round(1777/2000*size) - 1:round(1777/2000*size) + 1] == 2).sum() >= .85*s.labels.shape[0]
+
+
+def test_marks_that_lie_under_others_are_told(folder):
+    images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
+    both = WeakSet(images, lambda i: Points([[5, 5], [5, 5], [20, 20]], [1, 2, 0]))
+    with pytest.warns(UserWarning, match='3 of 3 images all marks of a class lie under others.*p0: b'): check_weak_set(both)
+    assert both.sample(0).tags.tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize('remap, says', [(None, '9[0-9]% of all pixels are 255.*remap255=True.*remap255=False'), (True, None), (False, None), ('yes', "remap255='yes'"), (1, 'remap255=1')])
+def test_mostly_void_labels_are_asked_about(folder, remap, says):
+    images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
+    labels = np.full((24, 32), VOID)
+    labels[:2], labels[4:5, :10] = 0, 1
+    for name in images.names: write_index_png(folder/'weak'/f'{name}.png', labels)
+    if says is None: check_weak_set(WeakSet(images, folder/'weak', remap255=remap)); return
+    with pytest.raises(SpmlError, match=says): check_weak_set(WeakSet(images, folder/'weak', remap255=remap))
+
+
+@pytest.mark.parametrize('name', ['../JPEGImages/a', '/etc/passwd', r'..\a', 'x/../../a'])
+def test_names_of_lists_stay_inside(voc, name):
+    (voc/'ImageSets/Segmentation/train.txt').write_text(f'a\n{name}\n')
+    with pytest.raises(SpmlError, match='must be a path below its folder'): VocSet(voc)
+
+
+def test_lists_are_read_as_editors_write_them(voc):
+    listed = voc/'ImageSets/Segmentation/train.txt'
+    listed.write_bytes('\ufeff# mine\r\na\r\n\r\nb\r\n'.encode())
+    assert VocSet(voc).names == ['a', 'b']
+    listed.write_text('a\nb\na\n')
+    with pytest.raises(SpmlError, match='train.txt: 1 names stand there more than once, the first is a'): VocSet(voc)
+
+
+def test_labels_without_image_are_named(tmp_path):
+    "A misspelt one, one in other letters, one whose image is of another kind"
+    for k, name in enumerate(('p0.jpg', 'P1.jpg')):
+        (tmp_path/'images').mkdir(exist_ok=True)
+        Image.fromarray(photo(24, 32, k)).save(tmp_path/'images'/name)
+    (tmp_path/'images'/'p2.heic').write_bytes(b'x')
+    (tmp_path/'classes.txt').write_text('background\ncat\n')
+    for name in ('p0', 'p1', 'p2', 'zebra', 'cafe\u0301'): write_index_png(tmp_path/'labels'/f'{name}.png', np.eye(24, 32))
+    with pytest.warns(UserWarning) as said: folder_sets(tmp_path)
+    (text,) = [str(w.message) for w in said if 'belong to no image' in str(w.message)]
+    assert '4 of 5 files' in text and 'P1 differs from it in upper and lower case' in text and 'p2.heic is of a kind that is not read here' in text and 'zebra.png' in text
+
+
+def test_an_error_of_any_kind_ends_no_check(folder):
+    images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
+    def labels(i):
+        if i == 1: raise ZeroDivisionError('by nought')
+        return np.full((24, 32), 99 if i == 2 else 1)
+    with pytest.raises(SpmlError, match='2 of 3 images cannot be used: p1: ZeroDivisionError: by nought; .*value 99'): check_weak_set(WeakSet(images, labels))
+
+
+@pytest.mark.parametrize('table', [None, 'background\npolyp\n'])
+def test_masks_of_0_and_255_are_refused(tmp_path, table):
+    for k in range(2):
+        (tmp_path/'images').mkdir(exist_ok=True)
+        Image.fromarray(photo(24, 32, k)).save(tmp_path/'images'/f'{k}.png')
+        write_index_png(tmp_path/'masks'/f'{k}.png', 255*np.eye(24, 32, dtype=int))
+    if table: (tmp_path/'classes.txt').write_text(table)
+    with pytest.raises(SpmlError, match='no mask holds a class other than background.*write 1 in its place'): check_masks(FolderSet(tmp_path/'images', tmp_path/'masks'))
+    with pytest.raises(SpmlError, match='write 1 in its place'): score([np.zeros((24, 32), np.uint8)]*2, FolderSet(tmp_path/'images', tmp_path/'masks'), progress=False)
+
+
+def test_masks_that_are_void_for_the_most_are_warned_of(folder):
+    images = FolderSet(folder/'images', folder/'masks')
+    check_masks(images)
+    for name in images.names: write_index_png(folder/'masks'/f'{name}.png', np.where(np.arange(24)[:, None] < 9, VOID, np.eye(24, 32)).astype(int))
+    with pytest.warns(UserWarning, match='3[0-9]% of the pixels of 3 masks are void'): check_masks(FolderSet(folder/'images', folder/'masks'))
+
+
+@pytest.mark.parametrize('name', [r'$\frac{bad$', 'a\nb', 'a\tb', '', ' ', 'a\x00', '\ufeffa', 5])
+def test_class_names_that_no_picture_bears(name):
+    with pytest.raises(SpmlError, match='class name'): Classes(('background', name))
+
+
+def test_agreement_is_not_called_miou(folder):
+    weak = WeakSet(FolderSet(folder/'images', folder/'masks'), 'scribbles')
+    assert weak_dls(weak, weak).score_name == 'agreement' and weak_dls(weak, weak.images).score_name == weak_dls(weak, WeakSet(weak.images, 'full')).score_name == 'miou'

@@ -311,3 +311,36 @@ def test_label_png(tmp_path):
         with pytest.raises(SpmlError, match=message) as e:
             read_label_png(tmp_path/f"{name}.png", 3, **kw)
         assert f"{name}.png" in str(e.value)
+
+
+# numbers and files from outside
+
+@pytest.mark.parametrize("width", [0, -1, 1e9, float("nan"), float("inf"), 501])
+@pytest.mark.parametrize("kind", ["points", "scribbles"])
+def test_marks_have_a_width_that_can_be_drawn(tmp_path, kind, width):
+    said = {"spml_kit": 1, "kind": kind, "classes": [1], "width": width} | ({"xy": [[3, 4]]} if kind == "points" else {"strokes": [[[3, 4]]]})
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    with pytest.raises(SpmlError, match="a.json: .*pixels wide"): read_annotation(tmp_path / "a.json")
+
+
+def test_a_wide_brush_draws_as_a_narrow_one_does():
+    "Against the plain definition, in memory that does not grow with the stroke"
+    xy = np.array([[5., 5], [300, 220], [380, 20]])
+    labels = Scribbles([xy], [1], 120).to_labels((240, 400))
+    y, x = np.mgrid[:240, :400]
+    away = np.min([np.hypot(x - a[0] - t*(b - a)[0], y - a[1] - t*(b - a)[1]) for a, b in zip(xy, xy[1:]) for t in np.linspace(0, 1, 400)], 0)
+    assert (labels[away <= 59.5] == 1).all() and (labels[away > 60.01] == UNLABELLED).all()
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["1"], [float("nan")], [1e30], [None], [[1, 2]], [-1], [254]])
+def test_class_ids_are_whole_numbers(tmp_path, ids):
+    (tmp_path / "a.json").write_text(json.dumps({"spml_kit": 1, "kind": "tags", "classes": ids}))
+    if ids == [[1, 2]]: return # two tags
+    with pytest.raises(SpmlError, match="a.json"): read_annotation(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text, says", [("<a", "not XML"), ("", "not XML"), ('<?xml version="1.0" encoding="nonsense"?><a/>', "not XML"), ("<annotation><size><width>nan</width><height>9</height></size><polygon/></annotation>", "not a number"),
+    ("<annotation><size><width>80</width><height>60</height></size><object><name>cat</name><bndbox><xmin>0</xmin><ymin>10</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>", "counts pixels from 1")])
+def test_what_is_wrong_with_xml_is_said(tmp_path, text, says):
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(SpmlError, match=f"a.xml: .*{says}"): read_annotation(tmp_path / "a.xml", VOC_CLASSES)

@@ -385,3 +385,91 @@ def test_faults():
                          (lambda: SpmlLoss([semantic_annotation(), semantic_annotation(8)]), "share a name"), (lambda: MemoryBank(-1), "bank of -1"),
                          (lambda: TINY.but(lr=0), "lr = 0"), (lambda: TINY.but(optimiser="lion"), "'lion' is not adamw or sgd"), (lambda: TINY.but(lrr=1), "no entry .*lrr"), (lambda: TINY.but(bs=0), "bs = 0")]:
         with pytest.raises(SpmlError, match=message): bad()
+
+
+# numbers that are not finite
+
+class Spoil(Callback):
+    "At a step of a round, something becomes NaN or infinite"
+    order = -100
+    def __init__(self, what, epoch, step, value): self.what, self.at, self.value = what, (epoch, step), value
+    def _now(self): return self.training and (self.epoch, self.iter) == self.at
+    def before_batch(self):
+        if self._now() and self.what == "pixel": self.xb[0][0, 0, 3, 3] = self.value
+    def before_step(self):
+        if self._now() and self.what == "gradient": next(p for p in self.model.parameters() if p.grad is not None).grad[0] = self.value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["pixel", "gradient"])
+@pytest.mark.parametrize("method", ["spml", "cross_entropy"])
+def test_training_stops_at_the_first_number_that_is_not_finite(tmp_path, what, value, method):
+    "... with the round, the step and the images; the checkpoint stays that of the last whole round"
+    learn = learner(tmp_path, method=method)
+    with pytest.raises(SpmlError, match="round 2, step 3: .*(nan|inf|not finite).*images scene_00000") as e: learn.fit_poly(ROUNDS, checkpoint=True, cbs=Spoil(what, 1, 2, value))
+    assert all(name in str(e.value) for name in learn.dls.train.names_at(1, 2))
+    if method == "spml" and what == "pixel": assert "annotation" in str(e.value)
+    tensors, meta = load_tensors(tmp_path/"checkpoint.safetensors") # refuses what is not finite
+    assert meta["rounds"] == len(learn.history) == 1
+    again = learner(tmp_path, method=method)
+    again.fit_poly(ROUNDS, resume=True)
+    assert len(again.history) == ROUNDS
+
+
+def test_names_of_a_batch_are_those_that_it_holds():
+    dls = scenes(n=7)
+    seen = []
+    item = dls.train.create_item
+    dls.train.create_item = lambda at: (seen.append(dls.train.dataset.names[at[1]]), item(at))[1]
+    for round in range(3):
+        dls.train.round, seen[:] = round, []
+        for _ in dls.train: pass
+        assert seen == [name for step in range(STEPS) for name in dls.train.names_at(round, step)]
+
+
+def test_divergence_is_said(tmp_path, capsys):
+    learner(tmp_path, method="cross_entropy").fit_poly(2)
+    assert "diverged" not in capsys.readouterr().out
+    try: learner(tmp_path, method="cross_entropy").fit_poly(2, lr=1e3)
+    except SpmlError: return # it may end in infinity at once
+    assert "training has diverged; lower the learning rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [dict(rounds=99), dict(rounds="1"), dict(history=5), dict(history=[5]), dict(history=[]), dict(numbers=[]), dict(numbers=None), dict(settings=[]), dict(settings={}), dict(rounds=-1), dict(settings={"recipe": 3})],
+                         ids=lambda c: next(f"{k} {v}" for k, v in c.items()))
+def test_metadata_that_was_changed_is_refused(tmp_path, change):
+    learner(tmp_path).fit_poly(1, checkpoint=True)
+    file = tmp_path/"checkpoint.safetensors"
+    tensors, meta = load_tensors(file)
+    save_tensors(file, tensors, **meta | change)
+    before = file.read_bytes()
+    with pytest.raises(SpmlError, match="checkpoint.safetensors"): learner(tmp_path).fit_poly(1, resume=True)
+    assert file.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_run_is_not_written_over(tmp_path):
+    learner(tmp_path).fit_poly(1, checkpoint=True)
+    before = (tmp_path/"checkpoint.safetensors").read_bytes()
+    with pytest.raises(SpmlError, match="recipe.dim was 8 and is now 6|another model"): learner(tmp_path, recipe=TINY.but(dim=6)).fit_poly(1, checkpoint=True)
+    assert (tmp_path/"checkpoint.safetensors").read_bytes() == before
+    learner(tmp_path).fit_poly(1, checkpoint=True) # the same run may begin anew
+
+
+@pytest.mark.parametrize("change", [dict(lr=math.inf), dict(lr=math.nan), dict(lr=-1.), dict(wd=math.nan), dict(wd=-.1), dict(scale=(0, 0)), dict(scale=(2., 1.)), dict(scale=(.5, math.inf)), dict(dropout=1.5), dict(dropout=-.1), dict(dropout=math.nan),
+    dict(multipliers=(1, 1, -1, 1)), dict(multipliers=(1, 1, math.inf, 1)), dict(bs=0), dict(crop=0), dict(steps=0), dict(dim=0), dict(iterations=-1), dict(grid=(0, 6)), dict(grid=(6, .5)), dict(memory=-1), dict(warmup=-1),
+    dict(power=math.inf), dict(share=math.nan), dict(infer_grid=(12, -1)), dict(scale=("a", "b"))], ids=str)
+def test_numbers_of_a_recipe_have_their_ranges(change):
+    with pytest.raises(SpmlError, match=f"recipe: {next(iter(change))} = "): TINY.but(**change)
+
+
+def test_lengths_and_weights_are_checked_before_training():
+    with pytest.raises(SpmlError, match="2 multipliers"): learner(recipe=TINY.but(multipliers=(1, 1)))
+    for weight in (math.inf, math.nan, -1):
+        with pytest.raises(SpmlError, match="weight .* must be finite and not negative"): paper_relations("scribbles", changes={"similarity": {"weight": weight}})
+
+
+@pytest.mark.parametrize("make, says", [(lambda f: torch.save({"w": torch.tensor([math.nan])}, f), "not finite"), (lambda f: torch.save([1], f), "not a state dict"), (lambda f: torch.save({"model": {"w": torch.zeros(1)}}, f), "not a state dict"),
+    (lambda f: f.write_bytes(b"x"*100), "not a readable state dict"), (lambda f: f.mkdir(), "this is a folder"), (os.mkfifo, "a pipe"), (lambda f: None, "no such file")], ids=["nan", "list", "nested", "bytes", "folder", "pipe", "absent"])
+def test_weights_of_ones_own_are_looked_at(tmp_path, make, says):
+    make(tmp_path/"w.pth")
+    with pytest.raises(SpmlError, match=f"w.pth.*{says}"): EmbedNet("test_resnet", weights=str(tmp_path/"w.pth"))

@@ -496,7 +496,7 @@ def check_weak_set(
         pixels, empty, full, void = pixels + count[:weak.c], empty + (count[:weak.c].sum() == 0), full + (count[:weak.c].sum() == labels.size), void + count[VOID]/labels.size
     if wrong: raise SpmlError(f"{len(wrong)} of {len(weak)} images cannot be used: " + '; '.join(wrong[:5]))
     if weak.asks255 and isinstance(weak.annotation, (str, Path)) and void > len(weak)/2:
-        raise SpmlError(f"{weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void indeed, remap255=False")
+        raise SpmlError(f"{weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void indeed, remap255=False (on the command line: -p remap255 True, or -p mostly_void True)")
     if weak.covered:
         what = '; '.join(f"{name}: {', '.join(weak.classes.names[c] for c in lost)}" for name, lost in [*weak.covered.items()][:5])
         warnings.warn(f"in {len(weak.covered)} of {len(weak)} images all marks of a class lie under others' at the size of training, so that no pixel is left to it: {what}; a larger size keeps them apart")

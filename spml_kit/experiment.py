@@ -52,13 +52,13 @@ def _typed(pairs, known): # texts of the command line as their parameters want t
 
 def _cells(path):
     "Cells of a notebook; nbformat, which would read it too, takes seconds to import"
-    cells, said = [], read_json(path)
+    cells = []
     try:
+        said = read_json(path)
         if said['nbformat'] < 4: raise SpmlError(f"{path}: a notebook of version {said['nbformat']}; open it in JupyterLab and save it, which makes it one of version 4")
         for c in said['cells']: cells.append(dict(cell_type=str(c['cell_type']), metadata=dict(c['metadata']), source=''.join(c['source'])))
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        if isinstance(e, SpmlError): raise
-        raise SpmlError(f"{path}: not a notebook ({type(e).__name__}: {e})") from None
+        raise SpmlError(f"{path}: not a notebook ({str(e).removeprefix(f'{path}: ') if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'})") from None
     return cells
 
 def notebook_parameters(
@@ -219,8 +219,8 @@ def _execute(source, final, parameters, progress, timeout):
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
         raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
-    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or str(final)) from e # a full disk names no file
     except CellTimeoutError: raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
+    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or str(final)) from e # a full disk names no file
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
         if partial.exists(): os.replace(partial, final)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from spml_kit.core import SpmlError
 from spml_kit.files import read_json
-from spml_kit.experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, spml_prepare, spml_run
+from spml_kit.experiment import RunFailed, check_parameters, code_version, copy_run, check_given, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, spml_prepare, spml_run
 from spml_kit.oversegment import RegionCache
 
 COMMANDS = Path(sys.executable).parent
@@ -153,11 +153,11 @@ def test_copies_of_a_run(url, tmp_path):
     copy_run(run, url)
     fs, root = fsspec.url_to_fs(url)
     listed = lambda: sorted(p.split("run-1/", 1)[1] for p in fs.find(root))
-    assert listed() == ["environment.json", "metrics.json", "spml/checkpoint"]
+    assert listed() == ["copied.json", "environment.json", "metrics.json", "spml/checkpoint"]
     (run / "spml/checkpoint").unlink()
     (run / "metrics.json").write_text("new")
     copy_run(run, url)
-    assert listed() == ["environment.json", "metrics.json"] and fs.cat_file(f"{root}/run-1/metrics.json") == b"new"
+    assert listed() == ["copied.json", "environment.json", "metrics.json"] and fs.cat_file(f"{root}/run-1/metrics.json") == b"new"
 
 
 def test_a_copy_that_was_cut_short_does_not_pass_for_whole(tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_death_of_the_kernel_is_told(tmp_path):
 
 def test_out_that_cannot_be_a_folder(toy, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpmlError, match="file: this folder cannot be made"):
+    with pytest.raises(SpmlError, match="file: this is a file"):
         run_notebook(toy, tmp_path / "file")
 
 
@@ -406,3 +406,155 @@ def test_reader_that_stops_reading(tmp_path):
     run = subprocess.Popen([COMMANDS / "spml_run", "--list"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     run.stdout.close()
     assert (run.stderr.read(), run.wait(timeout=300)) == ("", 0)
+
+
+# files of others, numbers, what the machine refuses
+
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("there", ["previous/mine.txt", "report.html", "metrics.json", "log.txt", "toy.ipynb", "environment.json", "photo.png"])
+def test_a_run_touches_nobodys_files(toy, tmp_path, there, capsys):
+    out = tmp_path / "mine"
+    (out / there).parent.mkdir(parents=True)
+    (out / there).write_text('{"mine": 1}')
+    before = contents(tmp_path)
+    assert spml_run([str(toy), "--out", str(out)]) == 2
+    assert f"{out}: holds" in (said := capsys.readouterr().err) and "nothing was changed" in said and len(said.strip().splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_what_somebody_put_into_a_run_stays(toy, tmp_path):
+    out = tmp_path / "run"
+    run_notebook(toy, out, progress=False)
+    (out / "notes.txt").write_text("mine")
+    run_notebook(toy, out, progress=False)
+    assert (out / "notes.txt").read_text() == "mine" and not (out / "previous").exists()
+    (out / "previous").mkdir()
+    (out / "previous" / "report.html").write_text("mine")
+    before = contents(out)
+    with pytest.raises(SpmlError, match="previous: holds report.html"): run_notebook(toy, out, progress=False)
+    assert contents(out) == before
+
+
+def test_a_notebook_is_never_replaced_by_its_run(toy, tmp_path):
+    run_notebook(toy, tmp_path / "run", progress=False)
+    before = contents(tmp_path / "run")
+    with pytest.raises(SpmlError, match="lies in the folder of the run"): run_notebook(tmp_path / "run" / "toy.ipynb", tmp_path / "run", progress=False)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_copy_goes_only_where_a_copy_was(toy, tmp_path):
+    (tmp_path / "there" / "run").mkdir(parents=True)
+    (tmp_path / "there" / "run" / "thesis.tex").write_text("mine")
+    run_notebook(toy, tmp_path / "run", progress=False)
+    with pytest.raises(SpmlError, match="was not copied there by the kit"): copy_run(tmp_path / "run", f"file://{tmp_path}/there")
+    assert contents(tmp_path / "there") == {"run/thesis.tex": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["x {0}", "{steps} {nothing}", "}{", "n" * 240])
+def test_names_of_folders_are_taken_as_they_are(toy, tmp_path, name):
+    final = run_notebook(toy, tmp_path / name, progress=False)
+    assert final == tmp_path / name / "toy.ipynb" and (tmp_path / name / "metrics.json").exists() and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [name]
+
+
+def test_a_notebook_with_a_long_or_odd_name(toy, tmp_path):
+    for name in ("a {0}.ipynb", "n" * 244 + ".ipynb"):
+        assert run_notebook(toy.rename(tmp_path / name), tmp_path / "out" / name[:5], progress=False).name == name
+        toy = tmp_path / name
+
+
+REFUSALS = {"full": ("ENOSPC", "disk is full"), "read only": ("EROFS", "may only be read"), "permission": ("EACCES", "no permission"), "long": ("ENAMETOOLONG", "too long"), "loop": ("ELOOP", "link leads to itself")}
+
+
+@pytest.mark.parametrize("name, says", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("prog", ["spml_run", "spml_prepare", "spml_sweep", "spml_tables"])
+def test_what_the_machine_refuses_is_one_line_with_path_and_cure(prog, name, says, capsys):
+    import errno
+    from spml_kit.experiment import _command
+    number = getattr(errno, name)
+    def action(): raise OSError(number, os.strerror(number), "runs/a")
+    assert _command(prog, action) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"{prog}: runs/a: .*{says}.*\\n", said)
+
+
+def test_a_file_or_a_loop_in_place_of_a_folder(toy, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "images" / "a.png")
+    for out in ("file", "file/deeper", "loop", "loop/deeper"):
+        for words in (["spml_run", toy], ["spml_prepare", "--data", "folder", "--root", "images", "--workers", "0"]):
+            done = command(*words, "--out", out, cwd=tmp_path)
+            assert done.returncode in (1, 2) and "Traceback" not in done.stderr and out.split("/")[0] in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("words", [["spml_prepare", "--data", "folder", "--root", ".", "--out", "r", "--max-size", "0"], ["spml_prepare", "--data", "folder", "--root", ".", "--out", "r", "--n", "0"],
+    ["spml_prepare", "--data", "folder", "--root", ".", "--out", "r", "--workers", "-1"], ["spml_run", "quickstart", "--timeout", "-5"], ["spml_run", "quickstart", "--timeout", "1.5"], ["spml_sweep", "table2_scenes", "--workers", "-1"],
+    ["spml_sweep", "table2_scenes", "--slurm", "-1"], ["spml_sweep", "table2_scenes", "--timeout", "0"]], ids=" ".join)
+def test_numbers_on_the_command_line_have_their_ranges(words, tmp_path):
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2 and "a whole number from" in done.stderr.strip().splitlines()[-1] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name, value", [("n_train", -1), ("steps", 0), ("length", 1.5), ("length", float("nan")), ("alpha", float("inf")), ("scales", [1., 0.]), ("threshold", -0.1), ("workers", -2), ("recipe_changes", {"lr": float("inf")}),
+    ("recipe_changes", {"multipliers": [1, 1]}), ("recipe_changes", {"relations": {"similarity": {"weight": float("inf")}}}), ("tag_recipe_changes", {"scale": [0, 0]})])
+def test_numbers_of_an_experiment_have_their_ranges(name, value):
+    with pytest.raises(SpmlError, match=f"single: (parameter )?{name}"): check_parameters(find_notebook("single"), {name: value})
+
+
+def test_defaults_and_profiles_are_in_their_ranges():
+    import yaml
+    profiles = yaml.safe_load((find_notebook("single").parent / "profiles.yaml").read_text())
+    for path in experiments().values():
+        check_parameters(path, {k: v for k, (v, _) in notebook_parameters(path).items()})
+        for profile in profiles.values(): check_parameters(path, profile.get(path.stem, {}))
+
+
+@pytest.mark.parametrize("words, says", [(["-p", "flip", "false"], "flip='false' must be of type bool"), (["-p", "n_trian", "2"], "no parameter 'n_trian'; did you mean 'n_train'"), (["-p", "steps", "0"], "steps=0"), (["-p", "annotation", "scribble"], "did you mean 'scribbles'")])
+def test_papermill_by_hand_gets_no_further_than_the_parameters(tmp_path, words, says):
+    done = subprocess.run([sys.executable, "-m", "papermill", find_notebook("single"), tmp_path / "a.ipynb", "--no-progress-bar", "-p", "out", tmp_path / "out", *words], capture_output=True, text=True, timeout=250)
+    assert done.returncode != 0 and says in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{}", '{"cells": 3, "nbformat": 4}', '{"cells": [3], "nbformat": 4}', '{"cells": [{}], "nbformat": 4}', '{"nbformat": 3, "worksheets": []}', '{"cells": [], "nbformat": "x"}', "\x00"])
+def test_notebooks_of_another_shape_are_named(tmp_path, text):
+    (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(SpmlError, match="a.ipynb: (not )?a notebook"): notebook_parameters(tmp_path / "a.ipynb")
+    assert spml_run([str(tmp_path / "a.ipynb"), "--out", str(tmp_path / "run")]) == 2
+
+
+def test_warnings_of_the_kernel_reach_the_log(tmp_path):
+    toy = write_notebook(tmp_path / "t.ipynb", "out = '.'", "import warnings; warnings.warn('3 of 9 files belong to no image')")
+    run_notebook(toy, tmp_path / "run", progress=False)
+    assert "3 of 9 files belong to no image" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_large_images_are_reduced_as_training_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save("images/a.jpg")
+    for more, size in (([], (120, 160)), (["--max-size", "80"], (60, 80)), (["--max-size", "full"], (300, 400))):
+        assert spml_prepare(["--data", "folder", "--root", "images", "--out", f"r{len(more) and more[1]}", "--workers", "0", *more]) == 0
+        assert RegionCache(f"r{len(more) and more[1]}").read("a").shape == size
+    assert "images larger than 160 pixels are reduced, as `spml_run --data folder` does" in capsys.readouterr().out
+
+
+def test_regions_are_not_taken_for_what_they_are_not(tmp_path, monkeypatch, capsys):
+    "Photographs, masks, and a folder of another program"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for k in range(3): Image.fromarray(np.random.default_rng(k).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(f"images/{k}.png")
+    (tmp_path / "masks").mkdir()
+    for k in range(3): Image.fromarray(np.eye(20, dtype=np.uint8)).save(f"masks/{k}.png")
+    before = contents(tmp_path)
+    for out in ("images", "masks", "."):
+        assert spml_prepare(["--data", "folder", "--root", "images", "--out", out]) == 2
+        assert "no record that the kit made this folder" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert spml_prepare(["--data", "folder", "--root", "images", "--out", "r", "--workers", "0"]) == 0
+    Image.new("RGB", (20, 20)).save("r/1.png") # somebody's, by mistake
+    before = contents(tmp_path)
+    assert spml_prepare(["--data", "folder", "--root", "images", "--out", "r", "--workers", "0"]) == 2
+    assert "r/1.png: a picture with colours" in capsys.readouterr().err and contents(tmp_path) == before

@@ -204,3 +204,24 @@ def test_slurm_says_what_it_lacks(toy, slurm, monkeypatch):
     with pytest.raises(SpmlError, match="SLURM, jobs of auto"): sweep(toy, runs_of(1), slurm / "s", slurm=1, code="v", progress=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SpmlError, match="sbatch: no such command"): sweep(toy, runs_of(1), slurm / "s", slurm=1, memory="1GB", code="v", progress=False)
+
+
+def test_a_grid_without_end_is_refused_at_once(tmp_path):
+    (tmp_path / "g.yaml").write_text("experiment: single\ngrid:\n" + "".join(f"  {k}: [{', '.join(str(v) for v in range(1, 101))}]\n" for k in ("seed", "steps", "rounds", "regions", "crop", "size")))
+    start = time.monotonic()
+    with pytest.raises(SpmlError, match=r"g.yaml: asks for 1,000,000,000,000 runs, at most 10,000"): read_grid(tmp_path / "g.yaml")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"state": 5}', '{"state": "done"}', '{"state": "finished", "message": "", "seconds": 1}', "{", ""])
+def test_a_spoiled_status_is_that_of_a_run_to_do(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    assert run_state(tmp_path)["state"] == "new"
+
+
+def test_a_sweep_touches_nobodys_folder(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sweep.json").write_text('{"mine": 1}')
+    assert spml_sweep(["table2_scenes", "--out", str(tmp_path / "mine"), "--workers", "0"]) == 2
+    assert "no record that the kit made this folder" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["sweep.json"]

@@ -220,7 +220,9 @@ def _execute(source, final, parameters, progress, timeout):
         evalue = next(iter(e.evalue.strip().splitlines()), '')
         raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
     except CellTimeoutError: raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
-    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or str(final)) from e # a full disk names no file
+    except OSError as e:
+        if e.errno and not e.filename: raise OSError(e.errno, e.strerror, str(final)) from e # a full disk names no file
+        raise
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
         if partial.exists(): os.replace(partial, final)

@@ -126,7 +126,7 @@ class RegionCache:
         "Regions of an image"
         regions = read_index_png(self.path(name)).astype(np.int32)
         if size is not None and regions.shape != tuple(size):
-            raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image {size[0]}x{size[1]} (height x width); make them for this image set in another folder")
+            raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image {size[0]}x{size[1]} (height x width); they were made with max_size={self.settings.get('max_size')}: give the image set the same, or make regions of another size in another folder")
         return regions
 
     def write(self,

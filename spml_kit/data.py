@@ -322,7 +322,11 @@ def check_masks(
     images:ImageSet, # with masks
 ):
     "Read every mask; refuse a set in which nothing but background occurs, warn of one whose void share is above a third"
-    count = sum((np.bincount(images.mask(i).ravel(), minlength=256) for i in range(len(images))), np.zeros(256, np.int64))
+    count, wrong = np.zeros(256, np.int64), []
+    for i in range(len(images)):
+        try: count += np.bincount(images.mask(i).ravel(), minlength=256)
+        except SpmlError as e: wrong.append(str(e))
+    if wrong: raise SpmlError(f"{len(wrong)} of {len(images)} masks cannot be used: " + '; '.join(wrong[:5]))
     where, void = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__), count[VOID]/count.sum()
     if not count[1:UNLABELLED].any(): raise SpmlError(_only_background(where, void > 0))
     if void > 1/3: warnings.warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left out), and are not scored; where 255 means a class, write its id")

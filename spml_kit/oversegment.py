@@ -194,6 +194,7 @@ def prepare_regions(
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)
     def attempt(i, f, *args): # the result of f, or None after an error of image i
         try: return f(*args)
+        except OSError: raise # a disk that is full or may not be written is so for the next image too
         except Exception as e: failed[images.names[i]] = e
     if todo and progress and (first := attempt(todo[0], images.image, todo[0])) is not None and min(first.shape[:2]) > 1:
         took = 0

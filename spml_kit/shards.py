@@ -89,6 +89,7 @@ class _Work:
         made, failed = {}, {}
         for i in self.images(number):
             try: made[i] = self.make(weak, i)
+            except OSError: raise # a disk that is full or may not be written is so for the next image too
             except Exception as e: failed[weak.names[i]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
         self.keep(number, made, failed)
 

@@ -7,7 +7,7 @@ __all__ = ['published', 'collect_runs', 'beside', 'reversed_pairs', 'by_setting'
            'side_by_side', 'sweep_table', 'spml_tables']
 
 # %% ../nbs/api/98_tables.ipynb #1b1b1bac
-import argparse, hashlib, itertools, json, re
+import argparse, hashlib, itertools, json, math, re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -51,7 +51,9 @@ def _placed(said):
     c = said.get('conditions') if isinstance(said, dict) else None
     if not isinstance(c, dict) or not {*_NEEDED['conditions']} <= c.keys(): return []
     if not isinstance(c['recipe'], dict) or 'network' not in c['recipe'] or not isinstance(c['recipe'].get('relations'), dict): return []
-    return [r for r in said.get('rows') or [] if isinstance(r, dict) and {*_NEEDED['rows']} <= r.keys()]
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    rows = said.get('rows') if isinstance(said.get('rows'), list) else []
+    return [r for r in rows if isinstance(r, dict) and {*_NEEDED['rows']} <= r.keys() and number(r['miou']) and isinstance(r['seed'], int) and all(isinstance(r[k], str) for k in ('method', 'data', 'annotation'))]
 
 def _made_by(file):
     "The code that made a run, where it is told; None for a run that did not come to its end"
@@ -267,7 +269,7 @@ def sweep_table(
     if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str) for r in said['runs'].values()): raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
     rows = [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for f in label if (Path(folder)/f/'metrics.json').exists()
-            for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if {'method', 'seed', 'miou'} <= r.keys()]
+            for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if isinstance(r, dict) and {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
     grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
     columns = {}

@@ -97,8 +97,10 @@ def _agrees(path, annotations):
 
 def _own(path, annotations):
     "Did a drawing leave this label file? Versions before 0.2 did not write so into it"
-    if path.suffix == '.png' and written_by(path) == ANNOTATOR or path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR: return True
-    return _agrees(path, annotations)
+    try:
+        if path.suffix == '.png' and written_by(path) == ANNOTATOR or path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR: return True
+        return _agrees(path, annotations)
+    except SpmlError: return False # no labels of this kit
 
 def _check_own(folder, name, annotations):
     for path in _label_files(folder, name):

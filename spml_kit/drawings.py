@@ -172,11 +172,11 @@ def read_drawing(
         drawn_labels({kind: ann}, size, path)
     paths = _label_files(folder, name)
     if paths and not out: raise SpmlError(f"{paths[0]}: labels that were not drawn here; move them to another folder to draw on {name}")
-    _check_own(folder, name, out)
     for path in paths:
         if path.suffix != '.png': continue
         try: check_labels(read_index_png(path), n_classes, str(path), size)
         except SpmlError as e: raise SpmlError(f"{e}; if the image was replaced, put the old one back, or delete this file and {name}.json in {', '.join(out)}") from None
+    _check_own(folder, name, out)
     return out
 
 # %% ../nbs/api/94_drawings.ipynb #935a2e42

@@ -326,38 +326,6 @@ def test_nothing_is_lost_when_the_kernel_dies(root):
     np.testing.assert_array_equal(WeakSet(folder_sets(root)[0], root / "labels").sample(0).labels, a.labels)
 
 
-DYING = """
-import os, signal, sys, warnings; warnings.simplefilter('ignore')
-import spml_kit.drawings as drawings
-from spml_kit.annotate import annotate
-a = annotate(sys.argv[1])
-die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[3] == 'label': drawings.write_labels = die # the drawing is written, the label file is not
-else: drawings.Path.unlink = die # the first file that should go
-{'add': lambda: a.add_stroke([(5, 9), (20, 9)], 'dog'), 'undo': a.undo, 'box': lambda: a.add_box((1, 1, 9, 9), 'dog'),
- 'only': lambda: [a.add_stroke([(5, 9), (20, 9)], 'dog'), a.undo()]}[sys.argv[2]]()
-"""
-
-
-@pytest.mark.parametrize("drawn", [0, 1, 2])
-@pytest.mark.parametrize("what", ["add", "box", "only"])
-@pytest.mark.parametrize("when", ["label", "unlink"])
-def test_label_file_follows_from_the_drawing_after_a_kill_between_the_two(root, what, when, drawn):
-    "Whatever was written last, on opening both say the same, and one can go on"
-    a = annotate(root, ["background", "cat", "dog"])
-    for k in range(drawn): a.add_stroke([(5, 1 + 3*k), (20, 1 + 3*k)], k)
-    subprocess.run([sys.executable, "-c", DYING, str(root), what, when], capture_output=True)
-    a = annotate(root)
-    assert not a.failed, a.status
-    said = read_drawing(root, a.name, 3, a.image.shape[:2])
-    files = [p for p in (root / "labels").glob(f"{a.name}.*")]
-    assert len(files) == bool(said)
-    if {"scribbles", "points"} & said.keys(): assert np.array_equal(read_index_png(files[0]), drawn_labels(said, a.image.shape[:2]))
-    elif said: assert read_annotation(files[0]) == said["boxes"]
-    a.add_stroke([(5, 30), (20, 30)], "cat")
-    assert not a.status.startswith("not saved") and len(list((root / "labels").glob(f"{a.name}.*"))) == 1
-
-
 @pytest.mark.parametrize("name, content", [("json", b'{"shapes": []}'), ("json", b'{"spml_kit": 1, "kind": "tags", "classes": [1]}'), ("xml", b"<annotation/>"), ("png", None)])
 def test_labels_of_others_beside_a_drawing_stay(root, name, content):
     "A file that another tool, or a hand, has put there since"

@@ -512,10 +512,23 @@ def test_defaults_and_profiles_are_in_their_ranges():
         for profile in profiles.values(): check_parameters(path, profile.get(path.stem, {}))
 
 
-@pytest.mark.parametrize("words, says", [(["-p", "flip", "false"], "flip='false' must be of type bool"), (["-p", "n_trian", "2"], "no parameter 'n_trian'; did you mean 'n_train'"), (["-p", "steps", "0"], "steps=0"), (["-p", "annotation", "scribble"], "did you mean 'scribbles'")])
-def test_papermill_by_hand_gets_no_further_than_the_parameters(tmp_path, words, says):
-    done = subprocess.run([sys.executable, "-m", "papermill", find_notebook("single"), tmp_path / "a.ipynb", "--no-progress-bar", "-p", "out", tmp_path / "out", *words], capture_output=True, text=True, timeout=250)
-    assert done.returncode != 0 and says in done.stderr and not (tmp_path / "out").exists()
+def test_papermill_by_hand_gets_no_further_than_the_parameters(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "papermill", find_notebook("regions"), tmp_path / "a.ipynb", "--no-progress-bar", "-p", "out", tmp_path / "out", "-p", "n_imagse", "2"], capture_output=True, text=True, timeout=250)
+    assert done.returncode != 0 and "no parameter 'n_imagse'; did you mean 'n_images'" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, value, says", [("flip", "false", "must be of type bool"), ("steps", 0, "steps=0"), ("annotation", "scribble", "did you mean 'scribbles'"), ("length", 1.5, "in 0..1")])
+@pytest.mark.parametrize("path", experiments().values(), ids=experiments())
+def test_every_experiment_checks_what_it_was_given(path, name, value, says):
+    "Its first cell after the parameters does"
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    at = next(i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", []))
+    known = {}
+    exec(cells[at].source, known)
+    known["check_given"] = check_given
+    exec(cells[at + 1].source, known) # the defaults pass
+    if name not in known: return
+    with pytest.raises(SpmlError, match=says): exec(cells[at + 1].source, known | {name: value})
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "null", "{}", '{"cells": 3, "nbformat": 4}', '{"cells": [3], "nbformat": 4}', '{"cells": [{}], "nbformat": 4}', '{"nbformat": 3, "worksheets": []}', '{"cells": [], "nbformat": "x"}', "\x00"])

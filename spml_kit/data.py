@@ -244,7 +244,9 @@ def read_class_names(
     "Read a class table"
     names = [n for n in read_lines(path) if n != '__ignore__']
     numbered = [re.fullmatch(r'(\d+)\s*[:;,\s]\s*(\S.*)', n) for n in names]
-    return [m[2] for m in numbered] if all(numbered) and [int(m[1]) for m in numbered] == [*range(len(names))] else names
+    if all(numbered) and [int(m[1]) for m in numbered] == [*range(len(names))]: names = [m[2] for m in numbered]
+    try: return list(Classes(tuple(names)).names)
+    except SpmlError as e: raise SpmlError(f"{path}: {e}") from None
 
 def _why_no_image(stem, folder, stems):
     "What may have gone wrong with a name: another spelling of an image's, or an image of a kind that is not read"

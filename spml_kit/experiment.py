@@ -8,7 +8,7 @@ __all__ = ['ANNOTATIONS', 'CURES', 'experiments', 'find_notebook', 'notebook_par
            'profile_parameters', 'spml_run', 'spml_prepare']
 
 # %% ../nbs/api/96_experiment.ipynb #375a2854
-import argparse, ast, errno, hashlib, json, logging, math, os, platform, re, subprocess, sys
+import argparse, ast, contextlib, errno, hashlib, json, logging, math, os, platform, re, subprocess, sys
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -225,7 +225,10 @@ def _execute(source, final, parameters, progress, timeout):
         raise
     except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
-        if partial.exists(): os.replace(partial, final)
+        with contextlib.suppress(SpmlError): # absent, or cut short by a full disk
+            _cells(partial)
+            os.replace(partial, final)
+        partial.unlink(missing_ok=True)
 
 # %% ../nbs/api/96_experiment.ipynb #03253773
 def _move(files, folder):
@@ -283,7 +286,7 @@ def copy_run(
     telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()] # of two attempts they differ
     if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling): return
     of_run = fs.exists(f'{target}/environment.json') and b'"spml_kit"' in fs.cat_file(f'{target}/environment.json') # copied before version 0.2
-    if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)): raise SpmlError(f"{url}: holds a {folder.name} that was not copied there by the kit; choose another place")
+    if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)): raise SpmlError(f"{target}: is there, and was not copied there by the kit; choose another place")
     gone = json.loads(fs.cat_file(old)) if fs.exists(old) else []
     for name in reversed(gone): # those that tell first: a copy that is cut short does not pass for whole
         if fs.exists(f'{target}/{name}'): fs.rm_file(f'{target}/{name}')
@@ -345,7 +348,9 @@ def _list():
 def _print_metrics(path):
     "One line a row of metrics.json"
     if not path.exists(): return
-    for r in read_json(path).get('rows', []):
+    rows = read_json(path).get('rows', [])
+    for r in rows if isinstance(rows, list) else []: # a notebook of one's own may write what it likes
+        if not isinstance(r, dict) or not {'method'} <= r.keys(): continue
         if 'agreement' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   agreement with the weak labels {r['agreement']:6.2f} %")
         elif 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
         else: print('  '.join([f"{r['method']:<16}", *(f'{k} {v:.3f}' for k,v in r.items() if isinstance(v, float))]))

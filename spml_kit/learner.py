@@ -340,6 +340,11 @@ def load_run(
 )->int: # rounds done
     "Put the state of a run back"
     tensors, meta = read_run(learn, file)
+    try: _put_back(learn, tensors, meta)
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as e: raise SpmlError(f"{file}: its tensors are not those of such a run ({str(e).splitlines()[0]}); it was changed: delete it, or choose another folder") from None
+    return meta['rounds']
+
+def _put_back(learn, tensors, meta):
     part = lambda prefix: {k[len(prefix):]: v for k,v in tensors.items() if k.startswith(prefix)}
     learn.model.load_state_dict(part('model.'))
     if learn.opt is None: learn.create_opt()
@@ -353,7 +358,6 @@ def load_run(
     torch.set_rng_state(own(tensors['random'], torch.get_rng_state()))
     if 'random_gpu' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(own(tensors['random_gpu'], torch.cuda.get_rng_state()))
     learn.history = meta['history']
-    return meta['rounds']
 
 # %% ../nbs/api/60_learner.ipynb #172378b0
 def create_model(

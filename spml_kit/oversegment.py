@@ -202,23 +202,23 @@ def prepare_regions(
         if took > 10: tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: regions take about {took/60:.0f} minutes" if took > 90 else f"{len(todo)} images: regions take about {took:.0f} seconds")
     settings = n, threshold, None if many else contours
     jobs = _given(images, todo, contours, attempt)
-    if workers:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_init_worker) as pool:
-            waiting = {}
-            def collect(most): # waits until at most so many are under way
-                while len(waiting) > most:
-                    for f in wait(waiting, return_when=FIRST_COMPLETED).done: attempt(waiting.pop(f), f.result); bar.update()
-            try:
-                for i, given in jobs:
-                    if given is None: bar.update(); continue
-                    waiting[pool.submit(_prepare_one, cache, images.names[i], given, *settings)] = i
-                    collect(3*workers - 1) # a few images ahead, not all in memory
-                collect(0)
-            except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
-    else:
-        for i, given in jobs:
-            if given is not None: attempt(i, _prepare_one, cache, images.names[i], given, *settings)
-            bar.update()
-    bar.close()
+    with bar: # it ends its line before an error is told
+        if workers:
+            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_init_worker) as pool:
+                waiting = {}
+                def collect(most): # waits until at most so many are under way
+                    while len(waiting) > most:
+                        for f in wait(waiting, return_when=FIRST_COMPLETED).done: attempt(waiting.pop(f), f.result); bar.update()
+                try:
+                    for i, given in jobs:
+                        if given is None: bar.update(); continue
+                        waiting[pool.submit(_prepare_one, cache, images.names[i], given, *settings)] = i
+                        collect(3*workers - 1) # a few images ahead, not all in memory
+                    collect(0)
+                except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+        else:
+            for i, given in jobs:
+                if given is not None: attempt(i, _prepare_one, cache, images.names[i], given, *settings)
+                bar.update()
     if failed: raise SpmlError(f"{folder}: no regions for {len(failed)} of {len(images)} images, the others are done: " + '; '.join(f'{k}: {e}' for k, e in [*failed.items()][:5]))
     return cache

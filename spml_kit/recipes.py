@@ -114,6 +114,7 @@ class Recipe:
                 raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not {type(default).__name__}, such as {default!r}")
             if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2: raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
             for v in value if isinstance(value, (tuple, list)) else [value]: _check_range(f.name, v, type(default[0] if isinstance(default, tuple) else default))
+        if not 2 <= len(self.multipliers) <= 4: raise SpmlError(f"recipe: multipliers = {self.multipliers!r}: four numbers for an embedding network, three for a classifier of tags, two for a head")
         if not self.scale[0] <= self.scale[1]: raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
         if self.optimiser not in ('adamw', 'sgd'): raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
 

@@ -269,6 +269,17 @@ def _drawn(rows, limit, groups):
     kept = torch.from_numpy(np.sort(order[rank < limit]))
     return {k: v[kept] for k, v in rows.items()}
 
+def _checked(file, settings):
+    "Rows and metadata of a shard of prototypes; one that was changed is refused"
+    rows, meta = load_tensors(file)
+    n, D = rows['mu'].shape if 'mu' in rows and rows['mu'].ndim == 2 else (len(rows.get('row', ())), 0)
+    images = range(settings['images'])
+    right = (isinstance(meta.get('segments'), int) and meta['segments'] >= n and all(k in rows and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in ('label', 'image', 'row')))
+    right = right and (not n or rows['mu'].is_floating_point() and D == settings.setdefault('dim', D) and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
+        and (rows['mu'].float().norm(dim=1) - 1).abs().max() < .01)
+    if not right: raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and `sharded_index` makes it anew")
+    return rows, meta
+
 def load_shards(
     folder, # that `sharded_index` filled
     most:int=None, # draw so many prototypes
@@ -281,7 +292,7 @@ def load_shards(
     if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0 for k in ('images', 'per', 'classes')):
         raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
-        rows, meta = load_tensors(_shard_file(folder, number))
+        rows, meta = _checked(_shard_file(folder, number), settings)
         n, rows['row'] = len(rows['row']), rows['row'].long() + before
         before += meta['segments']
         if not n: continue

@@ -7,7 +7,7 @@ __all__ = ['published', 'collect_runs', 'beside', 'reversed_pairs', 'by_setting'
            'side_by_side', 'sweep_table', 'spml_tables']
 
 # %% ../nbs/api/98_tables.ipynb #1b1b1bac
-import argparse, hashlib, itertools, json, math, re
+import argparse, hashlib, itertools, json, math, os, re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -46,19 +46,40 @@ def _short(said):
 
 _NEEDED = dict(rows=('method', 'data', 'annotation', 'seed', 'miou'), conditions=('n_train', 'size', 'steps', 'recipe'))
 
-def _placed(said):
-    "Rows that a table can place; an experiment of one's own may have none"
-    c = said.get('conditions') if isinstance(said, dict) else None
-    if not isinstance(c, dict) or not {*_NEEDED['conditions']} <= c.keys(): return []
-    if not isinstance(c['recipe'], dict) or 'network' not in c['recipe'] or not isinstance(c['recipe'].get('relations'), dict): return []
-    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    rows = said.get('rows') if isinstance(said.get('rows'), list) else []
-    return [r for r in rows if isinstance(r, dict) and {*_NEEDED['rows']} <= r.keys() and number(r['miou']) and isinstance(r['seed'], int) and all(isinstance(r[k], str) for k in ('method', 'data', 'annotation'))]
+def _placed(file, said):
+    "Rows that a table can place: of the kit's experiments, what is no such row is refused; one of one's own may have none"
+    there = file.with_name('environment.json')
+    ours = file.name == 'metrics.json' and there.exists() and read_json(there).get('experiment') in TOLD
+    try: return _rows(file, said)
+    except SpmlError:
+        if ours: raise
+        return []
+
+TOLD = 'quickstart', 'single' # experiments whose rows belong to tables
+
+def _rows(file, said):
+    def of(kind, thing, what):
+        if not isinstance(thing, kind) or isinstance(thing, bool): raise SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+        return thing
+    c, rows = of(dict, said.get('conditions', {}), 'conditions'), of(list, said.get('rows', []), 'rows')
+    for r in rows: of(dict, r, 'a row')
+    if not {*_NEEDED['conditions']} <= c.keys(): return []
+    of(dict, of(dict, c['recipe'], 'the recipe of its conditions').get('relations'), 'the relations of its recipe')
+    for k in ('n_train', 'size', 'steps'): of(int, c[k], k)
+    rows = [r for r in rows if {*_NEEDED['rows']} <= r.keys()]
+    for r in rows:
+        for k, kind in dict(method=str, data=str, annotation=str, seed=int, miou=(int, float)).items(): of(kind, r[k], f'{k} of a row')
+        of(dict, r.get('per_class', {}), 'per_class of a row')
+        if not math.isfinite(r['miou']): raise SpmlError(f"{file}: miou of a row is {r['miou']}; run it anew, or move it away")
+    return rows
 
 def _made_by(file):
     "The code that made a run, where it is told; None for a run that did not come to its end"
     said = {name: read_json(p) for name in ('status', 'environment') if (p := file.with_name(f'{name}.json')).exists()} if file.name == 'metrics.json' else {}
-    return None if said.get('status', {}).get('state', 'done') != 'done' else said.get('environment', {}).get('code', '')
+    state, code = said.get('status', {}).get('state', 'done'), said.get('environment', {}).get('code', '')
+    for name, wrong, what in (('status', state not in ('new', 'running', 'done', 'failed'), state), ('environment', not isinstance(code, str), code)):
+        if wrong: raise SpmlError(f"{file.with_name(name)}.json: {what!r} is not what a run writes there; it was changed: run it anew, or move it away")
+    return None if state != 'done' else code
 
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
@@ -69,9 +90,11 @@ def collect_runs(
     rows = []
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
         try: said = read_json(f)
-        except SpmlError: continue # of other things
+        except SpmlError as e:
+            if f.name == 'metrics.json' and 'not JSON' in str(e) or not f.is_file(): raise
+            continue # of other things
         if (code := _made_by(f)) is None: continue
-        for r in _placed(said):
+        for r in _placed(f, said):
             c = said['conditions']
             rows.append(dict(file=str(f), code=code, classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
     if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has {', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its conditions; give the folder of a sweep of `single`, or of single runs")
@@ -268,8 +291,12 @@ def sweep_table(
     said = read_json(Path(folder)/'sweep.json')
     if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str) for r in said['runs'].values()): raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
-    rows = [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for f in label if (Path(folder)/f/'metrics.json').exists()
-            for r in read_json(Path(folder)/f/'metrics.json').get('rows', []) if isinstance(r, dict) and {'method', 'seed', 'miou'} <= r.keys()]
+    rows = []
+    for f in label:
+        if not os.path.lexists(path := Path(folder)/f/'metrics.json'): continue
+        found = read_json(path).get('rows', [])
+        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found): raise SpmlError(f"{path}: rows is {str(found)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+        rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found if {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
     grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
     columns = {}

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'check_file', 'read_bytes', 'read_text', 'read_lines', 'read_json', 'inside', 'clear_leftovers',
-           'atomic_path', 'write_json', 'is_ours', 'check_output', 'claim_folder', 'read_image', 'read_index_png',
-           'holds_ids', 'write_index_png', 'written_by', 'check_finite', 'save_tensors', 'load_tensors']
+           'atomic_path', 'disk_fault', 'write_json', 'is_ours', 'check_output', 'claim_folder', 'read_image',
+           'read_index_png', 'holds_ids', 'write_index_png', 'written_by', 'check_finite', 'save_tensors',
+           'load_tensors']
 
 # %% ../nbs/api/01_files.ipynb #1a680aa4
-import contextlib, hashlib, json, os, platform, re, stat, tempfile, time, warnings
+import contextlib, errno, hashlib, json, os, platform, re, stat, tempfile, time, warnings
 from functools import cache
 from pathlib import Path, PureWindowsPath
 
@@ -129,6 +130,12 @@ def atomic_path(
         raise type(e)(e.errno, e.strerror or str(e), str(path)) from e
     finally:
         if tmp: Path(tmp).unlink(missing_ok=True)
+
+def disk_fault(
+    error, # an exception
+)->bool:
+    "Is the disk full, or not to be written? Then the next file will fail as this one did"
+    return isinstance(error, OSError) and errno.errorcode.get(error.errno) in ('ENOSPC', 'EDQUOT', 'EROFS')
 
 def write_json(
     path, # file to write

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .contours import gradient_contours
 from .core import SpmlError
-from .files import claim_folder, holds_ids, inside, read_index_png, read_json, write_index_png
+from .files import claim_folder, disk_fault, holds_ids, inside, read_index_png, read_json, write_index_png
 
 # %% ../nbs/api/22_oversegment.ipynb #1f0c7ade
 @dataclass(frozen=True, eq=False)
@@ -194,8 +194,9 @@ def prepare_regions(
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)
     def attempt(i, f, *args): # the result of f, or None after an error of image i
         try: return f(*args)
-        except OSError: raise # a disk that is full or may not be written is so for the next image too
-        except Exception as e: failed[images.names[i]] = e
+        except Exception as e:
+            if disk_fault(e): raise
+            failed[images.names[i]] = e
     if todo and progress and (first := attempt(todo[0], images.image, todo[0])) is not None and min(first.shape[:2]) > 1:
         took = 0
         with contextlib.suppress(Exception): took = _seconds(first, contours)*len(todo)/max(1, workers if not many else 1) # what fails fails below, and is told there

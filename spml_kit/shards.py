@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import SpmlError, rng_of
-from .files import check_file, claim_folder, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
+from .files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
 from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
@@ -89,8 +89,9 @@ class _Work:
         made, failed = {}, {}
         for i in self.images(number):
             try: made[i] = self.make(weak, i)
-            except OSError: raise # a disk that is full or may not be written is so for the next image too
-            except Exception as e: failed[weak.names[i]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
+            except Exception as e:
+                if disk_fault(e): raise
+                failed[weak.names[i]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
         self.keep(number, made, failed)
 
 # %% ../nbs/api/79_shards.ipynb #d80902a6
@@ -274,8 +275,8 @@ def _checked(file, settings):
     rows, meta = load_tensors(file)
     n, D = rows['mu'].shape if 'mu' in rows and rows['mu'].ndim == 2 else (len(rows.get('row', ())), 0)
     images = range(settings['images'])
-    right = (isinstance(meta.get('segments'), int) and meta['segments'] >= n and all(k in rows and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in ('label', 'image', 'row')))
-    right = right and (not n or rows['mu'].is_floating_point() and D == settings.setdefault('dim', D) and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
+    right = isinstance(meta.get('segments'), int) and meta['segments'] >= n and 'row' in rows and all(k in rows and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in (('label', 'image', 'row') if n else ()))
+    right = right and (not n or 'mu' in rows and rows['mu'].is_floating_point() and D == settings.setdefault('dim', D) and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
         and (rows['mu'].float().norm(dim=1) - 1).abs().max() < .01)
     if not right: raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and `sharded_index` makes it anew")
     return rows, meta

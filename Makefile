@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-browser bench lab docs sync readme clean
+.PHONY: help setup demo test faults test-browser bench lab docs sync readme clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -31,6 +31,9 @@ test: $(STAMP) ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	@echo "== tests (pytest)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile -m 'not browser' tests
+
+faults: $(STAMP) ## kill, fill the disk, spoil files, at length: what was tried, held and failed in the last line
+	@FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rfEs -q tests/test_faults.py
 
 test-browser: $(STAMP) ## the widgets in JupyterLab in a real browser; needs Chromium and its driver
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'

@@ -10,6 +10,35 @@ from spml_kit.core import data_root
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "browser: needs Chromium; run by `make test-browser`")
+    config.addinivalue_line("markers", "faults(kind): what goes wrong on a machine; counted in the last line, and run at "
+                            "length by `make faults`")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if mark := item.get_closest_marker("faults"): item.user_properties.append(("faults", mark.args[0]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    "Of the faults that were tried, how many held: the last words of all"
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None: return
+    kinds = {}
+    for outcome in ("passed", "failed", "error", "skipped"): # a test that passed may fail when it is taken down
+        for report in terminal.stats.get(outcome, []):
+            kind = dict(getattr(report, "user_properties", ())).get("faults")
+            if kind: kinds.setdefault(kind, {}).setdefault(report.nodeid, []).append(outcome)
+
+    def line(name, tests):
+        outcomes = [next(o for o in ("failed", "error", "skipped", "passed") if o in of) for of in tests]
+        held, skipped = outcomes.count("passed"), outcomes.count("skipped")
+        failed = len(outcomes) - held - skipped
+        end = f", {skipped} skipped" if skipped else ""
+        return f"{name}: {held + failed} tried, {held} held, {failed} failed{end}"
+    if not kinds: return
+    for kind, tests in kinds.items(): terminal.write_line(line(f"  {kind}", tests.values()))
+    terminal.write_line(line("faults", [of for tests in kinds.values() for of in tests.values()]))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ __all__ = ['CACHE_BYTES', 'IMAGE_SUFFIXES', 'SIMULATED', 'SAID', 'resize', 'redu
            'animal_clicks', 'check_weak_set']
 
 # %% ../nbs/api/14_data.ipynb #6c7b6143
-import copy, re, unicodedata, warnings
+import copy, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from glob import escape as glob_escape
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, did_you_mean, rng_of
+from .core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, did_you_mean, rng_of, warn
 from .files import inside, read_image, read_index_png, read_json, read_lines
 from .keypoints import simulate_keypoints
 from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, read_voc_boxes, simulate_points, simulate_scribbles, tags_of
@@ -313,7 +313,7 @@ def folder_sets(
     if not train: raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png")
     for folder, there in ((labels, drawn), (masks, true)):
         orphans = sorted(there.keys() - set(every))
-        if orphans: warnings.warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: " + ', '.join(f"{there[o]}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
+        if orphans: warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: " + ', '.join(f"{there[o]}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
     test = [n for n in every if n not in drawn] or every
     scored = [n for n in test if n in true] or [n for n in every if n in true]
     closed = FolderSet(images, max_size=max_size, names=train)
@@ -331,7 +331,7 @@ def check_masks(
     if wrong: raise SpmlError(f"{len(wrong)} of {len(images)} masks cannot be used: " + '; '.join(wrong[:5]))
     where, void = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__), count[VOID]/count.sum()
     if not count[1:UNLABELLED].any(): raise SpmlError(_only_background(where, void > 0))
-    if void > 1/3: warnings.warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left out), and are not scored; where 255 means a class, write its id")
+    if void > 1/3: warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left out), and are not scored; where 255 means a class, write its id")
 
 # %% ../nbs/api/14_data.ipynb #396bdc83
 @dataclass
@@ -505,7 +505,7 @@ def check_weak_set(
         raise SpmlError(f"{weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void indeed, remap255=False (on the command line: -p remap255 True, or -p mostly_void True)")
     if weak.covered:
         what = '; '.join(f"{name}: {', '.join(weak.classes.names[c] for c in lost)}" for name, lost in [*weak.covered.items()][:5])
-        warnings.warn(f"in {len(weak.covered)} of {len(weak)} images all marks of a class lie under others' at the size of training, so that no pixel is left to it: {what}; a larger size keeps them apart")
+        warn(f"in {len(weak.covered)} of {len(weak)} images all marks of a class lie under others' at the size of training, so that no pixel is left to it: {what}; a larger size keeps them apart")
     if by_tags and not named[1:].any(): raise SpmlError(f"none of {len(weak)} images is tagged with a class other than '{weak.classes.names[0]}'; tag what is in them")
     if not by_tags and (pixels > 0).sum() < 2:
         only = [weak.classes.names[k] for k in np.flatnonzero(pixels)]

@@ -7,7 +7,7 @@ __all__ = ['SENT_BYTES', 'QUIET', 'PATIENCE', 'trained_model', 'local_client', '
            'load_shards', 'sharded_index']
 
 # %% ../nbs/api/79_shards.ipynb #a822bd8e
-import contextlib, copy, hashlib, json, math, os, pickle, shutil, uuid, warnings
+import contextlib, copy, hashlib, json, math, os, pickle, shutil, uuid
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import SpmlError, rng_of
+from .core import SpmlError, rng_of, warn
 from .files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
 from .data import WeakSet
 from .embed import SegNet
@@ -232,7 +232,7 @@ def _complete(work, client, progress):
     failed = [f'{k}: {e}' for m in meta.values() if m for k, e in m['failed'].items()]
     what = f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others are done: {'; '.join((wrong + failed)[:5])}"
     if wrong or failed and work.strict: raise SpmlError(f"{work.folder}: {what}. Mend them and call again" + (", or leave such images out with strict=False" if failed and work.strict else ""))
-    if failed: warnings.warn(f"{work.folder}: {what}")
+    if failed: warn(f"{work.folder}: {what}")
 
 # %% ../nbs/api/79_shards.ipynb #a88da7cc
 def sharded_pseudo_labels(

@@ -62,7 +62,7 @@ class Tree:
         return [p for p in found.values() if p.is_running() and p.pid != self.pid
             and p.status() != psutil.STATUS_ZOMBIE]
 
-    def left(self, seconds=15):
+    def left(self, seconds=40): # what is still importing notices only then
         "What still lives after some time; it is ended then, so that it spoils nothing else"
         wait_for(lambda: not self.living(), seconds, .2)
         left = []

@@ -1,0 +1,71 @@
+"""Run the stages, each in a process of its own that is ended when it takes too long; see README.md."""
+import argparse, json, os, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import torch
+
+from measure import machine
+
+HERE = Path(__file__).resolve().parent
+LIMITS = dict(right=90, fast=150, learn=240) # seconds
+
+
+class Rows:
+    "What a stage has found, in a file that is whole after every row"
+    def __init__(self, file, dry):
+        self.file, self.dry, self.device, self.begun = file, dry, 'cpu' if dry else 'cuda', time.perf_counter()
+        self.said = dict(stage=file.stem, dry=dry, machine=machine(self.device), rows=[])
+        self.write()
+
+    def write(self):
+        part = self.file.with_suffix('.part')
+        part.write_text(json.dumps(self.said | dict(seconds=round(time.perf_counter() - self.begun, 1)), indent=1))
+        os.replace(part, self.file)
+
+    def add(self, **row):
+        self.said['rows'].append(row)
+        print(f'{time.perf_counter() - self.begun:6.1f} s  ' + '  '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()), flush=True)
+        self.write()
+
+    def attempt(self, name, f):
+        "Do it; an error is a row, and the next one begins"
+        try: return f()
+        except Exception as e: self.add(failed=name, error=f'{type(e).__name__}: {str(e).strip().splitlines()[0][:300] if str(e).strip() else ""}')
+
+
+def stage(name, out, dry):
+    "One stage, in this process"
+    module = __import__(name)
+    torch.manual_seed(0)
+    if dry: torch.set_num_threads(1) # small things are done sooner by one
+    module.main(Rows(out/f'{name}.json', dry))
+
+
+def failed(file):
+    rows = json.loads(file.read_text())['rows'] if file.exists() else []
+    return [r for r in rows if 'failed' in r or r.get('right') is False], len(rows)
+
+
+def main():
+    p = argparse.ArgumentParser('benchmarks/gpu/run', description=__doc__)
+    p.add_argument('stages', nargs='*', choices=[*LIMITS, []], help=f"of {', '.join(LIMITS)} (default: all, {sum(LIMITS.values())} s at most)")
+    p.add_argument('--dry', action='store_true', help="on the CPU, in small")
+    p.add_argument('--out', type=Path, help="folder of the JSON files (default: $OUT, else benchmarks/gpu/results; of a dry run, one that goes)")
+    p.add_argument('--here', action='store_true', help=argparse.SUPPRESS) # in this process
+    args = p.parse_args()
+    args.out = args.out or Path(tempfile.mkdtemp() if args.dry else os.environ.get('OUT') or HERE/'results')
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.here: return stage(args.stages[0], args.out, args.dry)
+    if not args.dry and not torch.cuda.is_available(): sys.exit('no GPU here: --dry runs the stages on the CPU, in small')
+    bad = 0
+    for name in args.stages or LIMITS:
+        print(f'== {name}, at most {LIMITS[name]} s', flush=True)
+        try: status = subprocess.run([sys.executable, __file__, name, '--here', '--out', args.out, *(['--dry'] if args.dry else [])], timeout=LIMITS[name]).returncode
+        except subprocess.TimeoutExpired: status = f'ended after {LIMITS[name]} s'
+        wrong, n = failed(args.out/f'{name}.json')
+        print(f"== {name}: {n} rows, {len(wrong)} of them failed" + (f'; {status}' if status else ''), flush=True)
+        bad += len(wrong) + bool(status)
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == '__main__': main()

@@ -172,7 +172,7 @@ if triton is not None:
 
 # %% ../nbs/api/51_fused.ipynb #70cfe628
 BLOCK = 128 # pixels of a block, which share a group; also segments of a block
-PARTS = 16  # pieces in which the pixels are walked over for the segments' gradient
+PARTS = 16  # pieces, at most, in which the pixels are walked over for the segments' gradient
 WIDEST = 144 # columns of features that the kernels hold
 
 def _columns(D):
@@ -276,10 +276,10 @@ class FusedContrast(torch.autograd.Function):
         *tensors, used, place, factor = ctx.saved_tensors
         (N, M, D), numbers, fixed = ctx.numbers
         factor, (_, pixels, segments) = grad*factor, _launch(fixed['W'])
-        dx, parts = grad.new_zeros(N, D), grad.new_empty(PARTS, M, D)
+        dx, parts = grad.new_zeros(N, D), grad.new_empty(min(PARTS, -(-N//BLOCK)), M, D)
         with torch.cuda.device_of(grad):
             _by_pixels[(len(tensors[5]),)](*tensors, factor, dx, M, D, *numbers, **fixed, **pixels)
-            _by_segments[(-(-M//BLOCK), PARTS)](*tensors, used, parts, M, D, *numbers, **fixed, **segments)
+            _by_segments[(-(-M//BLOCK), len(parts))](*tensors, used, parts, M, D, *numbers, **fixed, **segments)
         return dx, factor*parts.sum(0)[place], *[None]*7
 
 # %% ../nbs/api/51_fused.ipynb #31586609

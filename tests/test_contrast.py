@@ -283,7 +283,7 @@ def test_autocast_changes_no_value():
 def test_faults():
     seg, _ = problem()
     for bad, message in [(lambda: semantic_annotation(kappa=0), "concentration 0 must be above 0"), (lambda: semantic_annotation(kappa=float("nan")), "must be above 0"),
-                         (lambda: image_similarity(weight=-1), "weight -1 must not be negative"), (lambda: Relation("mine", same_class, 1, scope="world"), "'mine': scope 'world'"),
+                         (lambda: image_similarity(weight=-1), "weight -1 must be finite and not negative"), (lambda: Relation("mine", same_class, 1, scope="world"), "'mine': scope 'world'"),
                          (lambda: relation_loss(Relation("mine", lambda p: p.label[:-1], 1), seg), "'mine': its code has shape")]:
         with pytest.raises(SpmlError, match=message): bad()
 

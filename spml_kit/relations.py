@@ -84,10 +84,11 @@ def _nearest_giver(mu, gives, where):
             best, index = (mu[asking] @ mu[giving].T).max(1)
             near[asking], lender[asking] = best.to(mu.dtype), giving.nonzero()[index,0]
         return near, lender
-    for rows in torch.arange(M, device=mu.device).split(max(1, 2**26//max(1, M))): # all at once: a GPU would wait at every place
+    rounds = torch.arange(M, device=mu.device).split(2**26//M + 1) if M else () # all at once: a GPU would wait at every place
+    for rows in rounds:
         s = (mu[rows] @ mu.T).masked_fill(~(gives & (where[rows,None] == where)), -torch.inf)
-        near[rows], index = s.max(1)
-        lender[rows] = torch.where(near[rows] > -torch.inf, index, -1)
+        best, index = s.max(1)
+        near[rows], lender[rows] = best.to(mu.dtype), torch.where(best > -torch.inf, index, -1)
     return near, lender
 
 def nearest_labels(

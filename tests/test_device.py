@@ -78,6 +78,42 @@ print(json.dumps(found))
 """
 
 
+PARTS = """
+import json, torch
+import simulated_device as sd
+from spml_kit.crf import Kernel
+from spml_kit.crf_loss import crf_disagreement
+from spml_kit.embed import unit
+from spml_kit.relations import nearest_labels
+from spml_kit.retrieval import nearest
+from spml_kit.segments import cut_segments, grid_labels, spherical_kmeans
+g = torch.Generator().manual_seed(0)
+rand = lambda *size: torch.rand(size, generator=g, dtype=torch.float64)
+ints = lambda n, *size: torch.randint(n, size, generator=g)
+grad = lambda total, x: (total.detach(), torch.autograd.grad(total, x)[0])
+u, mu = unit(rand(3, 130, 5) - .5), unit(rand(90, 4) - .5)
+mu[50:60] = mu[40:50] # equally near
+label, image = torch.where(rand(90) < .3, ints(5, 90), 254), torch.arange(90)//15
+label[15:30] = 254 # nobody gives
+crf = lambda p, images, counts: grad(crf_disagreement(p, images, Kernel(1., 3., 40.), counts), p)
+jobs = {f"kmeans of {elements} at a time": (lambda u, start, valid, elements=elements: spherical_kmeans(u, start, 7, 6, valid, elements).masked_fill(~valid, 0), u, ints(7, 130), rand(3, 130) < .8) for elements in (None, 100, 2000)}
+jobs |= {f"nearest labels, {across}, {threshold}": (lambda *a, o=(threshold, across): nearest_labels(*a, *o), mu, label, image) for across in (False, True) for threshold in (-1, .9)}
+jobs |= {"nothing labelled": (nearest_labels, mu, label*0 + 254, image), "nobody": (nearest_labels, mu[:0], label[:0], image[:0]),
+         "cut": (cut_segments, ints(9, 400), ints(256, 400), ints(65_536, 400), ints(3, 400).sort()[0]), "grid": (lambda o: grid_labels(13, 40, (3, 7), o.device), mu),
+         "retrieval": (lambda q, mu: nearest(q, mu, 6), mu[::3], mu), "retrieval, in pieces": (lambda q, mu: nearest(q, mu, 6, 40), mu[::3], mu),
+         "crf": (crf, unit(rand(3, 4, 9, 7), 1).requires_grad_(), rand(3, 3, 18, 14).float(), rand(3, 9, 7) < .9)}
+found = {}
+for name, (job, *tensors) in jobs.items():
+    here = [t.detach().to("gpu:0").requires_grad_(t.requires_grad) for t in tensors]
+    with sd.counting(): got = job(*here)
+    found[name] = sum(sd.waits.values())
+    for a, b in zip(*(o if isinstance(o, tuple) else (o,) for o in (got, job(*tensors))), strict=True):
+        assert a.device.type == "gpu", name
+        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-6, atol=1e-6, msg=lambda m: f"{name}: {m}")
+print(json.dumps(found))
+"""
+
+
 def run(script, prepare=PREPARE, **env):
     "What a script prints, as JSON"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -112,6 +148,14 @@ def test_prediction_and_crf_loss():
     assert len(one["segments"]) == len(other["segments"])
     same_history(one["crf"]["history"], other["crf"]["history"])
     assert sum(one["crf"]["waits"].values()) <= 10, one["crf"]["waits"]
+
+
+def test_parts_agree_with_the_cpu():
+    "Also where the form on a GPU is another than on a CPU"
+    waits = run(PARTS, prepare="")
+    for name, n in waits.items():
+        if name.startswith(("kmeans", "nearest labels", "nobody", "nothing", "grid")): assert n == 0, (name, n)
+    assert waits["cut"] <= 3 and waits["crf"] <= 6 and waits["retrieval"] <= 3, waits
 
 
 def test_the_device_refuses_and_counts():

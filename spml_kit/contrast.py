@@ -65,12 +65,13 @@ def _pieces(anchor, own, ids, match, image, elements):
     key, order = (row if image is None else image[own])[anchor].sort(stable=True)
     order, (groups, counts) = anchor[order], key.unique_consecutive(return_counts=True)
     if image is not None:
-        first, last = (torch.searchsorted(image, groups, right=right) for right in (False, True)) # segments are sorted by image
-        counts, *ends = torch.stack([counts, first, last]).tolist() # a GPU is asked once
+        ends = [torch.searchsorted(image, groups, right=right) for right in (False, True)] # segments are sorted by image
+        counts, *ends = torch.stack([counts, *ends]).tolist() # a GPU is asked once
         for rows, lo, hi in zip(order.split(counts), *ends):
             cols = everything[lo:hi]
             for part in rows.split(max(1, elements//(hi - lo))):
-                yield part, cols, own[part] - lo, row[part,None] == ids[cols] if match is None else match[row[part]][:,ids[cols]]
+                positive = row[part,None] == ids[cols] if match is None else match[row[part]][:,ids[cols]]
+                yield part, cols, own[part] - lo, positive
     else:
         table = None if match is None else match[groups]
         same = lambda i: ids == groups[i] if match is None else table[i][ids]
@@ -81,6 +82,7 @@ def _pieces(anchor, own, ids, match, image, elements):
             cols = torch.empty_like(place).scatter_(0, place, everything)
             for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], n
 
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e10
 class _Contrast(torch.autograd.Function):
     "Weighted sum of the losses; gradients are made in the forward pass, chunk by chunk"
     @staticmethod
@@ -103,6 +105,7 @@ class _Contrast(torch.autograd.Function):
         dx, dmu = ctx.saved_tensors
         return grad*dx, grad*dmu, None, None, None, None, None
 
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e11
 def _chunked(x, mu, own, ids, kappa, match, image, own_negative, elements, anchors):
     "`contrast` chunk by chunk"
     anchor = (ids[own] >= 0).nonzero()[:,0]
@@ -118,9 +121,12 @@ def _chunked(x, mu, own, ids, kappa, match, image, own_negative, elements, ancho
         counts = torch.zeros_like(ids).index_add_(0, head, torch.ones_like(head))
         weight[anchor] = 1/(counts*(counts > 0).sum()).to(x.dtype)[head]
     elements = elements or 2**(20 if x.device.type == 'cpu' else 24)
-    held = x.new_empty(max(len(mu), min(elements, len(anchor)*len(mu)))) # fresh memory for every chunk would cost half as much as its product
-    return _Contrast.apply(x, mu, weight, _pieces(anchor, own, ids, match, image, elements), kappa, own_negative, held)
+    # fresh memory for every chunk would cost half as much as its product
+    held = x.new_empty(max(len(mu), min(elements, len(anchor)*len(mu))))
+    pieces = _pieces(anchor, own, ids, match, image, elements)
+    return _Contrast.apply(x, mu, weight, pieces, kappa, own_negative, held)
 
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e12
 def contrast(
     x:torch.Tensor,   # (N,D) unit features
     mu:torch.Tensor,  # (M,D) unit prototypes, sorted by image

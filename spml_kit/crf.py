@@ -94,7 +94,7 @@ def enclosing_simplex(
 
 # %% ../nbs/api/74_crf.ipynb #bb4b4e96
 def _corner_keys(zero, rank, images=1):
-    "One int64 per corner of every pixel (N,d+1), N/images of each image, and what a step along each direction adds to it (d+1,)"
+    "One int64 per corner of every pixel (N,d+1) of some images, and what a step along each direction adds to it (d+1,)"
     d = zero.shape[1] - 1
     digit = zero[:, :d] - zero[:, :d].amin(0) + 2 # room for a step beyond either end
     base = (digit.amax(0) + 3)*(d+1)
@@ -104,7 +104,8 @@ def _corner_keys(zero, rank, images=1):
     down = torch.empty_like(rank).scatter_(1, d - rank, F.pad(place, (0, 1)).expand_as(rank))
     corner = torch.arange(d+1, device=zero.device)
     keys = (d+1)*(digit*place).sum(1, keepdim=True) + corner*place.sum() - (d+1)*F.pad(down[:, :d].cumsum(1), (1, 0))
-    if images > 1: keys += (torch.arange(len(zero), device=zero.device)//(len(zero)//images))[:, None]*base.prod()
+    image = torch.arange(len(zero), device=zero.device)//(len(zero)//images)
+    if images > 1: keys += image[:, None]*base.prod()
     return keys, place.sum() - (d+1)*F.pad(place, (0, 1))
 
 # %% ../nbs/api/74_crf.ipynb #dcf32f74

@@ -41,8 +41,9 @@ def crf_disagreement(
     small = (255*F.interpolate(images, (h, w), mode='area')).round().byte().permute(0, 2, 3, 1)
     S, counts = prob.flatten(2).transpose(1, 2).float(), counts.view(B, -1, 1).float()
     features = torch.stack([kernel.features(i) for i in small])
-    together = 1 if prob.device.type == 'cpu' else B # images in one lattice: a GPU waits for each lattice, a CPU's cache holds one image
-    each = [_Disagreement.apply(s, permutohedral(f).filter, c) for s, f, c in zip(*(o.split(together) for o in (S, features, counts)))]
+    together = 1 if prob.device.type == 'cpu' else B # a GPU waits for each lattice, a CPU's cache holds one image
+    parts = zip(*(o.split(together) for o in (S, features, counts)))
+    each = [_Disagreement.apply(s, permutohedral(f).filter, c) for s, f, c in parts]
     return torch.stack(each).mean()
 
 # %% ../nbs/api/75_crf_loss.ipynb #4878d876

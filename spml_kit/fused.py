@@ -46,16 +46,16 @@ if triton is not None:
             z += _product(ch, cl, tl.trans(dh), tl.trans(dl))
         return z, bh, bl, dh, dl
 
+# %% ../nbs/api/51_fused.ipynb #0d51c7aa
+if triton is not None:
     @triton.jit
     def _who(cols, lo, hi, group, codes, M, shift, TABLE: tl.constexpr):
-        "Which of some segments are positive, as 0 or 1; what is added to their exponents, for those that are no candidates -inf"
+        "Which of some segments are positive, 0 or 1; what is added to their exponents, -inf if they are no candidates"
         ok = (cols >= lo) & (cols < hi)
         if TABLE: positive = tl.load(codes + group.to(tl.int64)*M + cols, mask=ok, other=0).to(tl.float32)
         else: positive = (tl.load(codes + cols, mask=ok, other=-1) == group).to(tl.float32)
         return positive, tl.where(ok, -shift, -float('inf'))
 
-# %% ../nbs/api/51_fused.ipynb #2c7a91d3
-if triton is not None:
     @triton.jit
     def _whole(high, low): return high.to(tl.float32) + low.to(tl.float32)*(1./2048)
 
@@ -64,6 +64,8 @@ if triton is not None:
         bh, bl = _features(yh, yl, own, ok, FROM, K, W)
         return tl.sum(_whole(ah, al)*_whole(bh, bl), 1)
 
+# %% ../nbs/api/51_fused.ipynb #2c7a91d3
+if triton is not None:
     @triton.jit(do_not_specialize=['M'])
     def _forward(xh, xl, yh, yl, slot, blocks, codes, own, weight, each, parts, own_at, by_all, by_pos, by_own,
                  M, scale, shift, K: tl.constexpr, REST: tl.constexpr, W: tl.constexpr, TABLE: tl.constexpr,
@@ -176,11 +178,18 @@ PARTS = 16  # pieces, at most, in which the pixels are walked over for the segme
 WIDEST = 144 # columns of features that the kernels hold
 
 def _columns(D):
-    "Columns that D features take: a power of two, and a smaller one"
+    "Columns that D features take: a power of two K, a smaller one beside it or 0, together W"
     power = lambda n: max(16, 1 << (n - 1).bit_length())
     K = max(16, 1 << (D.bit_length() - 1))
     rest = power(D - K) if D > K else 0
-    return (K, rest) if rest < K else (power(D), 0)
+    K, rest = (K, rest) if rest < K else (power(D), 0)
+    return dict(K=K, REST=rest, W=K + rest)
+
+def _split(x, width):
+    "Rows in two halves, padded to a width"
+    x = torch.nn.functional.pad(x, (0, width - x.shape[1]))
+    high = x.half()
+    return high, ((x - high)*2048).half()
 
 def _launch(width):
     "Tile and pipeline of the three kernels for features of a width; compiled for sm_90, none of them spills a register"
@@ -192,10 +201,10 @@ def _launch(width):
 NOBODY = 2**62 # key of pixels that are no anchors
 
 def _candidates(ids, image):
-    "Order with candidates first; place of each segment in it; their ids; first and one past the last that each meets"
+    "Order with candidates first, and its inverse; their ids; first and one past the last that each meets"
     keep = (ids < 0).byte().argsort(stable=True)
     place = torch.empty_like(keep).scatter_(0, keep, torch.arange(len(ids), device=ids.device))
-    ids = ids[keep]
+    ids = ids[keep].long()
     out = ids < 0
     if image is None: return keep, place, ids, torch.zeros_like(ids), (~out).sum().expand(len(ids))
     at = torch.where(out, NOBODY, image[keep])
@@ -204,11 +213,13 @@ def _candidates(ids, image):
 def _weights(live, lo, own, scoped):
     "Weight in the mean of a pixel, by its segment: each anchor alike, or each image and in it each anchor"
     if not scoped: return (1/live.sum().clamp_min(1)).float().expand(len(lo))
-    counts = torch.zeros_like(lo).index_add_(0, lo[own], live.long())
+    pixels = torch.zeros_like(lo).index_add_(0, own, live.long())
+    counts = torch.zeros_like(lo).index_add_(0, lo, pixels)
     return 1/(counts[lo]*(counts > 0).sum()).clamp_min(1).float()
 
+# %% ../nbs/api/51_fused.ipynb #a1f0359b
 def _blocks(key, groups):
-    "Pixels (blocks*BLOCK,) of blocks that hold one key each, -1 is nobody; how many blocks are used; at most so many `groups` there are"
+    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody; how many are used; there are at most so many `groups`"
     n = len(key)
     key, order = key.sort(stable=True)
     step = torch.arange(n, device=key.device) - torch.searchsorted(key, key) # within its key
@@ -218,6 +229,7 @@ def _blocks(key, groups):
     slot = torch.full((end + 1,), -1, dtype=torch.int32, device=key.device)
     return slot.scatter_(0, at, torch.where(live, order, -1).int())[:-1], (head & live).sum(dtype=torch.int32)
 
+# %% ../nbs/api/51_fused.ipynb #c6254f7e
 def _order(own, ids, match, image, anchors):
     "Own segments, weights, blocks of pixels and codes as the kernels take them; order of the segments and its inverse"
     M = len(ids)
@@ -233,12 +245,6 @@ def _order(own, ids, match, image, anchors):
     return own.int(), _weights(live, lo, own, image is not None), slot, used, blocks.int(), codes, keep, place
 
 # %% ../nbs/api/51_fused.ipynb #5de715cf
-def _split(x, width):
-    "Rows in two halves, padded to a width"
-    x = torch.nn.functional.pad(x, (0, width - x.shape[1]))
-    high = x.half()
-    return high, ((x - high)*2048).half()
-
 class FusedContrast(torch.autograd.Function):
     "Mean loss of the anchors, and the loss of each pixel, as `contrast` returns them"
     @staticmethod
@@ -254,19 +260,19 @@ class FusedContrast(torch.autograd.Function):
         anchors=1., # share of the pixels drawn as anchors
     ): # scalar, (N,) losses
         (N, D), M = x.shape, len(mu)
-        K, rest = _columns(D)
         own, weight, slot, used, blocks, codes, keep, place = _order(own, ids, match, image, anchors)
         unit = weight.amax()/2**14 # weights up to 2**14 keep the most bits in halves
-        fixed = dict(K=K, REST=rest, W=K + rest, TABLE=match is not None)
+        fixed = _columns(D) | dict(TABLE=match is not None)
         numbers = kappa/math.log(2), (kappa - HEADROOM)/math.log(2)
-        inputs = *_split(x, K + rest), *_split(mu[keep], K + rest), slot, blocks, codes
+        inputs = *_split(x, fixed['W']), *_split(mu[keep], fixed['W']), slot, blocks, codes
         each, parts = x.new_zeros(N), x.new_zeros(len(blocks))
         later = torch.empty_like(slot), *(x.new_empty(len(slot)) for _ in range(3))
-        options = _launch(K + rest)[0] | dict(OWN_NEGATIVE=bool(own_negative) and match is not None)
+        weight, options = (weight/unit).contiguous(), fixed | _launch(fixed['W'])[0]
         with torch.cuda.device_of(x):
-            _forward[(len(blocks),)](*inputs, own, (weight/unit).contiguous(), each, parts, *later, M, *numbers, **fixed, **options)
+            _forward[(len(blocks),)](*inputs, own, weight, each, parts, *later, M, *numbers, **options,
+                                     OWN_NEGATIVE=bool(own_negative) and match is not None)
         ctx.save_for_backward(*inputs, *later, used, place, unit*kappa)
-        ctx.numbers = (N, M, D), numbers, fixed
+        ctx.numbers = N, M, D, numbers, fixed
         ctx.mark_non_differentiable(each)
         return parts.sum()*unit, each
 
@@ -274,7 +280,7 @@ class FusedContrast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
         *tensors, used, place, factor = ctx.saved_tensors
-        (N, M, D), numbers, fixed = ctx.numbers
+        N, M, D, numbers, fixed = ctx.numbers
         factor, (_, pixels, segments) = grad*factor, _launch(fixed['W'])
         dx, parts = grad.new_zeros(N, D), grad.new_empty(min(PARTS, -(-N//BLOCK)), M, D)
         with torch.cuda.device_of(grad):
@@ -293,13 +299,15 @@ def _runs(device, D):
             one = torch.zeros(1, dtype=torch.long, device=device)
             torch.autograd.grad(FusedContrast.apply(x, mu, one, one, 1., None, None, False)[0], (x, mu))
         return True
-    except Exception as e: warnings.warn(f"the loss goes the slower, chunked way on {device}: {type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}")
+    except Exception as e:
+        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
+        warnings.warn(f"the loss goes the slower, chunked way on {device}: {why}")
     return False
 
 def use_fused(
     x:torch.Tensor, # (N,D) features
 )->bool:
-    "Do the kernels serve here? On a GPU or in Triton's interpreter, in float32; the environment variable SPML_FUSED=0 switches them off"
+    "Do the kernels serve? In float32, on a GPU or in Triton's interpreter; SPML_FUSED=0 in the environment is a no"
     setting = lambda name: os.environ.get(name, '')
-    return (triton is not None and x.dtype == torch.float32 and (x.is_cuda or setting('TRITON_INTERPRET') == '1') and setting('SPML_FUSED') != '0'
-            and _runs(x.device, x.shape[-1]))
+    if triton is None or x.dtype != torch.float32 or setting('SPML_FUSED') == '0': return False
+    return (x.is_cuda or setting('TRITON_INTERPRET') == '1') and _runs(x.device, x.shape[-1])

@@ -76,7 +76,7 @@ def same_region(
 def _nearest_giver(mu, gives, where):
     "Cosine of the nearest segment of the same place that has a label, -inf where there is none, and which it is, -1"
     M = len(mu)
-    near, lender = torch.full((M,), -torch.inf, dtype=mu.dtype, device=mu.device), torch.full_like(where, -1)
+    near, lender = mu.new_full((M,), -torch.inf), torch.full_like(where, -1)
     if mu.device.type == 'cpu': # place by place
         for i in where.unique():
             asking, giving = ((where == i) & o for o in (~gives, gives))
@@ -84,13 +84,14 @@ def _nearest_giver(mu, gives, where):
             best, index = (mu[asking] @ mu[giving].T).max(1)
             near[asking], lender[asking] = best.to(mu.dtype), giving.nonzero()[index,0]
         return near, lender
-    rounds = torch.arange(M, device=mu.device).split(2**26//M + 1) if M else () # all at once: a GPU would wait at every place
-    for rows in rounds:
+    rounds = torch.arange(M, device=mu.device).split(2**26//M + 1) if M else ()
+    for rows in rounds: # all places at once: a GPU would wait at each
         s = (mu[rows] @ mu.T).masked_fill(~(gives & (where[rows,None] == where)), -torch.inf)
         best, index = s.max(1)
         near[rows], lender[rows] = best.to(mu.dtype), torch.where(best > -torch.inf, index, -1)
     return near, lender
 
+# %% ../nbs/api/50_relations.ipynb #b81e3c60
 def nearest_labels(
     mu:torch.Tensor,    # (M,D) unit prototypes
     label:torch.Tensor, # (M,) 0..C-1 or 254

@@ -41,7 +41,7 @@ def nearest(
     q:torch.Tensor,   # (Q,D) unit queries
     mu:torch.Tensor,  # (M,D) unit prototypes
     k:int=20,         # how many; more than M means all M
-    chunk:int=None,   # similarities held at a time, the memory bound; None is 2**22 on a CPU (16 MB), 2**27 on a GPU (512 MB)
+    chunk:int=None,   # similarities held at a time: the memory bound; None is 2**22 (16 MB), on a GPU 2**27 (512 MB)
 )->tuple: # (Q,k) cosine similarity, falling; (Q,k) row of `mu`
     "The k most similar prototypes of every query, exactly; equal ones by rising row"
     device = mu.device.type

@@ -55,6 +55,7 @@ def _moves(rows, mu, own, counted, pixels, held):
         to = torch.from_numpy(s.view(-1, k).index_select(0, found).numpy().argmax(1)) # NumPy's is vectorised
         yield found + (found//size)*(part.shape[1] - size) + lo, to
 
+# %% ../nbs/api/42_segments.ipynb #8a4c02d1
 def _move(rows, own, counted, n, k, iterations, held, pixels):
     "k-means of n images on a CPU: only pixels that move are counted anew; `own` changes in place"
     D, offset = rows.shape[1], torch.arange(len(rows), device=rows.device)//(len(rows)//n)*k
@@ -72,6 +73,7 @@ def _move(rows, own, counted, n, k, iterations, held, pixels):
         sizes += size(joined) - size(left)
         own[moved] = to
 
+# %% ../nbs/api/42_segments.ipynb #8a4c02d2
 def _count_all(rows, own, counted, n, k, iterations, held, pixels):
     "The same on a GPU, which would have to wait to know who moves: two products an iteration; `own` changes in place"
     part, own, counted = rows.view(n, -1, rows.shape[1]), own.view(n, -1), counted.view(n, 1, -1)
@@ -90,6 +92,7 @@ def _count_all(rows, own, counted, n, k, iterations, held, pixels):
             near, to = s.max(2)
             mine.copy_(torch.where(near > s.gather(2, mine[...,None])[...,0], to, mine))
 
+# %% ../nbs/api/42_segments.ipynb #8a4c02d3
 @torch.no_grad()
 def spherical_kmeans(
     u:torch.Tensor,      # (B,P,D) unit features

@@ -155,7 +155,7 @@ def test_parts_agree_with_the_cpu():
     waits = run(PARTS, prepare="")
     for name, n in waits.items():
         if name.startswith(("kmeans", "nearest labels", "nobody", "nothing", "grid")): assert n == 0, (name, n)
-    assert waits["cut"] <= 3 and waits["crf"] <= 6 and waits["retrieval"] <= 3, waits
+    assert waits["cut"] <= 3 and waits["crf"] <= 6 and waits["retrieval"] <= 6, waits
 
 
 def test_the_device_refuses_and_counts():

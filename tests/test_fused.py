@@ -104,9 +104,9 @@ def kind(name, table): # of an argument of a kernel
     return "*i32" if name in ("slot", "blocks", "own", "own_at", "used") else "*fp32"
 found = {}
 for D, table in ((32, False), (64, False), (64, True), (66, False), (128, False)):
-    K, rest = fused._columns(D)
-    for name, options in zip(("_forward", "_by_pixels", "_by_segments"), fused._launch(K + rest)):
-        kernel, fixed = getattr(fused, name), dict(options, K=K, REST=rest, W=K + rest, TABLE=table, OWN_NEGATIVE=table)
+    columns = fused._columns(D)
+    for name, options in zip(("_forward", "_by_pixels", "_by_segments"), fused._launch(columns["W"])):
+        kernel, fixed = getattr(fused, name), options | columns | dict(TABLE=table, OWN_NEGATIVE=table)
         for_gpu = {k: fixed.pop(k) for k in ("num_warps", "num_stages")}
         names = list(enumerate(kernel.arg_names))
         signature = {n: "constexpr" if n in fixed else kind(n, table) for _, n in names}

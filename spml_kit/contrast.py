@@ -62,22 +62,27 @@ def _chunk(x, mu, own, positive, weight, kappa, own_negative, need_grad, held):
 def _pieces(anchor, own, ids, match, image, elements):
     "(pixels, segments, place of each pixel's own among them, positives as `_chunk` takes them), which together cover every anchor once"
     row, everything = ids[own], torch.arange(len(ids), device=ids.device)
+    key, order = (row if image is None else image[own])[anchor].sort(stable=True)
+    order, (groups, counts) = anchor[order], key.unique_consecutive(return_counts=True)
     if image is not None:
-        ends = torch.bincount(image).cumsum(0).tolist() # segments are sorted by image
-        for lo, hi in zip([0, *ends], ends):
-            cols, rows = everything[lo:hi], anchor[(own[anchor] >= lo) & (own[anchor] < hi)]
-            for part in rows.split(max(1, elements//max(1, hi - lo))):
-                if len(part): yield part, cols, own[part] - lo, row[part,None] == ids[cols] if match is None else match[row[part]][:,ids[cols]]
+        ends = [torch.searchsorted(image, groups, right=right) for right in (False, True)] # segments are sorted by image
+        counts, *ends = torch.stack([counts, *ends]).tolist() # a GPU is asked once
+        for rows, lo, hi in zip(order.split(counts), *ends):
+            cols = everything[lo:hi]
+            for part in rows.split(max(1, elements//(hi - lo))):
+                positive = row[part,None] == ids[cols] if match is None else match[row[part]][:,ids[cols]]
+                yield part, cols, own[part] - lo, positive
     else:
-        order = anchor[row[anchor].argsort(stable=True)]
-        groups, counts = row[order].unique_consecutive(return_counts=True)
-        for g, rows in zip(groups, order.split(counts.tolist())):
-            positive = ids == g if match is None else match[g][ids]
-            first = positive.nonzero()[:,0]
-            cols = torch.cat([first, (~positive).nonzero()[:,0]])
-            place = torch.empty_like(cols).scatter_(0, cols, everything)
-            for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], len(first)
+        table = None if match is None else match[groups]
+        same = lambda i: ids == groups[i] if match is None else table[i][ids]
+        counts, many = torch.stack([counts, torch.stack([same(i).sum() for i in range(len(groups))])]).tolist()
+        for i, rows in enumerate(order.split(counts)):
+            positive, n = same(i), many[i]
+            place = torch.where(positive, positive.cumsum(0) - 1, (~positive).cumsum(0) + n - 1)
+            cols = torch.empty_like(place).scatter_(0, place, everything)
+            for part in rows.split(max(1, elements//len(ids))): yield part, cols, place[own[part]], n
 
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e10
 class _Contrast(torch.autograd.Function):
     "Weighted sum of the losses; gradients are made in the forward pass, chunk by chunk"
     @staticmethod
@@ -100,6 +105,28 @@ class _Contrast(torch.autograd.Function):
         dx, dmu = ctx.saved_tensors
         return grad*dx, grad*dmu, None, None, None, None, None
 
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e11
+def _chunked(x, mu, own, ids, kappa, match, image, own_negative, elements, anchors):
+    "`contrast` chunk by chunk"
+    anchor = (ids[own] >= 0).nonzero()[:,0]
+    if anchors < 1: anchor = anchor[torch.rand(len(anchor), device=x.device) < anchors]
+    each = x.new_zeros(len(x))
+    if len(anchor) == 0: return 0*(x.sum() + mu.sum()), each # a batch without labels trains on
+    keep = (ids >= 0).nonzero()[:,0] # candidates
+    own = torch.searchsorted(keep, own).clamp_max(len(keep) - 1)
+    mu, ids, image = mu[keep], ids[keep], None if image is None else image[keep]
+    weight = torch.full_like(each, 1/len(anchor))
+    if image is not None:
+        head = torch.searchsorted(image, image)[own[anchor]] # first segment of the image
+        counts = torch.zeros_like(ids).index_add_(0, head, torch.ones_like(head))
+        weight[anchor] = 1/(counts*(counts > 0).sum()).to(x.dtype)[head]
+    elements = elements or 2**(20 if x.device.type == 'cpu' else 24)
+    # fresh memory for every chunk would cost half as much as its product
+    held = x.new_empty(max(len(mu), min(elements, len(anchor)*len(mu))))
+    pieces = _pieces(anchor, own, ids, match, image, elements)
+    return _Contrast.apply(x, mu, weight, pieces, kappa, own_negative, held)
+
+# %% ../nbs/api/52_contrast.ipynb #2f7a9e12
 def contrast(
     x:torch.Tensor,   # (N,D) unit features
     mu:torch.Tensor,  # (M,D) unit prototypes, sorted by image
@@ -114,24 +141,10 @@ def contrast(
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
     x, mu = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in (x, mu))
-    anchor = (ids[own] >= 0).nonzero()[:,0]
-    if anchors < 1: anchor = anchor[torch.rand(len(anchor), device=x.device) < anchors]
-    each = x.new_zeros(len(x))
-    if len(anchor) == 0: return 0*(x.sum() + mu.sum()), each # a batch without labels trains on
-    keep = (ids >= 0).nonzero()[:,0] # candidates
-    own = torch.searchsorted(keep, own).clamp_max(len(keep) - 1)
-    mu, ids, image = mu[keep], ids[keep], None if image is None else image[keep]
-    weight = torch.full_like(each, 1/len(anchor))
-    if image is not None:
-        _, inverse, counts = image[own[anchor]].unique(return_inverse=True, return_counts=True)
-        weight[anchor] = 1/(counts*len(counts)).to(x.dtype)[inverse]
-    if use_fused(x):
-        if image is not None: anchor = anchor[image[own[anchor]].argsort(stable=True)]
-        total, losses = FusedContrast.apply(x[anchor], mu, own[anchor], weight[anchor], ids, kappa, match, image, own_negative)
-        return total, each.index_put((anchor,), losses)
-    elements = elements or 2**(20 if x.device.type == "cpu" else 24)
-    held = x.new_empty(max(len(mu), min(elements, len(anchor)*len(mu)))) # fresh memory for every chunk would cost half as much as its product
-    with torch.autocast(x.device.type, enabled=False): return _Contrast.apply(x, mu, weight, _pieces(anchor, own, ids, match, image, elements), kappa, own_negative, held)
+    if not len(x): return 0*(x.sum() + mu.sum()), x.new_zeros(0)
+    with torch.autocast(x.device.type, enabled=False):
+        if use_fused(x): return FusedContrast.apply(x, mu, own, ids, kappa, match, image, own_negative, anchors)
+        return _chunked(x, mu, own, ids, kappa, match, image, own_negative, elements, anchors)
 
 # %% ../nbs/api/52_contrast.ipynb #d95f5f2e
 def relation_loss(

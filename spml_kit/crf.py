@@ -93,17 +93,19 @@ def enclosing_simplex(
     return zero, rank, ascending.diff(dim=1, prepend=ascending[:, -1:] - 1)
 
 # %% ../nbs/api/74_crf.ipynb #bb4b4e96
-def _corner_keys(zero, rank):
-    "One int64 per corner of every pixel (N,d+1), and what a step along each direction adds to it (d+1,)"
+def _corner_keys(zero, rank, images=1):
+    "One int64 per corner of every pixel (N,d+1) of some images, and what a step along each direction adds to it (d+1,)"
     d = zero.shape[1] - 1
     digit = zero[:, :d] - zero[:, :d].amin(0) + 2 # room for a step beyond either end
     base = (digit.amax(0) + 3)*(d+1)
-    if base.double().log2().sum() > 62:
+    if base.double().log2().sum() + math.log2(images) > 62:
         raise SpmlError(f"features reach {2**base.double().log2().max().item():.0f} lattice cells, too many to count: choose larger sxy and srgb")
     place = F.pad(base[:-1].cumprod(0), (1, 0), value=1)
     down = torch.empty_like(rank).scatter_(1, d - rank, F.pad(place, (0, 1)).expand_as(rank))
     corner = torch.arange(d+1, device=zero.device)
     keys = (d+1)*(digit*place).sum(1, keepdim=True) + corner*place.sum() - (d+1)*F.pad(down[:, :d].cumsum(1), (1, 0))
+    image = torch.arange(len(zero), device=zero.device)//(len(zero)//images)
+    if images > 1: keys += image[:, None]*base.prod()
     return keys, place.sum() - (d+1)*F.pad(place, (0, 1))
 
 # %% ../nbs/api/74_crf.ipynb #dcf32f74
@@ -123,19 +125,21 @@ class Lattice:
         return self.slice @ values
 
 def permutohedral(
-    features:torch.Tensor, # (N,d) in standard deviations
-)->Lattice: # on the device of the features
-    "The permutohedral lattice around the points"
+    features:torch.Tensor, # (N,d) or (B,n,d) in standard deviations
+)->Lattice: # on the device of the features; its points are the N = B n rows
+    "The permutohedral lattice around the points; those of B images lie in lattices that do not touch, as one"
+    images, features = (len(features) if features.ndim == 3 else 1), features.flatten(0, -2)
     N, d = features.shape
     if not features.isfinite().all(): raise SpmlError("features are not finite: check the image and the kernel")
     integers = lambda *a: torch.arange(*a, dtype=torch.int32, device=features.device)
     zero, rank, weight = enclosing_simplex(features.float())
-    keys, steps = _corner_keys(zero, rank)
+    keys, steps = _corner_keys(zero, rank, images)
     key, order = keys.flatten().sort(stable=True)
     first = F.pad(key.diff() != 0, (1, 0), value=True)
-    key, M = key[first], int(first.sum())
+    heads = first.nonzero()[:, 0]
+    key, M = key[heads], len(heads)
     index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device).scatter_(0, order, first.cumsum(0, dtype=torch.int32) - 1)
-    start = F.pad(first.nonzero()[:, 0].int(), (0, 1), value=N*(d+1)) # row M is nowhere: empty
+    start = F.pad(heads.int(), (0, 1), value=N*(d+1)) # row M is nowhere: empty
     own, blurs = integers(M+1), []
     for step in steps:
         at = torch.searchsorted(key, key + step).clamp_(max=M-1)

@@ -16,14 +16,14 @@ from .segments import resize_labels
 
 # %% ../nbs/api/75_crf_loss.ipynb #310335eb
 class _Disagreement(torch.autograd.Function):
-    "Sum over classes of S'W(1-S), divided by 1'W1; S is (N,C)"
+    "Sum over classes of S'W(1-S), divided by 1'W1, of an image (N,C); of several, (B,N,C), the mean"
     @staticmethod
     def forward(ctx, S, filter, counts):
         S = S*counts # pixels that do not count have no class
-        near, around = filter(S), filter(counts)
-        total = (counts*around).sum().clamp_min(1e-12)
-        ctx.save_for_backward(counts*(around - 2*near)/total)
-        return (S*(around - near)).sum()/total
+        near, around = (filter(o.flatten(0, -2)).view_as(o) for o in (S, counts))
+        total = (counts*around).sum((-2, -1), keepdim=True).clamp_min(1e-12)
+        ctx.save_for_backward(counts*(around - 2*near)/(total*total.numel()))
+        return ((S*(around - near)).sum((-2, -1), keepdim=True)/total).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -39,7 +39,11 @@ def crf_disagreement(
     B, C, h, w = prob.shape
     counts = torch.ones(B, h, w, device=prob.device) if counts is None else counts.to(prob.dtype)
     small = (255*F.interpolate(images, (h, w), mode='area')).round().byte().permute(0, 2, 3, 1)
-    each = [_Disagreement.apply(p.flatten(1).T.float(), permutohedral(kernel.features(i)).filter, c.view(-1, 1).float()) for p, i, c in zip(prob, small, counts)]
+    S, counts = prob.flatten(2).transpose(1, 2).float(), counts.view(B, -1, 1).float()
+    features = torch.stack([kernel.features(i) for i in small])
+    together = 1 if prob.device.type == 'cpu' else B # a GPU waits for each lattice, a CPU's cache holds one image
+    parts = zip(*(o.split(together) for o in (S, features, counts)))
+    each = [_Disagreement.apply(s, permutohedral(f).filter, c) for s, f, c in parts]
     return torch.stack(each).mean()
 
 # %% ../nbs/api/75_crf_loss.ipynb #4878d876

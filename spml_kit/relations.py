@@ -73,6 +73,25 @@ def same_region(
     return protos.region
 
 # %% ../nbs/api/50_relations.ipynb #9396b6b6
+def _nearest_giver(mu, gives, where):
+    "Cosine of the nearest segment of the same place that has a label, -inf where there is none, and which it is, -1"
+    M = len(mu)
+    near, lender = mu.new_full((M,), -torch.inf), torch.full_like(where, -1)
+    if mu.device.type == 'cpu': # place by place
+        for i in where.unique():
+            asking, giving = ((where == i) & o for o in (~gives, gives))
+            if not (asking.any() and giving.any()): continue
+            best, index = (mu[asking] @ mu[giving].T).max(1)
+            near[asking], lender[asking] = best.to(mu.dtype), giving.nonzero()[index,0]
+        return near, lender
+    rounds = torch.arange(M, device=mu.device).split(2**26//M + 1) if M else ()
+    for rows in rounds: # all places at once: a GPU would wait at each
+        s = (mu[rows] @ mu.T).masked_fill(~(gives & (where[rows,None] == where)), -torch.inf)
+        best, index = s.max(1)
+        near[rows], lender[rows] = best.to(mu.dtype), torch.where(best > -torch.inf, index, -1)
+    return near, lender
+
+# %% ../nbs/api/50_relations.ipynb #b81e3c60
 def nearest_labels(
     mu:torch.Tensor,    # (M,D) unit prototypes
     label:torch.Tensor, # (M,) 0..C-1 or 254
@@ -82,15 +101,9 @@ def nearest_labels(
 )->tuple: # (M,) label, -1 where no labelled segment is near enough; (M,) the labelled segment that is nearest, -1 where there is none; (M,) its cosine
     "Spread labels to the segments that resemble labelled ones (reference `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`)"
     gives = label < UNLABELLED
-    lender = torch.where(gives, torch.arange(len(label), device=label.device), -1) # who has a label keeps it
-    best = torch.where(gives, 1., -torch.inf).to(mu.dtype)
-    where = torch.zeros_like(image) if across else image
-    with torch.no_grad():
-        for i in where.unique(): # only segments of one image meet
-            asking, giving = ((where == i) & o for o in (~gives, gives))
-            if not (asking.any() and giving.any()): continue
-            near, index = (mu[asking] @ mu[giving].T).max(1)
-            best[asking], lender[asking] = near.to(best.dtype), giving.nonzero()[index,0]
+    with torch.no_grad(): near, lender = _nearest_giver(mu, gives, torch.zeros_like(image) if across else image)
+    best = torch.where(gives, 1., near) # who has a label keeps it
+    lender = torch.where(gives, torch.arange(len(label), device=label.device), lender)
     return torch.where(best >= threshold, label[lender], -1), lender, best
 
 UNMATCHED = 'all', 'out'

@@ -41,13 +41,15 @@ def nearest(
     q:torch.Tensor,   # (Q,D) unit queries
     mu:torch.Tensor,  # (M,D) unit prototypes
     k:int=20,         # how many; more than M means all M
-    chunk:int=2**22,  # similarities held at a time: the memory bound, 16 MB in float32
+    chunk:int=None,   # similarities held at a time: the memory bound; None is 2**22 (16 MB), on a GPU 2**27 (512 MB)
 )->tuple: # (Q,k) cosine similarity, falling; (Q,k) row of `mu`
     "The k most similar prototypes of every query, exactly; equal ones by rising row"
+    device = mu.device.type
+    chunk = (2**22 if device == 'cpu' else 2**27) if chunk is None else chunk
     if k < 1 or chunk < 1: raise SpmlError(f"k={k}, chunk={chunk}: both must be at least 1")
     if q.ndim != 2 or q.shape[1] != mu.shape[1]: raise SpmlError(f"queries have shape {tuple(q.shape)}, prototypes {tuple(mu.shape)}: expected (Q,D) and (M,D)")
     if not q.isfinite().all(): raise SpmlError("the queries are not finite: did the embedding diverge?")
-    cols = min(len(mu), 8192, chunk)
+    cols = min(len(mu), 8192 if device == 'cpu' else 2**19, chunk)
     out = [_scan(rows, mu, min(k, len(mu)), cols) for rows in q.to(mu).split(max(1, chunk//cols))]
     return tuple(torch.cat(o) for o in zip(*out))
 
@@ -77,7 +79,7 @@ class SegmentIndex:
     def nearest(self,
         q:torch.Tensor,  # (Q,D) unit queries
         k:int=20,        # how many; at most all
-        chunk:int=2**22, # similarities held at a time
+        chunk:int=None,  # similarities held at a time, as in `nearest`
     )->tuple: # (Q,k) similarity, (Q,k) place in the index
         "The k most similar segments"
         if self.faiss is None: return nearest(q, self.mu, k, chunk)

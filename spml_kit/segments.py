@@ -8,7 +8,7 @@ __all__ = ['grid_labels', 'cluster_means', 'spherical_kmeans', 'Prototypes', 'Se
 
 # %% ../nbs/api/42_segments.ipynb #dd11c107
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -16,6 +16,14 @@ from .core import VOID, SpmlError
 from .embed import locations, unit, with_location
 
 # %% ../nbs/api/42_segments.ipynb #bcf9c4fc
+@lru_cache(maxsize=32)
+def _grid(h, w, grid, device):
+    "`grid_labels`, and how many there are; made on the CPU, so that no device rounds halves another way"
+    if min(grid) < 1: raise SpmlError(f"grid {grid}: at least one band each way")
+    y, x = (torch.linspace(0, k-1, n).round().long() for k,n in zip(grid, (h, w)))
+    labels = torch.unique(y[:,None] + (y.max() + 1)*x, return_inverse=True)[1].flatten()
+    return labels.to(device), int(labels.max()) + 1
+
 def grid_labels(
     h:int, # rows
     w:int, # columns
@@ -23,9 +31,7 @@ def grid_labels(
     device=None, # of the result
 )->torch.Tensor: # (h*w,) cluster of every pixel, raster order, ids 0..K-1 (down first)
     "Initial clusters: bands down and across"
-    if min(grid) < 1: raise SpmlError(f"grid {grid}: at least one band each way")
-    y, x = (torch.linspace(0, k-1, n, device=device).round().long() for k,n in zip(grid, (h, w)))
-    return torch.unique(y[:,None] + (y.max() + 1)*x, return_inverse=True)[1].flatten()
+    return _grid(h, w, tuple(grid), device or 'cpu')[0].clone()
 
 # %% ../nbs/api/42_segments.ipynb #36d31a5e
 def cluster_means(
@@ -35,9 +41,6 @@ def cluster_means(
 )->torch.Tensor: # (m,D) unit vectors; an empty cluster gives zeros
     "Mean direction of each cluster: the M step, and the prototypes"
     return unit(torch.zeros(m, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, own, x))
-
-def _argmax(s): # of each row; on a CPU NumPy's, which is vectorised
-    return torch.from_numpy(s.numpy().argmax(1)) if s.device.type == 'cpu' else s.argmax(1)
 
 def _moves(rows, mu, own, counted, pixels, held):
     "Index and new cluster of those rows (n*P,D), P of each of n images, that lie nearer to another mean than to their own"
@@ -49,8 +52,47 @@ def _moves(rows, mu, own, counted, pixels, held):
         nearer = s.amax(2) > s.gather(2, own[:,lo:lo+pixels,None])[...,0] # far quicker than who is nearest, which only those who move need
         found = (nearer & counted[:,lo:lo+pixels]).flatten().nonzero()[:,0]
         size = some.shape[1]
-        yield found + (found//size)*(part.shape[1] - size) + lo, _argmax(s.view(-1, k).index_select(0, found))
+        to = torch.from_numpy(s.view(-1, k).index_select(0, found).numpy().argmax(1)) # NumPy's is vectorised
+        yield found + (found//size)*(part.shape[1] - size) + lo, to
 
+# %% ../nbs/api/42_segments.ipynb #8a4c02d1
+def _move(rows, own, counted, n, k, iterations, held, pixels):
+    "k-means of n images on a CPU: only pixels that move are counted anew; `own` changes in place"
+    D, offset = rows.shape[1], torch.arange(len(rows), device=rows.device)//(len(rows)//n)*k
+    cluster = torch.where(counted, own + offset, n*k) # one more, of those that do not count
+    size = partial(torch.bincount, minlength=n*k)
+    sums = rows.new_zeros(n*k + 1, D).index_add_(0, cluster, rows)[:-1].double()
+    sizes = size(cluster)[:n*k]
+    for _ in range(iterations):
+        mu = unit(sums*(sizes > 0)[:,None]).to(rows.dtype).view(n, k, D).transpose(1, 2)
+        moved, to = (torch.cat(o) for o in zip(*_moves(rows, mu, own, counted, pixels, held)))
+        if len(moved) == 0: break # and so it would stay
+        shift, those = offset[moved], rows.index_select(0, moved).double()
+        left, joined = own[moved] + shift, to + shift
+        sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
+        sizes += size(joined) - size(left)
+        own[moved] = to
+
+# %% ../nbs/api/42_segments.ipynb #8a4c02d2
+def _count_all(rows, own, counted, n, k, iterations, held, pixels):
+    "The same on a GPU, which would have to wait to know who moves: two products an iteration; `own` changes in place"
+    part, own, counted = rows.view(n, -1, rows.shape[1]), own.view(n, -1), counted.view(n, 1, -1)
+    ids = torch.arange(k, device=rows.device)[:,None]
+    for _ in range(iterations):
+        mu = 0
+        for lo in range(0, part.shape[1], pixels): # M step
+            some = part[:,lo:lo+pixels]
+            members = held[:n*k*some.shape[1]].view(n, k, -1)
+            torch.mul(own[:,None,lo:lo+pixels] == ids, counted[...,lo:lo+pixels], out=members)
+            mu = mu + torch.bmm(members, some)
+        mu = unit(mu).transpose(1, 2)
+        for lo in range(0, part.shape[1], pixels): # E step
+            some, mine = part[:,lo:lo+pixels], own[:,lo:lo+pixels]
+            s = torch.bmm(some, mu, out=held[:n*k*some.shape[1]].view(n, -1, k))
+            near, to = s.max(2)
+            mine.copy_(torch.where(near > s.gather(2, mine[...,None])[...,0], to, mine))
+
+# %% ../nbs/api/42_segments.ipynb #8a4c02d3
 @torch.no_grad()
 def spherical_kmeans(
     u:torch.Tensor,      # (B,P,D) unit features
@@ -70,21 +112,9 @@ def spherical_kmeans(
     with torch.autocast(u.device.type, enabled=False): # who is nearest is decided in full precision
         for lo in range(0, B, images):
             rows, counted, own = (o[lo:lo+images].flatten(0, 1) for o in (u, valid, labels))
-            offset = torch.arange(len(rows), device=u.device)//P*k
             n = len(rows)//P
-            cluster = torch.where(counted, own + offset, n*k) # one more, of those that do not count
-            size = partial(torch.bincount, minlength=n*k)
-            sums = rows.new_zeros(n*k + 1, D).index_add_(0, cluster, rows)[:-1].double()
-            sizes = size(cluster)[:n*k]
-            for _ in range(iterations):
-                mu = unit(sums*(sizes > 0)[:,None]).to(u.dtype).view(n, k, D).transpose(1, 2)
-                moved, to = (torch.cat(o) for o in zip(*_moves(rows, mu, own, counted, pixels, held)))
-                if len(moved) == 0: break # and so it would stay
-                shift, those = offset[moved], rows.index_select(0, moved).double()
-                left, joined = own[moved] + shift, to + shift
-                sums.index_add_(0, left, those, alpha=-1).index_add_(0, joined, those)
-                sizes += size(joined) - size(left)
-                own[moved] = to
+            step = _move if u.device.type == 'cpu' else _count_all
+            step(rows, own, counted, n, k, iterations, held, pixels)
             labels[lo:lo+images] = own.view(n, P)
     return labels
 
@@ -140,10 +170,12 @@ def cut_segments(
     label:torch.Tensor,   # (N,) 0..255
     region:torch.Tensor,  # (N,) >= 0
     image:torch.Tensor,   # (N,) 0..B-1
+    k:int=None, # bound of the clusters; None looks for it
 )->tuple: # (N,) segment of each pixel; (M,) label, region, image of each segment
     "Cut clusters by label and region"
     if len(cluster) == 0: return (cluster,)*4
-    k, r = int(cluster.max()) + 1, int(region.max()) + 1
+    k = k or int(cluster.max()) + 1
+    r = int(region.max()) + 1 if region.device.type == 'cpu' else 2**31 # a GPU would have to wait for the largest
     key, own = torch.unique(((image*k + cluster)*256 + label)*r + region, return_inverse=True)
     return own, key//r % 256, key % r, key//(r*256*k)
 
@@ -172,12 +204,12 @@ def make_segments(
     v = unit(emb, 1).flatten(2).transpose(1, 2)
     local = locations(h, w, emb.device, v.dtype) if local is None else local
     u = with_location(v, local)
-    start = grid_labels(h, w, grid, emb.device)
+    start, k = _grid(h, w, tuple(grid), emb.device)
     valid = labels != VOID
-    cluster = spherical_kmeans(u.detach(), start, int(start.max()) + 1, iterations, valid)
+    cluster = spherical_kmeans(u.detach(), start, k, iterations, valid)
     if share != 1: u = with_location(share*v, local)
-    image = torch.arange(B, device=emb.device)[:,None].expand(B, h*w)
-    own, label, region, image = cut_segments(cluster[valid], labels[valid], regions[valid], image[valid])
-    v, u = v[valid], u[valid]
+    pixel = valid.flatten().nonzero()[:,0]
+    v, u, cluster, labels, regions = (o.flatten(0, 1).index_select(0, pixel) for o in (v, u, cluster, labels, regions))
+    own, label, region, image = cut_segments(cluster, labels, regions, pixel//(h*w), k)
     protos = Prototypes(cluster_means(v, own, len(label)), cluster_means(u, own, len(label)), label, region, image, tags)
-    return Segments(v, u, own, valid.flatten().nonzero()[:,0], (B, h, w), protos)
+    return Segments(v, u, own, pixel, (B, h, w), protos)

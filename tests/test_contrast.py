@@ -122,6 +122,53 @@ def test_concentrations(relation, kappa, dtype):
     compare(Relation(relation.name, relation.code, kappa, scope=relation.scope, location=relation.location), dtype=dtype)
 
 
+KINDS = "class", "table", "image", "image and table", "lonely"
+
+
+def random_problem(kind, D, N=203, M=61, images=3, seed=0):
+    "Unit pixels near their segments, which lie image by image; nothing a multiple of anything. Arguments of `contrast` from the third on, but for the concentration, and x and mu in float64"
+    g = torch.Generator().manual_seed(seed)
+    image, own = torch.arange(M)*images//M, torch.randint(M, (N,), generator=g)
+    mu = unit(torch.randn(M, D, generator=g, dtype=torch.float64))
+    x = unit(mu[own] + torch.randn(N, D, generator=g, dtype=torch.float64)*.7/D**.5)
+    ids = torch.arange(M)//2*(torch.arange(M) % 7 > 0) if kind == "lonely" else torch.randint(-1, 5, (M,), generator=g) # some groups of one
+    match = torch.rand(5, 5, generator=g) < .4 if "table" in kind else None
+    return x, mu, own, ids, match, image if "image" in kind else None
+
+
+def plain_mean(x, mu, own, ids, kappa, match, image, own_negative):
+    "Mean and loss of each pixel by the definition"
+    row = ids[own]
+    candidate = (row >= 0)[:, None] & (ids >= 0)
+    if image is not None: candidate = candidate & (image[own][:, None] == image)
+    positive = candidate & (row[:, None] == ids if match is None else match[row][:, ids])
+    anchor = row >= 0
+    losses = contrast_plain(x[anchor], mu, own[anchor], candidate[anchor], positive[anchor], kappa, own_negative)
+    each = torch.zeros(len(x), dtype=x.dtype, device=x.device).index_put((anchor,), losses)
+    if image is None: return losses.mean(), each
+    where = image[own][anchor]
+    return torch.stack([losses[where == i].mean() for i in where.unique()]).mean(), each
+
+
+def agree(kind, D, kappa, dtype=torch.float32, device="cpu", **size):
+    "Values and gradients of the fast form are those of the definition in float64"
+    x, mu, own, ids, match, image = (None if o is None else o.to(device) for o in random_problem(kind, D, **size))
+    for own_negative in (False, True) if match is not None else (False,):
+        results = []
+        for form, t in ((contrast, dtype), (plain_mean, torch.float64)):
+            leaves = [o.to(t).detach().requires_grad_() for o in (x, mu)]
+            total, each = form(*leaves, own, ids, kappa, match, image, own_negative)
+            results.append((total.detach(), each.detach(), *torch.autograd.grad(3*total, leaves)))
+        for name, found, want in zip(("mean", "each", "dx", "dmu"), *results):
+            torch.testing.assert_close(found.double(), want, rtol=0, atol=TOLERANCE[dtype]*want.abs().max().item(), msg=lambda m: f"{name}, own_negative {own_negative}: {m}")
+
+
+@pytest.mark.parametrize("D", [3, 16, 32, 64, 66, 128, 130])
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_problems(kind, D):
+    agree(kind, D, 12. if D < 64 else 60.)
+
+
 @pytest.mark.parametrize("elements", [1, 37, 500, 10**4])
 @pytest.mark.parametrize("scope", ["image", "memory"])
 @pytest.mark.parametrize("code", CODES)
@@ -283,13 +330,14 @@ def test_autocast_changes_no_value():
 def test_faults():
     seg, _ = problem()
     for bad, message in [(lambda: semantic_annotation(kappa=0), "concentration 0 must be above 0"), (lambda: semantic_annotation(kappa=float("nan")), "must be above 0"),
-                         (lambda: image_similarity(weight=-1), "weight -1 must not be negative"), (lambda: Relation("mine", same_class, 1, scope="world"), "'mine': scope 'world'"),
+                         (lambda: image_similarity(weight=-1), "weight -1 must be finite and not negative"), (lambda: Relation("mine", same_class, 1, scope="world"), "'mine': scope 'world'"),
                          (lambda: relation_loss(Relation("mine", lambda p: p.label[:-1], 1), seg), "'mine': its code has shape")]:
         with pytest.raises(SpmlError, match=message): bad()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_agrees():
+    "In float64: the chunked form"
     x, mu, own, ids, image, match = small(n=3000, m=300)
     for more in (dict(), dict(image=image), dict(match=match)):
         total, each = contrast(x, mu, own, ids, 16., **more)

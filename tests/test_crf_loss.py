@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from spml_kit.core import SpmlError, VOID
-from spml_kit.crf import Kernel
+from spml_kit.crf import Kernel, permutohedral
 from spml_kit.crf_loss import CrfCrossEntropy, _Disagreement, crf_disagreement
 
 
@@ -49,6 +49,16 @@ def test_a_batch_is_the_mean_of_its_images():
     images, prob, kernel = torch.rand(3, 3, 24, 24, generator=g), torch.randn(3, 2, 8, 8, generator=g).softmax(1), Kernel(1., 2., 40.)
     each = torch.stack([crf_disagreement(p[None], i[None], kernel) for p, i in zip(prob, images)])
     torch.testing.assert_close(crf_disagreement(prob, images, kernel), each.mean())
+
+
+def test_images_in_one_lattice_do_not_touch():
+    "Exactly what each gives by itself, though colours and sizes of the images differ"
+    g = torch.Generator().manual_seed(3)
+    images, kernel, values = torch.randint(256, (3, 7, 9, 3), generator=g, dtype=torch.uint8), Kernel(1., 3., 20.), torch.rand(3, 63, 2, generator=g)
+    images[1] //= 9
+    features = torch.stack([kernel.features(i) for i in images])
+    together = permutohedral(features).filter(values.flatten(0, 1)).view_as(values)
+    assert torch.equal(together, torch.stack([permutohedral(f).filter(v) for f, v in zip(features, values)]))
 
 
 def test_loss_adds_the_penalty():

@@ -8,7 +8,7 @@ from conftest import random_batch
 from spml_kit.core import SpmlError, UNLABELLED, VOID
 from spml_kit.embed import location_colours, unit
 from spml_kit.memory import MemoryBank
-from spml_kit.segments import cluster_means, cut_segments, grid_labels, make_segments, resize_labels, spherical_kmeans
+from spml_kit.segments import _count_all, _move, cluster_means, cut_segments, grid_labels, make_segments, resize_labels, spherical_kmeans
 
 
 def plain_means(x, labels, k):
@@ -70,6 +70,20 @@ def test_chunks_of_images(elements):
     u, start = features(0, 7, 50, 4), torch.arange(50) % 6
     valid = features(1, 7, 50, 1)[..., 0] > 0
     assert torch.equal(*(spherical_kmeans(u, start, 6, 5, valid, n)[valid] for n in (elements, None)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 40), st.integers(1, 6), st.integers(0, 4), st.floats(0, 1), st.integers(1, 50))
+def test_the_form_of_a_gpu_is_that_of_a_cpu(seed, n, pixels, k, iterations, share, at_once):
+    "Who moves, and everybody counted anew: the same clusters"
+    u, g = features(seed, n, pixels, 4), torch.Generator().manual_seed(seed + 1)
+    counted, start = torch.rand(n*pixels, generator=g) < share, torch.randint(k, (n*pixels,), generator=g)
+    found = []
+    for form in (_move, _count_all):
+        own = start.clone()
+        form(u.flatten(0, 1), own, counted, n, k, iterations, u.new_empty(n*k*min(at_once, pixels)), min(at_once, pixels))
+        found.append(own[counted])
+    assert torch.equal(*found)
 
 
 def test_ties():

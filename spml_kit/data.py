@@ -375,7 +375,7 @@ class WeakSet:
         file_ids:bool=False,      # do PNG and JSON files count classes as the mask files do, rather than 0..C-1 of `images.classes`?
         keypoints:dict=None,      # of simulated keypoints: `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
     ):
-        if remap255 not in (None, True, False) or isinstance(remap255, int) and not isinstance(remap255, bool): raise SpmlError(f"remap255={remap255!r} is not True, False or None")
+        if not isinstance(remap255, (bool, np.bool_, type(None))): raise SpmlError(f"remap255={remap255!r} is not True, False or None")
         self.keypoints = keypoints
         simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints or {}) # what is wrong with them is said now, not at the first image
         self.images, self.annotation, self.length, self.width, self.seed = images, annotation, length, width, seed
@@ -426,7 +426,7 @@ class WeakSet:
                 other = rescale(Boxes(more := self.images.other_boxes(i), np.zeros(len(more), int)), old, size).to_labels(size, source)
                 said = np.where(said == 0, other, said)
         labels = check_labels(ids[check_labels(said, 254, str(source), size)], self.c, str(source))
-        if lost := {*np.asarray(named).tolist()} - {*np.unique(labels).tolist(), VOID} if marked else None: self.covered[self.names[i]] = sorted(lost)
+        if marked and (lost := {*named.tolist()} - {*np.unique(labels).tolist(), VOID}): self.covered[self.names[i]] = sorted(lost)
         return labels, tags_of(np.append(labels, named).astype(np.uint8), self.c)
 
     def boxes(self,

@@ -350,9 +350,8 @@ def _print_metrics(path):
     if not path.exists(): return
     rows = read_json(path).get('rows', [])
     for r in rows if isinstance(rows, list) else []: # a notebook of one's own may write what it likes
-        if not isinstance(r, dict) or not {'method'} <= r.keys(): continue
-        if 'agreement' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   agreement with the weak labels {r['agreement']:6.2f} %")
-        elif 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
+        if not isinstance(r, dict) or 'method' not in r: continue
+        if 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
         else: print('  '.join([f"{r['method']:<16}", *(f'{k} {v:.3f}' for k,v in r.items() if isinstance(v, float))]))
 
 # %% ../nbs/api/96_experiment.ipynb #628b3331

@@ -179,9 +179,9 @@ def claim_folder(
         return write_json(path, settings)
     there = read_json(path)
     if there and not _is_record(there): raise SpmlError(f"{path}: not the kit's record, but another program's; nothing was changed. Choose a folder that is new or empty")
-    there = {k: None for k in settings} | {'spml_kit': 1} | there
-    differ = [k for k in there if settings.get(k) != there[k]]
-    if differ: raise SpmlError(f"{folder}: holds results of other settings ({', '.join(f'{k} was {there[k]!r}, is {settings.get(k)!r}' for k in differ[:3])}); choose another folder, or delete this one")
+    there = {'spml_kit': 1} | there # earlier records have no mark
+    differ = [k for k in {**settings, **there} if settings.get(k) != there.get(k)]
+    if differ: raise SpmlError(f"{folder}: holds results of other settings ({', '.join(f'{k} was {there.get(k)!r}, is {settings.get(k)!r}' for k in differ[:3])}); choose another folder, or delete this one")
 
 # %% ../nbs/api/01_files.ipynb #ed9e3138
 def _open(path, load=True):
@@ -202,12 +202,14 @@ def read_image(
     "Read a photograph"
     return np.array(_open(path).convert('RGB'))
 
+_ID_MODES = 'P', 'L', 'I', 'I;16', '1' # PIL's, of files that hold ids; the others hold colours
+
 def read_index_png(
     path, # palette, grey or 16-bit PNG of ids
 )->np.ndarray: # (H,W) uint8 or int32
     "Read raw ids from a PNG, never colours"
     im = _open(path)
-    if im.mode not in ('P', 'L', 'I', 'I;16', '1'): raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
+    if im.mode not in _ID_MODES: raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
     return np.array(im).astype(np.uint8 if im.mode in ('P', 'L', '1') else np.int32)
 
 # %% ../nbs/api/01_files.ipynb #c395170b
@@ -215,10 +217,10 @@ def holds_ids(
     path, # a PNG that the kit may have written
 )->bool: # False where it is absent or broken: to be made
     "Is this a whole map of ids? A picture with colours, which the kit does not write, is refused"
-    try: return read_index_png(path) is not None
-    except SpmlError as e:
-        if 'holds colours' in str(e): raise SpmlError(f"{path}: a picture with colours, which the kit did not write and does not replace; move it elsewhere") from None
-        return False
+    try: mode = _open(path).mode
+    except SpmlError: return False
+    if mode not in _ID_MODES: raise SpmlError(f"{path}: a picture with colours, which the kit did not write and does not replace; move it elsewhere")
+    return True
 
 def write_index_png(
     path,              # file to write

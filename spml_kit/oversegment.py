@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import higra as hg
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -52,6 +51,7 @@ class Hierarchy:
         H, W = self.pieces.shape
         out = np.zeros((2*H - 1, 2*W - 1), np.float32)
         if self.n_pieces == 1: return out
+        import higra as hg # as in `hierarchy_of`
         tree = hg.Tree(self.parents)
         tree.lowest_common_ancestor_preprocess()
         meet = lambda a, b: self.altitudes[tree.lowest_common_ancestor(a.ravel(), b.ravel())].reshape(a.shape)
@@ -66,6 +66,7 @@ def hierarchy_of(
     size:float=.25,      # power of the smaller region's share of the image, 0..1
 )->Hierarchy:
     "Watershed of the contours, and its pieces merged by mean boundary strength (OWT-UCM) and size"
+    import higra as hg # here: who reads regions that are made, on a machine without it, say, does so without it
     contours = np.asarray(contours, np.float64)
     if contours.ndim != 2 or min(contours.shape) < 2 or not np.isfinite(contours).all():
         raise SpmlError(f"contours must be a finite (H,W) map of at least 2x2 pixels, got shape {contours.shape}")

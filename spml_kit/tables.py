@@ -46,6 +46,9 @@ def _short(said):
 
 _NEEDED = dict(rows=('method', 'data', 'annotation', 'seed', 'miou'), conditions=('n_train', 'size', 'steps', 'recipe'))
 
+def _changed(file, what, thing):
+    return SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+
 def _placed(file, said):
     "Rows that a table can place: of the kit's experiments, what is no such row is refused; one of one's own may have none"
     there = file.with_name('environment.json')
@@ -59,7 +62,7 @@ TOLD = 'quickstart', 'single' # experiments whose rows belong to tables
 
 def _rows(file, said):
     def of(kind, thing, what):
-        if not isinstance(thing, kind) or isinstance(thing, bool): raise SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+        if not isinstance(thing, kind) or isinstance(thing, bool): raise _changed(file, what, thing)
         return thing
     c, rows = of(dict, said.get('conditions', {}), 'conditions'), of(list, said.get('rows', []), 'rows')
     for r in rows: of(dict, r, 'a row')
@@ -70,15 +73,15 @@ def _rows(file, said):
     for r in rows:
         for k, kind in dict(method=str, data=str, annotation=str, seed=int, miou=(int, float)).items(): of(kind, r[k], f'{k} of a row')
         of(dict, r.get('per_class', {}), 'per_class of a row')
-        if not math.isfinite(r['miou']): raise SpmlError(f"{file}: miou of a row is {r['miou']}; run it anew, or move it away")
+        if not math.isfinite(r['miou']): raise _changed(file, 'miou of a row', r['miou'])
     return rows
 
 def _made_by(file):
     "The code that made a run, where it is told; None for a run that did not come to its end"
     said = {name: read_json(p) for name in ('status', 'environment') if (p := file.with_name(f'{name}.json')).exists()} if file.name == 'metrics.json' else {}
     state, code = said.get('status', {}).get('state', 'done'), said.get('environment', {}).get('code', '')
-    for name, wrong, what in (('status', state not in ('new', 'running', 'done', 'failed'), state), ('environment', not isinstance(code, str), code)):
-        if wrong: raise SpmlError(f"{file.with_name(name)}.json: {what!r} is not what a run writes there; it was changed: run it anew, or move it away")
+    if state not in ('new', 'running', 'done', 'failed'): raise _changed(file.with_name('status.json'), 'state', state)
+    if not isinstance(code, str): raise _changed(file.with_name('environment.json'), 'code', code)
     return None if state != 'done' else code
 
 def collect_runs(
@@ -89,10 +92,11 @@ def collect_runs(
     files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
-        try: said = read_json(f)
-        except SpmlError as e:
-            if f.name == 'metrics.json' and 'not JSON' in str(e) or not f.is_file(): raise
+        try: said = read_json(f, object)
+        except SpmlError:
+            if f.name == 'metrics.json' or not f.is_file(): raise
             continue # of other things
+        if not isinstance(said, dict): continue
         if (code := _made_by(f)) is None: continue
         for r in _placed(f, said):
             c = said['conditions']
@@ -295,7 +299,7 @@ def sweep_table(
     for f in label:
         if not os.path.lexists(path := Path(folder)/f/'metrics.json'): continue
         found = read_json(path).get('rows', [])
-        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found): raise SpmlError(f"{path}: rows is {str(found)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found): raise _changed(path, 'rows', found)
         rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found if {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
     grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))

@@ -1,5 +1,6 @@
 """How fast is it? The loss in its three forms, clustering, walk, retrieval, whole steps against the backbone alone, and the fraction of what the chip can do."""
 import os
+import tempfile
 import warnings
 from statistics import median
 
@@ -7,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from measure import clock
-from right import SMALL, problem
+from right import SMALL, problem, with_regions
 from spml_kit.batches import weak_dls
 from spml_kit.contrast import contrast, contrast_plain
-from spml_kit.data import SceneSet, WeakSet
+from spml_kit.data import SceneSet
 from spml_kit.embed import locations, with_location
 from spml_kit.learner import spml_learner
 from spml_kit.propagate import random_walk
@@ -102,10 +103,11 @@ def parts(rows):
 def steps(rows):
     "A whole training step, its loss and clustering, and the backbone alone"
     presets = dict(small=SMALL | dict(bs=2, crop=64)) if rows.dry else dict(small=dict(embed=dict(pretrained=False)), paper_voc={})
+    folder = tempfile.TemporaryDirectory()
     for name, changes in presets.items():
         def one():
             recipe = RECIPES[name].but(**changes)
-            weak = WeakSet(SceneSet(max(4, recipe.bs), size=recipe.crop), 'scribbles', regions=30)
+            weak = with_regions(SceneSet(max(4, recipe.bs), size=recipe.crop), 'scribbles', 30, f'{folder.name}/{name}')
             learn = spml_learner(weak_dls(weak, weak.images, bs=recipe.bs, crop=recipe.crop, steps=1, device=torch.device(rows.device)), recipe=recipe)
             loading, batch = clock(learn.dls.train.one_batch, rows.device)
             x, *labels = (o.to(rows.device) for o in batch)

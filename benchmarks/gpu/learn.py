@@ -22,7 +22,7 @@ def sets(rows):
     "Training images with strokes, the same with masks, images to score on; drawn scenes in a dry run"
     if rows.dry:
         train = SceneSet(6, size=64)
-        return WeakSet(train, 'scribbles', regions=12), WeakSet(train, 'full', regions=12), SceneSet(2, size=64, start=100)
+        return WeakSet(train, 'scribbles'), WeakSet(train, 'full'), SceneSet(2, size=64, start=100)
     listed = lambda split: (PACKED/f'{split}.txt').read_text().split()
     train, valid = (FolderSet(PACKED/'images', PACKED/'masks', NAMES, names=listed(split)) for split in ('train_aug', 'val'))
     return WeakSet(train, PACKED/'scribbles', regions=PACKED/'regions'), WeakSet(train, 'full', regions=PACKED/'regions'), valid

@@ -1,10 +1,11 @@
 """Run the stages, each in a process of its own that is ended when it takes too long; see README.md."""
-import argparse, json, os, subprocess, sys, tempfile, time
+import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
 
 from measure import machine
+from spml_kit.files import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 LIMITS = dict(right=90, fast=150, learn=240) # seconds
@@ -17,10 +18,7 @@ class Rows:
         self.said = dict(stage=file.stem, dry=dry, machine=machine(self.device), rows=[])
         self.write()
 
-    def write(self):
-        part = self.file.with_suffix('.part')
-        part.write_text(json.dumps(self.said | dict(seconds=round(time.perf_counter() - self.begun, 1)), indent=1))
-        os.replace(part, self.file)
+    def write(self): write_json(self.file, self.said | dict(seconds=round(time.perf_counter() - self.begun, 1)))
 
     def add(self, **row):
         self.said['rows'].append(row)
@@ -42,7 +40,7 @@ def stage(name, out, dry):
 
 
 def failed(file):
-    rows = json.loads(file.read_text())['rows'] if file.exists() else []
+    rows = read_json(file)['rows'] if file.exists() else []
     return [r for r in rows if 'failed' in r or r.get('right') is False], len(rows)
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from .core import SpmlError, seed_everything
 from .distributed import gather, joint_mean
 from .embed import BackboneNet
-from .learner import OPTIMISERS, HistoryCB, LossCB, PartMetric, PartsLoss, run_settings
+from .learner import HistoryCB, LossCB, PartMetric, PartsLoss, run_settings
+from .optimisers import OPTIMISERS
 from .recipes import RECIPES, Recipe
 
 # %% ../nbs/api/62_cam.ipynb #230667c0

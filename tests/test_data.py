@@ -5,13 +5,14 @@ import pytest
 import torch
 from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from fastai.learner import Learner
+from fastai.torch_core import default_device
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 
 from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, rng_of
 from spml_kit.files import write_index_png, write_json
-from spml_kit.batches import MEAN_COLOUR, RoundLoader, augment, weak_dls
+from spml_kit.batches import MEAN_COLOUR, RoundLoader, augment, chosen_device, weak_dls
 from spml_kit.data import FolderSet, Sample, SceneSet, VocSet, WeakSet, animal_clicks, check_masks, check_weak_set, folder_sets, reduce_labels, rescale, resize
 from spml_kit.labels import Boxes, Keypoints, Points, Scribbles, Tags, write_annotation
 from spml_kit.oversegment import oversegment, prepare_regions
@@ -483,6 +484,38 @@ def test_batches_do_not_depend_on_workers(weak, workers):
     plain, many = dls_of(weak), dls_of(weak, num_workers=workers)
     for _ in range(2): assert same(batches(plain.train), batches(many.train))
     assert plain.train.round == many.train.round == 2
+
+
+def test_workers_stay_from_round_to_round(weak):
+    "With what they have read, whatever else is asked of the loader in between; and a set round is the round that they make"
+    plain, many, ids = dls_of(weak).train, dls_of(weak, num_workers=2).train, set()
+    for r in 0, 1, 5:
+        plain.round = many.round = r
+        assert same(batches(plain), batches(many)) and plain.round == many.round == r + 1
+        next(iter(many)) # given up
+        assert same([many.one_batch()], [plain.one_batch()])
+        ids |= {w.pid for w in many._kept._iterator._workers}
+    assert len(ids) == 2
+    many.process = plain.process = 1, 2
+    assert same(batches(plain), batches(many))
+
+
+def test_random_numbers_do_not_depend_on_workers(weak):
+    drawn = []
+    for workers in 0, 2:
+        dl = dls_of(weak, num_workers=workers).train
+        torch.manual_seed(3)
+        for _ in range(3): batches(dl)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize('name', ['', 'cpu', 'cuda:9', 'gpu', '1.5'])
+def test_the_environment_names_the_device(monkeypatch, name):
+    monkeypatch.setenv('SPML_DEVICE', name)
+    if name in ('', 'cpu'): assert chosen_device() == (default_device() if not name else torch.device('cpu'))
+    else:
+        with pytest.raises(SpmlError, match=f'SPML_DEVICE={name}'): chosen_device()
 
 
 def test_batches_depend_on_seed_and_round_alone(weak):

@@ -9,7 +9,8 @@ from torch import nn
 
 from spml_kit.contrast import contrast, contrast_plain, relation_loss
 from spml_kit.embed import SegNet, SoftmaxHead, location_colours, locations, paper_pspnet, unit
-from spml_kit.learner import lr_poly, paper_sgd, spml_splitter
+from spml_kit.learner import lr_poly, spml_splitter
+from spml_kit.optimisers import paper_sgd
 from spml_kit.memory import MemoryBank
 from spml_kit.predict import majority_labels, window_ends
 from spml_kit.recipes import RECIPES

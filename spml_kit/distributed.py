@@ -28,7 +28,7 @@ from .segments import Prototypes, Segments
 def join_processes():
     "Meet the processes that a launcher has started, each on a GPU of its own if there are any; alone, do nothing"
     if num_distrib() < 2 or dist.is_initialized(): return
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) # where each sees its own GPU only, all are number 0
     dist.init_process_group() # tensors on GPUs by NCCL, others by Gloo
     atexit.register(dist.destroy_process_group)
 
@@ -44,7 +44,7 @@ def rank()->int: # 0..processes()-1
 
 def barrier():
     "Wait for the others"
-    if _joined(): dist.barrier()
+    all_sum(torch.zeros(())) # on the CPU: of a barrier, torch could not know whose GPU it means
 
 # %% ../nbs/api/59_distributed.ipynb #14095e45
 class _Sum(torch.autograd.Function):
@@ -69,16 +69,21 @@ def all_mean(
     "Mean over the processes"
     return all_sum(x)/processes()
 
-def _sizes(n, device): # n of every process
-    return all_sum(torch.where(torch.arange(processes(), device=device) == rank(), n, 0)).tolist()
+def _sizes(*n): # whole numbers of this process
+    "Those of all processes, a list each, by way of the CPUs: no GPU is waited for"
+    mine = torch.zeros(processes(), len(n), dtype=torch.long)
+    mine[rank()] = torch.tensor(n)
+    return all_sum(mine).tolist()
 
 def gather(
     x:torch.Tensor, # (n,...), n of each process's own
+    sizes:list=None, # n of every process, where they are known
 )->torch.Tensor: # (sum of n,...)
     "Rows of all processes, one process after the other"
     if processes() == 1: return x
-    if x.dtype == torch.bool: return gather(x.byte()).bool()
-    sizes, zeros = _sizes(len(x), x.device), lambda n: x.new_zeros(n, *x.shape[1:])
+    if sizes is None: sizes = [n for n, in _sizes(len(x))]
+    if x.dtype == torch.bool: return gather(x.byte(), sizes).bool()
+    zeros = lambda n: x.new_zeros(n, *x.shape[1:])
     return all_sum(torch.cat([zeros(sum(sizes[:rank()])), x, zeros(sum(sizes[rank()+1:]))])) # adding zeros is exact
 
 # %% ../nbs/api/59_distributed.ipynb #d9c8d369
@@ -98,9 +103,10 @@ def gather_segments(
     "Let pixels see the segments of all processes"
     if processes() == 1: return seg
     p = seg.protos
-    segments, images = (sum(_sizes(n, p.mu.device)[:rank()]) for n in (len(p), len(p.tags))) # of the processes before this one
-    protos = Prototypes(**{k: gather(v) for k, v in vars(replace(p, image=p.image + images)).items()})
-    return replace(seg, own=seg.own + segments, protos=protos)
+    segments, images = ([*n] for n in zip(*_sizes(len(p), len(p.tags)))) # of each process
+    fields = vars(replace(p, image=p.image + sum(images[:rank()])))
+    protos = Prototypes(**{k: gather(v, images if k == 'tags' else segments) for k, v in fields.items()})
+    return replace(seg, own=seg.own + sum(segments[:rank()]), protos=protos)
 
 def joint_relation_loss(
     relation:Relation, # the rule
@@ -112,10 +118,19 @@ def joint_relation_loss(
     loss, _ = relation_loss(relation, seg, candidates, own_negative)
     if processes() == 1: return loss
     ids, _ = relation.groups(candidates if relation.scope == 'memory' else seg.protos)
-    anchors = seg.own[ids[seg.own] >= 0]
-    return joint_mean(loss, len(seg.protos.image[anchors].unique()) if relation.scope == 'image' else len(anchors))
+    anchors = ids[seg.own] >= 0
+    if relation.scope == 'image': anchors = anchors.new_zeros(len(seg.protos.tags), dtype=torch.long).index_add(0, seg.protos.image[seg.own].long(), anchors.long()) > 0
+    return joint_mean(loss, anchors.sum())
 
 # %% ../nbs/api/59_distributed.ipynb #f7b6482f
+def _from_first(tensors):
+    "Give all processes the tensors of the first, those of a type in one message"
+    for dtype in sorted({t.dtype for t in tensors}, key=str):
+        some = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.flatten() for t in some])
+        dist.broadcast(flat, 0)
+        for t, part in zip(some, flat.split([t.numel() for t in some])): t.copy_(part.view_as(t))
+
 class ProcessesCB(Callback):
     "With several processes, each takes its part of every batch, and all take the same step"
     order = 9 # before mixed precision and fastai's DistributedTrainer
@@ -138,7 +153,7 @@ class ProcessesCB(Callback):
     def before_train(self): self.learn.model = self.together
     def before_validate(self):
         self.learn.model = self.together.module
-        for b in self.model.buffers(): dist.broadcast(b, 0) # on CPUs each has its own statistics
+        _from_first([*self.model.buffers()]) # on CPUs each has its own statistics
 
     def after_validate(self):
         for m in [self.recorder.loss, *self.metrics]:

@@ -16,7 +16,7 @@ from fastai.torch_core import default_device, to_device
 from fastcore.basics import chunked
 from torch.utils.data import DataLoader as TorchLoader
 
-from .core import SpmlError, UNLABELLED, VOID, rng_of
+from .core import SpmlError, UNLABELLED, VOID, named_device, rng_of
 from .data import Sample, WeakSet
 from .labels import tags_of
 
@@ -159,17 +159,13 @@ class ScoreLoader(BatchLoader):
 def chosen_device()->torch.device:
     "The GPU, if there is one, or what the environment variable SPML_DEVICE names: cpu, cuda, cuda:1"
     name = os.environ.get('SPML_DEVICE')
-    if not name: return default_device()
-    try: device = torch.device(name)
-    except RuntimeError: raise SpmlError(f"SPML_DEVICE={name}: no device of PyTorch; cpu, cuda and cuda:1 are") from None
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise SpmlError(f"SPML_DEVICE={name}: PyTorch sees {torch.cuda.device_count()} GPUs here, counted from 0; choose one of them, or cpu")
-    return device
+    return named_device(name) if name else default_device()
 
 def _feeders(device):
     "Processes that keep a GPU fed: a share of the cores for each process that trains"
     if device.type != 'cuda': return 0
-    return max(1, min(8, len(os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count()))//int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return max(1, min(8, cores//int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
 # %% ../nbs/api/16_batches.ipynb #6d31a63c
 def weak_dls(
@@ -187,7 +183,7 @@ def weak_dls(
     "fastai DataLoaders: weak labels to train on, masks to score with"
     if train.classes != valid.classes: raise SpmlError(f"training classes {list(train.classes.names)} are not those of validation {list(valid.classes.names)}")
     if not isinstance(valid, WeakSet) and not valid.masks: raise SpmlError("validation needs masks, and those of this set are closed; give a WeakSet to score on weak labels")
-    device = torch.device(device or chosen_device())
+    device = named_device(device) if device else chosen_device()
     workers = _feeders(device) if num_workers is None else num_workers
     feed = dict(device=device, pin_memory=device.type == 'cuda')
     dls = DataLoaders(RoundLoader(train, bs, crop, steps, seed, scale, flip, num_workers=workers, **feed), ScoreLoader(valid, bs, **feed), device=device)

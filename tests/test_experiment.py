@@ -60,6 +60,27 @@ def test_run_leaves_notebook_report_metrics_and_environment(toy, tmp_path, monke
     assert env["packages"]["torch"] and env["python"] and env["platform"]
 
 
+def test_the_device_reaches_the_notebook_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "asks.ipynb", "out = '.'", "import os\nfrom spml_kit.files import write_json\nwrite_json(f'{out}/metrics.json', {'rows': [], 'device': os.environ.get('SPML_DEVICE')})")
+    for before, word, inside in ((None, "cpu", "cpu"), ("cuda:7", "cpu", "cpu"), ("cuda:7", None, "cuda:7"), (None, "cuda:1", "cuda:1"), (None, None, None)):
+        if before is None: monkeypatch.delenv("SPML_DEVICE", raising=False)
+        else: monkeypatch.setenv("SPML_DEVICE", before)
+        assert spml_run(["asks.ipynb", "--out", "run", *(["--device", word] if word else [])]) == 0
+        assert read_json(tmp_path / "run" / "metrics.json")["device"] == inside and os.environ.get("SPML_DEVICE") == before
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:a", "0", "", "cpu "])
+def test_words_that_are_no_device(word, capsys):
+    with pytest.raises(SystemExit): spml_run(["scribbles", "--device", word])
+    assert "cpu, cuda or cuda:1 is wanted" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_said_by_the_run(tmp_path, capsys):
+    assert spml_run(["scribbles", "--device", "cuda:99", "--out", str(tmp_path / "run")]) == 2
+    assert "device 'cuda:99': PyTorch sees" in capsys.readouterr().err
+
+
 def test_report_stands_alone(tmp_path):
     Image.fromarray(np.full((4, 4, 3), 200, np.uint8)).save(tmp_path / "dot.png")
     nb = nbformat.read(write_notebook(tmp_path / "picture.ipynb", "#| hide\nsecret = 1", "import matplotlib.pyplot as plt", "plt.plot([1, 2]);", tagged=False), 4)

@@ -10,7 +10,7 @@ import pytest
 from spml_kit.core import SpmlError
 from spml_kit.files import read_json
 from spml_kit.experiment import run_id
-from spml_kit.sweep import read_grid, run_state, spml_sweep, sweep
+from spml_kit.sweep import _own_gpu, read_grid, run_state, spml_sweep, sweep
 
 CELL = """
 import json, os, pathlib, time
@@ -225,3 +225,12 @@ def test_a_sweep_touches_nobodys_folder(tmp_path, capsys):
     assert spml_sweep(["table2_scenes", "--out", str(tmp_path / "mine"), "--workers", "0"]) == 2
     assert "no record that the kit made this folder" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["sweep.json"]
+
+
+@pytest.mark.parametrize("gpus, devices", [(0, [None]*4), (1, [None]*4), (2, ["cuda:0", "cuda:1"]*2), (3, ["cuda:0", "cuda:1", "cuda:2", "cuda:0"])])
+def test_workers_share_the_gpus_in_turn(monkeypatch, gpus, devices):
+    monkeypatch.delenv("SPML_DEVICE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert [_own_gpu(k) for k in range(4)] == devices and _own_gpu("tcp://far:1") is None
+    monkeypatch.setenv("SPML_DEVICE", "cpu")
+    assert _own_gpu(1) is None

@@ -240,13 +240,14 @@ class Task:
     make: Callable # of the device: a Pair, or figures
     size: str
     target: dict   # figure to what it should reach; `memory_ratio`, `share` and `waiting` should stay below
+    cpu_only: bool = False # on a GPU the kit does what the baseline does
 
 
 TASKS = {
     'relations': Task(relations, 'three VOC relations, forward and backward: N 65,536, M 1,200 + 2,400, D 64, 21 classes, 16 images', dict(speedup=5, memory_ratio=.1)),
     'kmeans_36': Task(lambda device: kmeans(36, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 36 clusters', dict(speedup=2)),
     'kmeans_576': Task(lambda device: kmeans(576, device), 'spherical k-means, 10 iterations: 16 x 128 x 128 x 66, 576 clusters', dict(speedup=2)),
-    'depthwise': Task(depthwise, 'dilated depthwise convolution of EfficientNet-Lite0, forward and backward: 8 x 1152 x 8 x 8, kernel 5 x 5, dilation 2, against torch.nn.Conv2d', dict(speedup=3)),
+    'depthwise': Task(depthwise, 'dilated depthwise convolution of EfficientNet-Lite0, forward and backward: 8 x 1152 x 8 x 8, kernel 5 x 5, dilation 2, against torch.nn.Conv2d', dict(speedup=3), cpu_only=True),
     'step': Task(step, 'training step of the default preset: 8 x 128 x 128, EfficientNet-Lite0; share is that of loss and clustering', dict(share=.25)),
     'loading': Task(loading, 'waiting for batches of the default preset, as a share of the time, without worker processes', dict(waiting=.05)),
     'walk': Task(walk, 'random walk of 64 steps, matrix included: 63 x 47 grid, 5 of 21 classes present, image and mirror image', dict(speedup=8)),
@@ -260,7 +261,7 @@ def time_task(name, device, repeats):
     "Both forms by turns, in this process"
     task = TASKS[name].make(device)
     if isinstance(task, dict): return task
-    (_, a), (_, b) = clock(task.plain, device), clock(task.ours, device) # warm-up
+    for _ in range(3): (_, a), (_, b) = clock(task.plain, device), clock(task.ours, device) # warm-up; kernels that are compiled for their arguments want several
     off = task.differ(a, b)
     if not off <= task.tolerance: raise SystemExit(f"{name}: the two differ by {off:.2g}, allowed are {task.tolerance:.0e}")
     times = [(clock(task.plain, device)[0], clock(task.ours, device)[0]) for _ in range(repeats)]
@@ -319,7 +320,7 @@ def main():
     out = args.out or Path(__file__).parent/('results.json' if args.device == 'cpu' else f'results_{args.device}.json')
     rows = {r['name']: r for r in read_json(out)['rows']} if out.exists() else {} # of tasks that do not run now
     print(f"{'':<17}{'baseline s':>10}{'kit s':>10}{'faster':>8}{'memory':>9}{'share':>8}{'waiting':>8}   target")
-    for name in args.tasks or TASKS:
+    for name in args.tasks or [n for n, task in TASKS.items() if args.device == 'cpu' or not task.cpu_only]:
         rows[name] = dict(conditions=machine(args.device) | dict(repeats=args.repeats, dtype='float32')) | measure(name, args.device, args.repeats)
         show(rows[name])
         kept = [rows[k] for k in TASKS if k in rows]

@@ -1,5 +1,6 @@
 """Fixtures and helpers that test files share."""
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from spml_kit.core import data_root
 
 
 def pytest_configure(config):
+    os.environ["SPML_DEVICE"] = "cpu" # equal bits are asked for; what needs a GPU names it
     config.addinivalue_line("markers", "browser: needs Chromium; run by `make test-browser`")
     config.addinivalue_line("markers", "faults(kind): what goes wrong on a machine; counted in the last line, and run at "
                             "length by `make faults`")

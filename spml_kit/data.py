@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, did_you_mean, rng_of, warn
-from .files import inside, read_image, read_index_png, read_json, read_lines
+from .files import inside, is_there, read_image, read_index_png, read_json, read_lines
 from .keypoints import simulate_keypoints
 from .labels import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, read_annotation, read_voc_boxes, simulate_points, simulate_scribbles, tags_of
 from .oversegment import RegionCache, oversegment
@@ -288,7 +288,7 @@ class FolderSet(ImageSet):
     def _class_names(self):
         near = self.mask_folder or self.folder
         for path in (near/'classes.txt', near.parent/'classes.txt'):
-            if path.exists(): return read_class_names(path)
+            if is_there(path): return read_class_names(path)
         if self.mask_folder is None: raise SpmlError(f"{near.parent/'classes.txt'}: no such file; write the class names there, one a line, background first, or give classes=[...]")
         values = {v for s in self.paths for v in np.unique(read_index_png(self.mask_folder/f'{s}.png')).tolist()}
         if not (top := max((v for v in values if v < UNLABELLED), default=0)): raise SpmlError(_only_background(self.mask_folder, VOID in values))
@@ -405,7 +405,7 @@ class WeakSet:
         if self.annotation in SAID:
             said = self.images.boxes(i)
             return said if self.annotation == 'boxes' else Tags(said.classes), f'{self.annotation} of {self.names[i]}', as_is
-        paths = [p for p in (Path(self.annotation)/f'{self.names[i]}{s}' for s in ('.png', '.json', '.xml')) if p.exists()]
+        paths = [p for p in (Path(self.annotation)/f'{self.names[i]}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)]
         if len(paths) != 1: raise SpmlError(f"{self.annotation}: {[p.name for p in paths] or 'no .png, .json or .xml'} for {self.names[i]}; one is needed")
         path, ids = paths[0], self.images.ids if self.file_ids else as_is
         if path.suffix == '.json': return read_annotation(path), path, ids

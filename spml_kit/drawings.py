@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from skimage.color import rgb2lab
 
 from .core import SpmlError, UNLABELLED, Classes, check_labels
-from .files import atomic_path, inside, read_index_png, read_json, read_lines, read_text, write_index_png, written_by
+from .files import atomic_path, inside, is_there, read_index_png, read_json, read_lines, read_text, write_index_png, written_by
 from .data import read_class_names, resize
 from .embed import BackboneNet, locations, unit
 from .labels import KINDS, Boxes, Points, Scribbles, Tags, read_annotation, write_annotation
@@ -86,7 +86,7 @@ ANNOTATOR = 'spml_kit annotator' # stands in the label files that drawings leave
 def _most_exact(annotations): return annotations[max(annotations, key=DRAWN.index)]
 def _as_map(annotations): return bool({'scribbles', 'points'} & annotations.keys()) # a label PNG? else JSON
 
-def _label_files(folder, name): return [p for p in (Path(folder)/'labels'/f'{name}{s}' for s in ('.png', '.json', '.xml')) if p.exists()]
+def _label_files(folder, name): return [p for p in (Path(folder)/'labels'/f'{name}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)]
 
 def _agrees(path, annotations):
     "Does a label file say what a drawing gives?"
@@ -132,7 +132,7 @@ def write_drawing(
 )->Path: # the file in `labels`, or None
     "Write a drawing, then the labels that follow from it, each file whole or not at all; labels that were not drawn here are refused"
     paths = {kind: inside(Path(folder)/kind, name, '.json') for kind in DRAWN}
-    before = {kind: read_annotation(p) for kind, p in paths.items() if p.exists()}
+    before = {kind: read_annotation(p) for kind, p in paths.items() if is_there(p)}
     _check_own(folder, name, before)
     if not annotations: write_labels(folder, name, {}, labels) # first: labels without a drawing would be taken for somebody else's
     for kind, path in paths.items():
@@ -165,7 +165,7 @@ def read_drawing(
     folder, out = Path(folder), {}
     for kind in DRAWN:
         path = folder/kind/f'{name}.json'
-        if not path.exists(): continue
+        if not is_there(path): continue
         out[kind] = ann = read_annotation(path)
         if not isinstance(ann, KINDS[kind]): raise SpmlError(f"{path}: holds {type(ann).__name__.lower()}, not {kind}; move it to the folder of its kind")
         if ann.classes.max() >= n_classes: raise SpmlError(f"{path}: class id {ann.classes.max()}, but the class table has {n_classes} classes; give the table that it was drawn with")
@@ -186,7 +186,7 @@ def class_table(
 )->Classes:
     "The class table of a folder"
     path = Path(folder)/'classes.txt'
-    there = read_class_names(path) if path.exists() else []
+    there = read_class_names(path) if is_there(path) else []
     if classes is None and not there: raise SpmlError(f"{path}: no such file; write the class names there, one a line, background first, or give classes=[...]")
     table = Classes(tuple(there if classes is None else getattr(classes, 'names', classes)))
     if list(table.names[:len(there)]) != there: raise SpmlError(f"{path}: the classes here are {there}, not {list(table.names)}; keep their order and add new ones at the end, or delete the file to begin anew")

@@ -206,13 +206,13 @@ def _execute(source, final, parameters, progress, timeout):
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    partial = final.with_name('.partial.ipynb')
+    partial = part_beside(final)
     literal = lambda path: str(path).replace('{', '{{').replace('}', '}}') # papermill fills braces in
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try:
-        with open(final.with_name('log.txt'), 'w', buffering=1) as log:
+        with open(check_place(final.with_name('log.txt')), 'w', buffering=1) as log:
             papermill.execute_notebook(literal(source), literal(partial), parameters, kernel_name='python3', language='python', progress_bar=progress, execution_timeout=timeout,
                 stdout_file=_Lines(log, progress), stderr_file=_Lines(log, progress), config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
     except PapermillExecutionError as e:
@@ -227,6 +227,7 @@ def _execute(source, final, parameters, progress, timeout):
     finally:
         with contextlib.suppress(SpmlError): # absent, or cut short by a full disk
             _cells(partial)
+            os.chmod(partial, 0o644)
             os.replace(partial, final)
         partial.unlink(missing_ok=True)
 
@@ -320,20 +321,21 @@ CURES = {'ENOSPC': 'the disk is full: make space, and the same command goes on',
 
 def _command(prog, action):
     "Do it; errors become one line and an exit code: 2 for what the user can mend, 1 for a cell that failed and for what the machine refuses"
+    def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a line of its own, whatever bar was cut short
     try: action()
     except (SpmlError, RunFailed) as e:
-        print(f"{prog}: {e}", file=sys.stderr)
+        say(e)
         return 2 if isinstance(e, SpmlError) else 1
     except KeyboardInterrupt:
         logging.getLogger('asyncio').disabled = True # tasks that waited for the kernel complain of its end
-        print(f"{prog}: interrupted", file=sys.stderr)
+        say('interrupted')
         return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # who reads, such as `head`, has seen enough
     except OSError as e:
-        print(f"{prog}: {e.filename or 'a file'}: {CURES.get(errno.errorcode.get(e.errno)) or e.strerror or e}", file=sys.stderr)
+        say(f"{e.filename or 'a file'}: {CURES.get(errno.errorcode.get(e.errno)) or e.strerror or e}")
         return 1
     except MemoryError:
-        print(f"{prog}: this machine has too little memory for it: smaller images, or fewer workers, want less", file=sys.stderr)
+        say('this machine has too little memory for it: smaller images, or fewer workers, want less')
         return 1
     return 0
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from . import embed
 from .core import SpmlError, seed_everything
-from .files import load_tensors, save_tensors
+from .files import is_there, load_tensors, save_tensors, unlike
 from .distributed import ProcessesCB, all_mean, all_sum, barrier, gather, gather_segments, joint_mean, joint_relation_loss, rank
 from .embed import SegNet, SoftmaxHead, location_colours
 from .memory import MemoryBank
@@ -292,7 +292,7 @@ def _check_meta(file, tensors, meta):
     "Refuse a checkpoint whose metadata `save_run` did not write so"
     wrong = [k for k, kind in dict(rounds=int, settings=dict, numbers=list, history=list).items() if not isinstance(meta.get(k), kind)]
     if not wrong and not isinstance(meta['settings'].get('recipe'), dict): wrong = ['settings']
-    if not wrong and not (all(isinstance(n, dict) for n in meta['numbers']) and all(int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.'))): wrong = ['numbers']
+    if not wrong and not (all(isinstance(n, dict) for n in meta['numbers']) and all(k.split('.')[1].isdecimal() and int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.'))): wrong = ['numbers']
     if not wrong and 'random' not in tensors: wrong = ['random']
     if wrong: raise SpmlError(f"{file}: not a checkpoint of training, or changed: {wrong[0]} is {meta.get(wrong[0])!r}; delete it, or choose another folder")
     rounds, history = meta['rounds'], meta['history']
@@ -307,8 +307,8 @@ def read_run(
     tensors, meta = load_tensors(file, device=learn.dls.device or 'cpu')
     _check_meta(file, tensors, meta)
     ours, theirs = learn.model.state_dict(), {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
-    wrong = [k for k in {*ours, *theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
-    if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {sorted(wrong)[0]}; use the recipe it was trained with, or delete it")
+    wrong = unlike(theirs, ours)
+    if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {wrong[0]}; use the recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
     ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))
     for k in ours:
@@ -331,8 +331,10 @@ def _put_back(learn, tensors, meta):
     learn.model.load_state_dict(part('model.'))
     if learn.opt is None: learn.create_opt()
     state = [dict(n) for n in meta['numbers']]
+    params = [p for p, *_ in learn.opt.all_params()]
     for k, v in part('opt.').items():
         i, name = k.split('.', 1)
+        if v.shape != params[int(i)].shape: raise ValueError(f"opt.{k} is {tuple(v.shape)}, its parameter {tuple(params[int(i)].shape)}")
         state[int(i)][name] = v
     learn.opt.load_state_dict({'state': state, 'hypers': learn.opt.hypers})
     if hasattr(learn.loss_func, 'bank'): learn.loss_func.bank.load_state_dict(part('bank.'))
@@ -400,8 +402,8 @@ def fit_poly(self:Learner,
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
     self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
-    if checkpoint and not resume and file.exists(): read_run(self, file) # refuses to write over another run
-    if resume and file.exists(): done = load_run(self, file)
+    if checkpoint and not resume and is_there(file): read_run(self, file) # refuses to write over another run
+    if resume and is_there(file): done = load_run(self, file)
     else: seed_everything(self.settings['seed'] + rank())
     if done > rounds: raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return

@@ -20,6 +20,7 @@ from IPython.display import Image as display_image, display
 from matplotlib.patches import Patch
 
 from .core import SpmlError
+from .files import is_there
 from .learner import CheckpointCB, read_run, save_run
 from .metrics import Confusion
 from .plot import OKABE_ITO
@@ -92,7 +93,7 @@ class LiveCB(Callback):
         if done == 0: self.curves, self.quality = None, {}
         if self.curves is None: self.curves = LossCurves(self.loss_func)
         self.curves.forget(done)
-        if done == 0 and self.file.exists(): read_run(self.learn, self.file) # refuses to write over another run
+        if done == 0 and is_there(self.file): read_run(self.learn, self.file) # refuses to write over another run
         if done == 0: save_run(self.learn, self.file, 0)
         self.before = signal.signal(signal.SIGINT, self._interrupted) if threading.current_thread() is threading.main_thread() else None
         self._look()

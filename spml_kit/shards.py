@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import SpmlError, rng_of, warn
-from .files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, write_index_png, write_json
+from .files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, unlike, write_index_png, write_json
 from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
@@ -39,8 +39,9 @@ def trained_model(
     except TypeError as e: raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
     weights = {k[6:].replace('embed.embed.', 'embed.'): v for k,v in tensors.items() if k.startswith('model.')} # that of a second head lies one level deeper
     model = create_model(recipe.but(embed={**recipe.embed, 'pretrained': False, 'weights': None}), len(weights['head.4.weight']))
-    try: model.load_state_dict(weights)
-    except RuntimeError as e: raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names ({str(e).splitlines()[0]}); it was changed, or cut short") from None
+    wrong = unlike(weights, model.state_dict())
+    if wrong: raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names: {len(wrong)} differ, first {wrong[0]}; it was changed, or cut short")
+    model.load_state_dict(weights)
     return model.eval()
 
 # %% ../nbs/api/79_shards.ipynb #cbd1187e

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .core import SpmlError, did_you_mean, merged
-from .files import check_output, read_json, read_text, write_json
+from .files import check_output, is_there, read_json, read_text, write_json
 from .experiment import _DEVICE, RunFailed, _check_data, _command, _local, _typed, _whole, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
 from .shards import _awaited, _connected, _each, local_client, slurm_client
 
@@ -70,7 +70,8 @@ def run_state(
     "How a run stands"
     try: said = read_json(Path(folder)/'status.json')
     except SpmlError: said = {} # absent or broken: what is there is found out by going on
-    whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and isinstance(said.get('seconds'), (int, float, type(None)))
+    took = isinstance(said.get('seconds'), (int, float)) or said.get('state') != 'done' and said.get('seconds', 0) is None
+    whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and took
     return said if whole else dict(state='new', message='', seconds=None)
 
 def run_once(
@@ -83,8 +84,9 @@ def run_once(
 )->dict: # as `run_state`
     "Do a run, unless it is done"
     folder = Path(folder)
-    before = run_state(folder)
-    if before['state'] == 'done' or before['state'] == 'failed' and not retry: return before
+    before, record = run_state(folder), folder/'environment.json'
+    whole = record.is_file() or not is_there(record) # else running it again tells what stands there
+    if before['state'] == 'done' and whole or before['state'] == 'failed' and not retry: return before
     check_output(folder)
     write_json(folder/'status.json', dict(state='running', message='', seconds=None))
     start, state, message = time.monotonic(), 'done', ''
@@ -214,8 +216,8 @@ def _sweep(args):
         for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
     table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to, device=args.device)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))
-    failed = (table.state == 'failed').sum()
-    if failed: raise RunFailed(f"{failed} of {len(table)} runs failed; their notebooks hold the tracebacks, --retry tries them again")
+    failed = table[table.state == 'failed']
+    if len(failed): raise RunFailed(f"{len(failed)} of {len(table)} runs failed, first {failed.label.iloc[0]}: {failed.message.iloc[0]}; --retry tries them again")
 
 def spml_sweep(
     argv:list=None, # words of the command line; those of the process by default

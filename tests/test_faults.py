@@ -818,7 +818,7 @@ def test_regions_into_a_folder_of_others(there, world, tmp_path):
 
 @others
 @pytest.mark.parametrize("files", ["previous/mine.txt report.html metrics.json log.txt", "environment.json",
-    *some([], ["previous/mine.txt", "report.html", "metrics.json", "log.txt", "toy.ipynb", ".toy.partial.ipynb"])])
+    *some([], ["previous/mine.txt", "report.html", "metrics.json", "log.txt", "toy.ipynb"])])
 def test_a_run_into_a_folder_of_others(files, world, tmp_path):
     out = tmp_path/"mine"
     for name in files.split():
@@ -827,6 +827,15 @@ def test_a_run_into_a_folder_of_others(files, world, tmp_path):
     before = snapshot(tmp_path)
     refused(world.server.run("spml_run", world.home/"toy.ipynb", "--out", out, cwd=tmp_path), "spml_run", out)
     assert snapshot(tmp_path) == before
+
+
+@others
+@pytest.mark.parametrize("name", [".partial.ipynb", ".spml_kit.ipynb", ".lock"])
+def test_hidden_files_of_others_stay(name, world, tmp_path):
+    (tmp_path/"out").mkdir()
+    (tmp_path/"out"/name).write_text("mine")
+    done = world.server.run("spml_run", world.home/"toy.ipynb", "--out", tmp_path/"out", cwd=tmp_path)
+    assert done.status == 0 and (tmp_path/"out"/name).read_text() == "mine"
 
 
 @others

@@ -87,7 +87,7 @@ def ceilings(rows):
 
 def shapes(rows):
     "Images, segments of each, pixels of each, images in memory: the paper's 16 windows of 512, with 1,200 segments and 2,400 remembered, and halvings and doublings of it"
-    if rows.dry: return [(2, 6, 40, 4)]
+    if rows.dry: return [(2, 3, 15, 1)]
     return [(16, 75, 16384, 32), (16, 75, 4096, 32), (16, 75, 8192, 32), (16, 75, 32768, 32), (16, 150, 16384, 32), (16, 300, 16384, 32)]
 
 

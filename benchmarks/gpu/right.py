@@ -100,7 +100,7 @@ def by_definition(p, kappa, own_negative=False):
 
 def off(got, want, least=1e-300):
     "Largest difference, relative to the largest value, or to the least that counts as one"
-    got, want = got.double().cpu(), want.double().cpu()
+    got, want = got.double(), want.to(got.device).double()
     return float((got - want).abs().max()/want.abs().max().clamp_min(least)) if got.isfinite().all() else float('inf')
 
 

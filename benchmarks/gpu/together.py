@@ -55,7 +55,7 @@ def of_a_run(folder, name, dry, device):
     nothing_drawn = dict(dropout=0., relations=dict(cooccurrence=dict(anchors=1.)), optimiser='sgd', lr=3e-3) # Adam takes the sign of a gradient that is all rounding
     recipe = RECIPES['small' if dry else name].but(**changes | nothing_drawn, warmup=2)
     weak = with_regions(SceneSet(8 if dry else 16, size=recipe.crop), 'scribbles', 12, f'{folder}/{name}/{rank()}')
-    learn = spml_learner(weak_dls(weak, weak.images.take(4), bs=recipe.bs, crop=recipe.crop, steps=4 if dry else 12, device=torch.device(device)), recipe=recipe)
+    learn = spml_learner(weak_dls(weak, weak.images.take(4), bs=recipe.bs, crop=recipe.crop, steps=4 if dry else 12, num_workers=0 if dry else 4, device=torch.device(device)), recipe=recipe)
     if dry: learn.model.head[1] = nn.GroupNorm(1, learn.model.head[1].num_features) # torch takes statistics over several processes on GPUs only
     with learn.no_bar(), learn.no_logging(): learn.fit_poly(1, cbs=(clock := Clock()))
     return learn, clock.seconds, recipe.bs

@@ -29,13 +29,15 @@ class Rows:
 
     def add(self, **row):
         self.said['rows'].append(row)
-        print(f'{time.perf_counter() - self.begun:6.1f} s  ' + '  '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()), flush=True)
+        words = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()]
+        print(f'{time.perf_counter() - self.begun:6.1f} s ', *words, sep='  ', flush=True)
         self.write()
 
     def attempt(self, name, f):
         "Do it; an error is a row, and the next one begins"
         try: return f()
-        except Exception as e: self.add(failed=name, error=f'{type(e).__name__}: {str(e).strip().splitlines()[0][:300] if str(e).strip() else ""}')
+        except Exception as e:
+            self.add(failed=name, error=f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:300]}")
 
 
 def stage(name, out, dry):
@@ -48,8 +50,10 @@ def stage(name, out, dry):
 
 def apart(name, out, dry):
     "One stage in a process of its own; how it ended, if not well"
-    for_kernels = dict(TRITON_INTERPRET='1', SPML_FUSED='0') if dry else {} # in a dry run they go through the interpreter where they are looked at, and rest elsewhere
-    run = subprocess.Popen([sys.executable, __file__, name, '--here', '--out', out, *(['--dry'] if dry else [])], env=os.environ | for_kernels, start_new_session=True)
+    # in a dry run they go through the interpreter where they are looked at, and rest elsewhere
+    for_kernels = dict(TRITON_INTERPRET='1', SPML_FUSED='0') if dry else {}
+    run = subprocess.Popen([sys.executable, __file__, name, '--here', '--out', out, *(['--dry'] if dry else [])],
+                           env=os.environ | for_kernels, start_new_session=True)
     try: status = run.wait(limit(name, dry))
     except subprocess.TimeoutExpired: return f'ended after {limit(name, dry)} s'
     finally:
@@ -68,15 +72,18 @@ def failed(file, name, status):
 
 def main():
     p = argparse.ArgumentParser('benchmarks/gpu/run', description=__doc__)
-    p.add_argument('stages', nargs='*', choices=[*LIMITS, []], help=f"of {', '.join(LIMITS)} (default: all: 8 minutes at most on one GPU, 10 on two)")
+    p.add_argument('stages', nargs='*', choices=[*LIMITS, []],
+                   help=f"of {', '.join(LIMITS)} (default: all: 8 minutes at most on one GPU, 10 on two)")
     p.add_argument('--dry', action='store_true', help="on the CPU, in small")
-    p.add_argument('--out', type=Path, help="folder of the JSON files (default: $OUT, else benchmarks/gpu/results; of a dry run, one that goes)")
+    p.add_argument('--out', type=Path,
+                   help="folder of the JSON files (default: $OUT, else benchmarks/gpu/results; dry: one that goes)")
     p.add_argument('--here', action='store_true', help=argparse.SUPPRESS) # in this process
     args = p.parse_args()
     args.out = args.out or Path(tempfile.mkdtemp() if args.dry else os.environ.get('OUT') or HERE/'results')
     args.out.mkdir(parents=True, exist_ok=True)
     if args.here: return stage(args.stages[0], args.out, args.dry)
-    if not args.dry and not torch.cuda.is_available(): sys.exit('no GPU here: --dry runs the stages on the CPU, in small')
+    if not args.dry and not torch.cuda.is_available():
+        sys.exit('no GPU here: --dry runs the stages on the CPU, in small')
     bad = 0
     for name in args.stages or LIMITS:
         print(f'== {name}, at most {limit(name, args.dry)} s', flush=True)

@@ -60,7 +60,7 @@ def fused(yes):
 # the loss
 
 def problem(kind, images, segments, pixels, D, device, old=0, classes=21, seed=0):
-    "Pixels near their segments, by image, and codes of a relation; `old` images more have segments only, as in a memory"
+    "Pixels near their segments, by image, and codes of a relation; `old` images more have segments only, as in memory"
     g = torch.Generator().manual_seed(seed)
     M, image = (images + old)*segments, torch.arange(images + old).repeat_interleave(segments)
     own = torch.cat([torch.randint(segments, (pixels,), generator=g) + i*segments for i in range(images)])

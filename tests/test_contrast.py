@@ -15,6 +15,7 @@ from spml_kit.segments import Prototypes, make_segments
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11} # relative to the largest value
 NOTHING = 1e-9 # below it there is rounding only
+INTERPRETED = bool(os.environ.get("SPML_KERNELS_MUST_RUN")) # test_fused.py runs these tests again with the kernels in an interpreter, which takes its time for every block of a group
 
 
 def one_way(protos):
@@ -56,8 +57,8 @@ def leaves(seg, bank, location):
 
 @pytest.fixture(autouse=True)
 def kernels_run(monkeypatch):
-    "Where test_fused.py runs these tests again, the chunked form must not step in"
-    if not os.environ.get("SPML_KERNELS_MUST_RUN"): return
+    "Where the kernels are tested, the chunked form must not step in"
+    if not INTERPRETED: return
     def refuse(*args): raise AssertionError("the chunked form ran instead of the kernels")
     monkeypatch.setattr("spml_kit.contrast._pieces", refuse)
 
@@ -105,7 +106,8 @@ def compare(relation, own_negative=False, elements=None, dtype=torch.float64, le
 @pytest.mark.parametrize("scope", ["image", "batch", "memory"])
 @pytest.mark.parametrize("code", CODES)
 def test_value_and_gradient(code, scope, own_negative, dtype):
-    for location in (False, True): compare(Relation(code, CODES[code], 8, scope=scope, location=location and scope != "memory"), own_negative, dtype=dtype)
+    locations = (False,) if scope == "memory" else (scope == "image",) if INTERPRETED else (False, True) # the kernels see one width either way
+    for location in locations: compare(Relation(code, CODES[code], 8, scope=scope, location=location), own_negative, dtype=dtype)
 
 
 def test_own_negative_matters():
@@ -166,7 +168,12 @@ def agree(kind, D, kappa, dtype=torch.float32, device="cpu", **size):
 @pytest.mark.parametrize("D", [3, 16, 32, 64, 66, 128, 130])
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_problems(kind, D):
-    agree(kind, D, 12. if D < 64 else 60.)
+    agree(kind, D, 12. if D < 64 else 60., **(dict(N=41, M=11, images=2) if INTERPRETED else {}))
+
+
+@pytest.mark.parametrize("D", [66, 130])
+def test_groups_of_several_blocks_and_tiles(D):
+    agree("class", D, 12., N=803, M=149)
 
 
 @pytest.mark.parametrize("elements", [1, 37, 500, 10**4])

@@ -14,11 +14,10 @@ from spml_kit.contrast import contrast
 
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
-CASES = {
-    "codes": ("test_contrast.py", "test_value_and_gradient and float32 and not float64"),
-    "concentrations": ("test_contrast.py", "test_concentrations and float32 and not float64"),
-    "problems": ("test_contrast.py", "test_random_problems"),
-    "autocast": ("test_autocast.py", "test_contrast and 50 and image"),
+CASES = { # of each file, those that the kernels see as different: without a table the own segment is no negative, a batch is a short memory, near_across another way to a table
+    "test_contrast.py": ("test_value_and_gradient and float32 and not near_across and not (True and (same_class or same_region or batch))",
+                         "test_concentrations and float32 and (-50-torch or annotation-1-torch)", "test_random_problems and not -3]", "test_groups_of_several_blocks_and_tiles"),
+    "test_autocast.py": ("test_contrast and 50 and batch",),
 }
 
 
@@ -27,12 +26,11 @@ def python(*args, **env):
     return subprocess.run([sys.executable, *args], env={**os.environ, **env}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_kernels_agree_with_the_definition(case):
-    file, which = CASES[case]
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE/file), "-k", which, TRITON_INTERPRET="1", SPML_KERNELS_MUST_RUN="1")
+def test_kernels_agree_with_the_definition():
+    which = " or ".join(f"({file} and {one})" for file, cases in CASES.items() for one in cases)
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *(str(HERE/file) for file in CASES), "-k", which, TRITON_INTERPRET="1", SPML_KERNELS_MUST_RUN="1")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    assert int(done.stdout.split(" passed")[0].split()[-1]) == 31 + 5 + 30 + 2 + 2
 
 
 SERVES = """
@@ -103,7 +101,7 @@ def kind(name, table): # of an argument of a kernel
     if name == "codes": return "*u8" if table else "*i32"
     return "*i32" if name in ("slot", "blocks", "own", "own_at", "used") else "*fp32"
 found = {}
-for D, table in ((32, False), (64, False), (64, True), (66, False), (128, False)):
+for D, table in ((32, True), (64, False), (66, True), (128, False)):
     columns = fused._columns(D)
     for name, options in zip(("_forward", "_by_pixels", "_by_segments"), fused._launch(columns["W"])):
         kernel, fixed = getattr(fused, name), options | columns | dict(TABLE=table, OWN_NEGATIVE=table)

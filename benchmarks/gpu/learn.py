@@ -1,9 +1,10 @@
-"""Does it learn? Cross-entropy and SPML from strokes, and full masks, on photographs of animals: the same steps for each, as many as fit."""
+"""Does it learn? Cross-entropy and SPML from strokes, and full masks, on photographs of animals: the same steps for
+each, as many as fit."""
+import os
 import time
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 
 from right import SMALL
@@ -11,48 +12,70 @@ from spml_kit.batches import weak_dls
 from spml_kit.data import FolderSet, SceneSet, WeakSet
 from spml_kit.learner import spml_learner
 from spml_kit.metrics import Confusion
-from spml_kit.predict import head_scores, retrieval_scores, score, training_index
+from spml_kit.predict import retrieval_scores, score, training_index
 from spml_kit.recipes import RECIPES
 
 PACKED = Path(__file__).resolve().parents[2]/'.carry'/'gpu'/'photographs'
 NAMES = 'background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
+METHODS = dict(cross_entropy=('strokes', 'cross_entropy'), spml=('strokes', 'spml'),
+               full_masks=('masks', 'cross_entropy'))
+MOST = 12 # rounds
+SHARE = .75 # of the time that is left goes into training; the rest is for retrieval, and for rounds that take longer
 
 
-def sets(rows):
+def sets(dry):
     "Training images with strokes, the same with masks, images to score on; drawn scenes in a dry run"
-    if rows.dry:
+    if dry:
         train = SceneSet(6, size=64)
-        return WeakSet(train, 'scribbles'), WeakSet(train, 'full'), SceneSet(2, size=64, start=100)
+        return dict(strokes=WeakSet(train, 'scribbles'), masks=WeakSet(train, 'full')), SceneSet(2, size=64, start=100)
     listed = lambda split: (PACKED/f'{split}.txt').read_text().split()
-    train, valid = (FolderSet(PACKED/'images', PACKED/'masks', NAMES, names=listed(split)) for split in ('train_aug', 'val'))
-    return WeakSet(train, PACKED/'scribbles', regions=PACKED/'regions'), WeakSet(train, 'full', regions=PACKED/'regions'), valid
+    train, valid = (FolderSet(PACKED/'images', PACKED/'masks', NAMES, names=listed(split))
+                    for split in ('train_aug', 'val'))
+    return dict(strokes=WeakSet(train, PACKED/'scribbles', regions=PACKED/'regions'),
+                masks=WeakSet(train, 'full', regions=PACKED/'regions')), valid
 
 
-class Until(Callback):
-    "End after a round if the next would not fit"
-    order = 95
-    def __init__(self, seconds): self.seconds, self.begun = seconds, time.perf_counter()
-    def after_epoch(self):
-        took = time.perf_counter() - self.begun
-        if took*(self.epoch + 2)/(self.epoch + 1) > self.seconds: raise CancelFitException
+def recipe_of(dry):
+    changes = dict(multipliers=(.1, .1, 1, 1), dropout=.2,
+                   relations={'similarity': {'weight': None}, 'cooccurrence': {'weight': .1}})
+    return RECIPES['small'].but(**SMALL | dict(bs=2, crop=64) if dry else dict(bs=16, crop=160), **changes)
+
+
+def learner(name, dry, device, steps):
+    recipe, (weak, valid) = recipe_of(dry), sets(dry)
+    kind, method = METHODS[name]
+    dls = weak_dls(weak[kind], valid, bs=recipe.bs, crop=recipe.crop, steps=steps, scale=recipe.scale,
+                   num_workers=0 if dry else min(8, os.cpu_count()), device=torch.device(device))
+    return spml_learner(dls, 'scribbles', method, recipe)
+
+
+def trained(name, rows, rounds, steps):
+    "A trained learner, seconds"
+    learn, start = learner(name, rows.dry, rows.device, steps), time.perf_counter()
+    with learn.no_bar(), learn.no_logging(): learn.fit_poly(rounds)
+    return learn, time.perf_counter() - start
+
+
+def by_retrieval(learn, n):
+    "mIoU of 100 images by 300 others, in the training set"
+    weak, valid = learn.dls.train.dataset, learn.dls.valid.dataset.take(100)
+    some = range(min(len(weak), 300))
+    index = training_index(learn.model, map(weak.images.image, some), (weak.sample(i).labels for i in some), n)
+    maps = [retrieval_scores(learn.model, valid.image(i), index, n).argmax(0).byte().cpu().numpy()
+            for i in range(len(valid))]
+    return sum(score(maps, valid, progress=False), Confusion(n)).mean_iou(present_only=True)
 
 
 def main(rows):
-    weak, full, valid = sets(rows)
-    changes = dict(multipliers=(.1, .1, 1, 1), dropout=.2, relations={'similarity': {'weight': None}, 'cooccurrence': {'weight': .1}})
-    recipe = RECIPES['small'].but(**SMALL | dict(bs=2, crop=64) if rows.dry else dict(bs=16, crop=160), **changes)
-    rounds, steps, seconds = (1, 2, 60) if rows.dry else (12, 100, 60) # each
-    for name, source, method in (('cross_entropy', weak, 'cross_entropy'), ('spml', weak, 'spml'), ('full_masks', full, 'cross_entropy')):
+    steps = 2 if rows.dry else 100
+    seconds = trained('spml', rows, 1, steps)[1] # the slowest of them, with all that happens once
+    rounds = 1 if rows.dry else max(1, min(MOST, int(SHARE*rows.left()/(len(METHODS)*seconds))))
+    rows.add(probe='spml', steps=steps, seconds=seconds, rounds=rounds)
+    for name in METHODS:
         def one():
-            learn = spml_learner(weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, scale=recipe.scale, device=torch.device(rows.device)), 'scribbles', method, recipe)
-            start = time.perf_counter()
-            with learn.no_bar(), learn.no_logging(): learn.fit_poly(rounds, cbs=Until(seconds))
-            row = dict(method=name, steps=len(learn.history)*steps, of=rounds*steps, seconds=time.perf_counter() - start, miou_head=learn.history[-1]['miou'], history=learn.history)
-            if name == 'spml':
-                n, some, judge = len(valid.classes), range(min(len(weak), 300)), valid.take(100)
-                index = training_index(learn.model, map(weak.images.image, some), (weak.sample(i).labels for i in some), n)
-                maps = [retrieval_scores(learn.model, judge.image(i), index, n).argmax(0).byte().cpu().numpy() for i in range(len(judge))]
-                row['miou_retrieval'] = sum(score(maps, judge, progress=False), Confusion(n)).mean_iou(present_only=True) # of at most 100 images
+            learn, took = trained(name, rows, rounds, steps)
+            row = dict(method=name, steps=rounds*steps, seconds=took, miou_head=learn.history[-1]['miou'],
+                       history=learn.history)
+            if name == 'spml': row['miou_retrieval'] = by_retrieval(learn, learn.dls.c)
             rows.add(**row)
         rows.attempt(name, one)
-

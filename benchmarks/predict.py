@@ -1,10 +1,12 @@
-"""Prediction in batches against one image at a time: images a second and peak memory of the network, the segments and the training index, and how far the results differ.
+"""Prediction in batches against one image at a time: images a second and peak memory of the network, the segments
+and the training index, and how far the results differ.
 
     python benchmarks/predict.py                    # scenes, benchmarks/predict.json
-    python benchmarks/predict.py --images photos    # a folder of photographs, made smaller until their longer side has --side pixels
+    python benchmarks/predict.py --images photos    # a folder of photographs, resized to a longer side of --side pixels
     python benchmarks/predict.py --device cuda      # predict_cuda.json
 
-The network is the small recipe's, untrained but for its backbone. Each part takes the median of runs that take turns; processor seconds stand beside wall seconds, which others on the machine lengthen.
+The network is the small recipe's, untrained but for its backbone. Each part takes the median of runs that take turns;
+processor seconds stand beside wall seconds, which others on the machine lengthen.
 """
 import argparse, os, sys, time
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -28,21 +30,22 @@ CLASSES = 21
 
 def photographs(folder, n, side):
     "n photographs spread over a folder"
-    paths = sorted(p for p in folder.glob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png')) if folder.is_dir() else []
-    if not paths: sys.exit(f"{folder}: no photographs (jpg, png) there; give a folder of images, or leave --images out for scenes")
+    paths = sorted(p for p in folder.glob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+    if not paths: sys.exit(f"{folder}: no photographs (jpg, png) there; leave --images out for scenes")
     for p in paths[::max(1, len(paths)//n)][:n]:
         image = Image.open(p).convert('RGB')
         yield np.array(image.resize([max(1, round(x*side/max(image.size))) for x in image.size], Image.BILINEAR))
 
 
-def parts(model, images, device):
+def parts(model, images):
     "Name to function of the batch size"
     labels = [np.random.default_rng(i).integers(0, CLASSES, x.shape[:2], np.uint8) for i, x in enumerate(images)]
     seen = lambda bs: (v for [(v, _)] in stream_views(model, images, head=False, bs=bs))
     held = list(seen(1))
     def drain(stream):
         for _ in stream: pass
-    return {'network': lambda bs: drain(seen(bs)), 'segments': lambda bs: drain(stream_segments(held, bs=bs)), 'index': lambda bs: training_index(model, images, labels, CLASSES, bs=bs)}
+    return {'network': lambda bs: drain(seen(bs)), 'segments': lambda bs: drain(stream_segments(held, bs=bs)),
+            'index': lambda bs: training_index(model, images, labels, CLASSES, bs=bs)}
 
 
 def timed(job, sizes, repeats, device):
@@ -70,26 +73,30 @@ def main():
     p.add_argument('--bs', type=int, nargs='+', default=[8], help='batch sizes, beside 1')
     p.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--out', type=Path, help='JSON to write (default benchmarks/predict.json; predict_cuda.json on a GPU)')
+    p.add_argument('--out', type=Path, help='default: benchmarks/predict.json; predict_cuda.json on a GPU')
     args = p.parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available(): sys.exit('--device cuda: torch sees no GPU here')
     torch.set_num_threads(1)
     before, short = machine(args.device), args.side*3//4
     scenes = SceneSet(args.n, size=args.side)
-    images = list(photographs(args.images, args.n, args.side)) if args.images else [x[:short] if i % 3 else x[:, :short] for i, x in enumerate(map(scenes.image, range(args.n)))]
+    if args.images: images = list(photographs(args.images, args.n, args.side))
+    else: images = [x[:short] if i % 3 else x[:, :short] for i, x in enumerate(map(scenes.image, range(args.n)))]
     seed_everything(0)
     model = create_model(RECIPES['small'], CLASSES).to(args.device).eval()
-    rows, jobs, sizes = [], parts(model, images, args.device), list(dict.fromkeys([1, *args.bs]))
+    rows, jobs, sizes = [], parts(model, images), list(dict.fromkeys([1, *args.bs]))
     for name, job in jobs.items():
         took = timed(job, sizes, args.repeats, args.device)
         for bs in sizes:
             wall, cpu = took[bs]
-            rows.append(dict(part=name, bs=bs, images_per_second=len(images)/wall, ms_per_image=1e3*wall/len(images), cpu_ms_per_image=1e3*cpu/len(images), times_one_by_one=took[1][0]/wall,
-                             times_one_by_one_cpu=took[1][1]/cpu, mib=peak(lambda: job(bs), args.device)))
-            print("{part:<9} bs {bs:>3}: {images_per_second:6.2f} images a second, {ms_per_image:.0f} ms ({cpu_ms_per_image:.0f} ms of processor) an image, {times_one_by_one:.2f} times one by one, {mib:.0f} MiB".format(**rows[-1]), flush=True)
+            rows.append(dict(part=name, bs=bs, images_per_second=len(images)/wall, cpu_ms=1e3*cpu/len(images),
+                faster=took[1][0]/wall, faster_cpu=took[1][1]/cpu, mib=peak(lambda: job(bs), args.device)))
+            print("{part:<9} bs {bs:>3}: {images_per_second:6.2f} images a second, {cpu_ms:.0f} ms of processor an image, "
+                  "{faster:.2f} times as fast as one by one (by processor time {faster_cpu:.2f}), {mib:.0f} MiB".format(**rows[-1]), flush=True)
     off = {bs: differ(jobs['index'](1), jobs['index'](bs)) for bs in sizes[1:]}
-    write_json(args.out or Path(__file__).parent/('predict.json' if args.device == 'cpu' else f'predict_{args.device}.json'),
-               dict(rows=rows, prototypes_differ=off, conditions=before | dict(images=args.images.name if args.images else 'scenes', n=len(images), side=args.side, repeats=args.repeats, load_after=[round(x, 1) for x in os.getloadavg()])))
+    out = args.out or Path(__file__).parent/('predict.json' if args.device == 'cpu' else f'predict_{args.device}.json')
+    more = dict(images='photographs' if args.images else 'scenes', n=len(images), side=args.side, repeats=args.repeats)
+    more['load_after'] = [round(x, 1) for x in os.getloadavg()]
+    write_json(out, dict(rows=rows, prototypes_differ=off, conditions=before | more))
 
 
 if __name__ == '__main__':

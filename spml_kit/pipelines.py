@@ -120,7 +120,8 @@ class Pipeline:
     def _label(self, name, make): # make: images to do -> their label maps, in order
         todo = [i for i in range(len(self.weak)) if not self._path(name, i).exists()]
         done = tqdm(todo, name, len(self.weak), initial=len(self.weak) - len(todo), disable=not self.progress)
-        for i, labels in zip(done, make(todo)): write_index_png(self._path(name, i), labels, self.weak.classes.palette)
+        for i, labels in zip(done, make(todo)):
+            write_index_png(self._path(name, i), labels, self.weak.classes.palette)
         self.labels = self.weak.relabel(self.maps_of(name))
         self._score(name)
 
@@ -161,16 +162,18 @@ class Pipeline:
 
     def _walk(self, name):
         def activation(sample): return tag_scores(self._activation(sample), self.alpha)
-        first = dict(start='nearest' if self.annotation == 'keypoints' else 'head', grid=self.recipe.infer_grid, refine=self.refine, scores=activation if self.annotation == 'tags' else None)
-        again = dict(refine=(), steps=1, scales=(.75, 1.))
-        walked = partial(stream_labels, self.model, keep=self.keep, stride=self.walk_stride, mirror=self.weak.classes.mirrored, **(again if name == 'walk again' else first))
-        self._label(name, lambda todo: walked(map(self.weak.sample, todo)))
+        how = dict(keep=self.keep, stride=self.walk_stride, mirror=self.weak.classes.mirrored)
+        if name == 'walk again': how |= dict(refine=(), steps=1, scales=(.75, 1.))
+        else: how |= dict(start='nearest' if self.annotation == 'keypoints' else 'head', grid=self.recipe.infer_grid,
+                          refine=self.refine, scores=activation if self.annotation == 'tags' else None)
+        self._label(name, lambda todo: stream_labels(self.model, map(self.weak.sample, todo), **how))
 
     def _votes(self, todo):
         if not todo: return # nor is an index made
         index = self.index(scales=[s for s in self.vote_scales if s <= 1.5])
         samples, ahead = tee(map(self.weak.sample, todo))
-        votes = stream_retrieval(self.model, (s.image for s in ahead if s.tags.any()), index, self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
+        votes = stream_retrieval(self.model, (s.image for s in ahead if s.tags.any()), index, self.weak.c,
+            scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
         for s in samples:
             if not s.tags.any(): yield s.labels; continue
             share = next(votes)

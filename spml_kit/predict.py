@@ -85,7 +85,7 @@ def _alike(items, key):
     for i, item in enumerate(items): places.setdefault(key(item), []).append(i)
     return places.values()
 
-def _at_once(model, bs): # a batch is hardly quicker on a CPU, and one image alone is rounded the same whatever comes before and after it
+def _at_once(model, bs): # on a CPU a batch is hardly quicker; one image alone is rounded the same beside any others
     if bs is not None and bs < 1: raise SpmlError(f"bs={bs}: at least one view at a time")
     return bs or (1 if model.embed.mean.device.type == 'cpu' else 16)
 
@@ -118,7 +118,7 @@ def stream_views(
     crop:int=None,      # side of sliding windows, pixels; None sees a whole image at once
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     head:bool=True,     # logits too? the embedding alone is quicker
-    bs:int=None,        # views that are held at a time, >= 1; those of one padded size go through the network together. None: 1 on a CPU, 16 on a GPU
+    bs:int=None,        # views held at a time, >= 1; of these, one padded size is one batch. None: 1 (CPU), 16 (GPU)
 ): # iterator: of each image, in order, a list with (D,h,w) unit embedding and (C,h,w) logits (or None) of each view
     "The views of many images, through the network in batches"
     model.eval()
@@ -153,7 +153,7 @@ def stream_head(
     flip:bool=False,  # each also mirrored?
     crop:int=None,    # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
-    bs:int=None,         # views that are held at a time, as in `stream_views`
+    bs:int=None, # views held at a time, as in `stream_views`
 ): # iterator: (C,H,W) probabilities of each image, in order
     "Class probabilities of many images by the head"
     images, ahead = tee(images)
@@ -198,7 +198,8 @@ def stream_segments(
     "k-means segments of many images, without gaps in their ids"
     for some in _taken(vs, bs):
         out = {}
-        for same in _alike(some, lambda v: v.shape): out.update(zip(same, _segments([some[i] for i in same], grid, iterations)))
+        for same in _alike(some, lambda v: v.shape):
+            out.update(zip(same, _segments([some[i] for i in same], grid, iterations)))
         yield from (out.pop(i) for i in range(len(some)))
 
 def image_segments(
@@ -217,12 +218,16 @@ def majority_labels(
     m:int, # number of segments
 )->torch.Tensor: # (m,) most frequent label, 254 where all pixels are unlabelled; ties to the smallest, an empty segment gets 0
     "Majority vote of the pixels of each segment that have a label"
-    votes = own.new_zeros(m*256).scatter_add_(0, own*256 + labels.long(), torch.full_like(own, 2)).view(m, 256) # a GPU would wait for `bincount`
+    place, two = own*256 + labels.long(), torch.full_like(own, 2)
+    votes = own.new_zeros(m*256).scatter_add_(0, place, two).view(m, 256) # a GPU would wait for `bincount`
     votes[:, UNLABELLED:UNLABELLED + 1].clamp_(max=1) # fewer than a single other
     return (votes == votes.amax(1, keepdim=True)).int().argmax(1)
 
 # %% ../nbs/api/76_predict.ipynb #28f59026
-def _embeddings(seen): return (v for of_image in seen for v, _ in of_image)
+def _stream_both(model, images, looks, grid, crop, bs):
+    "Segments of each view of each image"
+    seen = stream_views(model, images, looks, crop, head=False, bs=bs)
+    return stream_segments((v for of_image in seen for v, _ in of_image), grid, bs=_at_once(model, bs))
 
 def training_index(
     model:SegNet,  # embedding network
@@ -232,15 +237,16 @@ def training_index(
     scales:tuple=(1.,), # relative sizes
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None, # side of sliding windows
-    bs:int=None,      # views that are held at a time, as in `stream_views`
+    bs:int=None, # views held at a time, as in `stream_views`
 )->SegmentIndex: # void and unlabelled segments are left out
     "Prototypes of the training set"
     mus, tops, where = [], [], []
-    segments = stream_segments(_embeddings(stream_views(model, images, views(scales), crop, head=False, bs=bs)), grid, bs=_at_once(model, bs))
+    segments = _stream_both(model, images, views(scales), grid, crop, bs)
     for i, (label, of_image) in enumerate(zip(labels, _taken(segments, len(scales)))):
         for own, mu in of_image:
             small = resize_labels(torch.as_tensor(np.asarray(label), device=mu.device)[None], own.shape).flatten()
-            mus.append(mu); tops.append(majority_labels(small, own.flatten(), len(mu))); where.append(torch.full((len(mu),), i, device=mu.device))
+            mus.append(mu); tops.append(majority_labels(small, own.flatten(), len(mu)))
+            where.append(torch.full((len(mu),), i, device=mu.device))
     return SegmentIndex(*map(torch.cat, (mus, tops, where)), n_classes)
 
 # %% ../nbs/api/76_predict.ipynb #28f59027
@@ -255,11 +261,11 @@ def stream_retrieval(
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None,    # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
-    bs:int=None,         # views that are held at a time, as in `stream_views`
+    bs:int=None, # views held at a time, as in `stream_views`
 ): # iterator: (C,H,W) share of votes of each image, in order
     "Class votes of the nearest training segments for many images"
     looks, (images, ahead) = views(scales, flip), tee(images)
-    segments = stream_segments(_embeddings(stream_views(model, ahead, looks, crop, head=False, bs=bs)), grid, bs=_at_once(model, bs))
+    segments = _stream_both(model, ahead, looks, grid, crop, bs)
     for image, of_image in zip(images, _taken(segments, len(looks))):
         total = 0
         for (_, mirrored), (own, mu) in zip(looks, of_image):
@@ -356,7 +362,8 @@ def walked_scores(
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->torch.Tensor: # (C,H,W)
     "Class scores of a training image after the random walk"
-    return _walked(next(stream_views(model, [image], views(scales, flip=True), crop, mirror)), image.shape[:2], present, scores, stride, steps)
+    seen = next(stream_views(model, [image], views(scales, flip=True), crop, mirror))
+    return _walked(seen, image.shape[:2], present, scores, stride, steps)
 
 def spread_scores(
     model:SegNet,   # embedding network and head
@@ -385,19 +392,21 @@ def stream_labels(
     scales:tuple=(1.,), # relative sizes, each also mirrored
     crop:int=None,  # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
-    bs:int=None,       # views that are held at a time, as in `stream_views`
+    bs:int=None, # views held at a time, as in `stream_views`
 ): # iterator: (H,W) uint8 of each image, in order; one without any label stays unlabelled
     "Label maps of training images after the random walk"
     _check_start(start)
     both, first = views(scales, flip=True), [(1., False)] if start == 'nearest' else []
     looks = list(dict.fromkeys(first + both))
     samples, ahead = tee(samples)
-    seen = stream_views(model, (s.image for s in ahead if s.tags.any()), looks, crop, mirror, not first and scores is None, bs)
+    images = (s.image for s in ahead if s.tags.any())
+    seen = stream_views(model, images, looks, crop, mirror, not first and scores is None, bs)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         of = dict(zip(looks, next(seen)))
         begin = _spread(of[first[0]][0], s, grid, stride) if first else scores and scores(s)
-        yield settle(_walked([of[look] for look in both], s.image.shape[:2], s.tags, begin, stride, steps), s, refine, keep)
+        walked = _walked([of[look] for look in both], s.image.shape[:2], s.tags, begin, stride, steps)
+        yield settle(walked, s, refine, keep)
 
 # %% ../nbs/api/76_predict.ipynb #4c5faa1c
 def pseudo_labels(

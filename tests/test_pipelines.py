@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(runs, tmp_path, monkeypatch
     p = make(tmp_path, "tags")
     def stop(*args, **kwargs): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr("spml_kit.pipelines.retrieval_scores", stop)
+        m.setattr("spml_kit.pipelines.stream_retrieval", stop)
         with pytest.raises(KeyboardInterrupt): p.run()
     assert p.done == list(STEPS["tags"][:4])
     p = make(tmp_path, "tags").run()

@@ -7,7 +7,8 @@ __all__ = ['STEPS', 'DECIDING', 'fit_run', 'Pipeline']
 
 # %% ../nbs/api/78_pipelines.ipynb #9f022acb
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from .files import claim_folder, inside, read_index_png, write_index_png, write_
 from .data import ImageSet, WeakSet
 from .learner import LineCB, spml_learner
 from .metrics import Confusion
-from .predict import head_learner, retrieval_scores, settle, training_index, walked_labels
+from .predict import head_learner, settle, stream_labels, stream_retrieval, training_index
 from .recipes import RECIPES, Recipe
 from .retrieval import normalise_votes
 import spml_kit.seam # enters its method into those of `tag_learner`
@@ -116,11 +117,11 @@ class Pipeline:
 
     def _path(self, name, i): return inside(self.out/name, self.weak.names[i], '.png')
 
-    def _label(self, name, make): # make: sample, its index -> label map
-        for i in tqdm(range(len(self.weak)), name, disable=not self.progress):
-            if self._path(name, i).exists(): continue
-            sample = self.weak.sample(i)
-            write_index_png(self._path(name, i), make(sample, i) if sample.tags.any() else sample.labels, self.weak.classes.palette)
+    def _label(self, name, make): # make: images to do -> their label maps, in order
+        todo = [i for i in range(len(self.weak)) if not self._path(name, i).exists()]
+        done = tqdm(todo, name, len(self.weak), initial=len(self.weak) - len(todo), disable=not self.progress)
+        for i, labels in zip(done, make(todo)):
+            write_index_png(self._path(name, i), labels, self.weak.classes.palette)
         self.labels = self.weak.relabel(self.maps_of(name))
         self._score(name)
 
@@ -146,31 +147,39 @@ class Pipeline:
         recipe = self.tag_recipe.but(bs=self.recipe.bs, crop=self.recipe.crop, steps=self.tag_steps)
         self._fit(name, lambda dls, path: tag_learner(dls, self.cam, recipe, seed=self.seed, path=path), self.weak, 1, self.tag_steps, recipe)
 
-    def _seeds(self, name):
-        def tags(sample, i): return tag_labels(self._activation(sample), sample.tags, self.alpha, self.threshold)
-        def boxes(sample, i):
-            inside = box_labels(self._activation(sample), self.weak.boxes(i))
-            return np.where(inside == 0, sample.labels, inside) # outside all boxes as annotated
-        self._label(name, tags if self.annotation == 'tags' else boxes)
+    def _seed(self, i):
+        sample = self.weak.sample(i)
+        if not sample.tags.any(): return sample.labels
+        maps = self._activation(sample)
+        if self.annotation == 'tags': return tag_labels(maps, sample.tags, self.alpha, self.threshold)
+        inside = box_labels(maps, self.weak.boxes(i))
+        return np.where(inside == 0, sample.labels, inside) # outside all boxes as annotated
+
+    def _seeds(self, name): self._label(name, partial(map, self._seed))
 
     def _embedding(self, name):
         self._fit(name, lambda dls, path: spml_learner(dls, self.annotation, recipe=self.recipe, seed=self.seed, path=path), self.labels, self.rounds, self.steps)
 
     def _walk(self, name):
-        walked = partial(walked_labels, self.model, keep=self.keep, stride=self.walk_stride, mirror=self.weak.classes.mirrored)
-        def first(sample, i):
-            maps = tag_scores(self._activation(sample), self.alpha) if self.annotation == 'tags' else None
-            return walked(sample, 'nearest' if self.annotation == 'keypoints' else 'head', self.recipe.infer_grid, self.refine, scores=maps)
-        def again(sample, i): return walked(sample, refine=(), steps=1, scales=(.75, 1.))
-        self._label(name, again if name == 'walk again' else first)
+        def activation(sample): return tag_scores(self._activation(sample), self.alpha)
+        how = dict(keep=self.keep, stride=self.walk_stride, mirror=self.weak.classes.mirrored)
+        if name == 'walk again': how |= dict(refine=(), steps=1, scales=(.75, 1.))
+        else: how |= dict(start='nearest' if self.annotation == 'keypoints' else 'head', grid=self.recipe.infer_grid,
+                          refine=self.refine, scores=activation if self.annotation == 'tags' else None)
+        self._label(name, lambda todo: stream_labels(self.model, map(self.weak.sample, todo), **how))
 
-    def _neighbours(self, name):
-        @cache
-        def index(): return self.index(scales=[s for s in self.vote_scales if s <= 1.5]) # not before an image wants it: all may be done
-        def vote(sample, i):
-            votes = retrieval_scores(self.model, sample.image, index(), self.weak.c, scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
-            return settle(normalise_votes(votes, torch.as_tensor(sample.tags, device=votes.device)), sample, self.refine, self.keep)
-        self._label(name, vote)
+    def _votes(self, todo):
+        if not todo: return # nor is an index made
+        index = self.index(scales=[s for s in self.vote_scales if s <= 1.5])
+        samples, ahead = tee(map(self.weak.sample, todo))
+        votes = stream_retrieval(self.model, (s.image for s in ahead if s.tags.any()), index, self.weak.c,
+            scales=self.vote_scales, flip=True, grid=self.recipe.infer_grid, mirror=self.weak.classes.mirrored)
+        for s in samples:
+            if not s.tags.any(): yield s.labels; continue
+            share = next(votes)
+            yield settle(normalise_votes(share, torch.as_tensor(s.tags, device=share.device)), s, self.refine, self.keep)
+
+    def _neighbours(self, name): self._label(name, self._votes)
 
     def _head(self, name):
         embedding = self.learners['embedding'].model

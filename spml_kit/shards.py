@@ -24,7 +24,7 @@ from .data import WeakSet
 from .embed import SegNet
 from .learner import create_model
 from .oversegment import RegionCache
-from .predict import _check_start, training_index, walked_labels
+from .predict import _check_start, _taken, stream_labels, training_index
 from .recipes import Recipe
 from .retrieval import SegmentIndex
 
@@ -63,6 +63,8 @@ def _digest(*parts):
     for p in parts: total.update(p)
     return total.hexdigest()[:16]
 
+_LOT = 16 # images that are made together: they share batches on a GPU
+
 class _Work:
     "What a worker has to know to make any shard"
     def __init__(self, model, weak, folder, per, device, threads, strict, options):
@@ -88,12 +90,17 @@ class _Work:
         if self.done(number): return
         weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak # anew for each shard: it remembers what it reads
         made, failed = {}, {}
-        for i in self.images(number):
-            try: made[i] = self.make(weak, i)
-            except Exception as e:
-                if disk_fault(e): raise
-                failed[weak.names[i]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
+        for some in _taken(self.images(number), _LOT): self.attempt(weak, some, made, failed)
         self.keep(number, made, failed)
+
+    def attempt(self, weak, some, made, failed):
+        "Make these images together; where one fails, each alone"
+        try: made.update(self.make(weak, some))
+        except Exception as e:
+            if disk_fault(e): raise
+            if len(some) > 1:
+                for i in some: self.attempt(weak, [i], made, failed)
+            else: failed[weak.names[some[0]]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
 
 # %% ../nbs/api/79_shards.ipynb #d80902a6
 def _shard_file(folder, number, suffix='safetensors'): return Path(folder)/f'shard_{number:06d}.{suffix}'
@@ -106,15 +113,17 @@ class _Prototypes(_Work):
             return meta if isinstance(meta['failed'], dict) and isinstance(meta['segments'], int) else None
         except Exception: return None # absent or broken
 
-    def make(self, weak, i):
-        sample = weak.sample(i)
-        return training_index(self.model, [sample.image], [sample.labels], 256, **self.options) # of 256 classes: unlabelled and void are still in
+    def make(self, weak, some):
+        samples = list(map(weak.sample, some))
+        images, labels = zip(*((s.image, s.labels) for s in samples))
+        whole = training_index(self.model, images, labels, 256, **self.options) # of 256 classes: unlabelled and void are still in
+        return {i: (whole.mu[whole.image == j], whole.label[whole.image == j]) for j, i in enumerate(some)}
 
     def keep(self, number, made, failed):
-        image = torch.tensor([i for i, one in made.items() for _ in range(len(one))], dtype=torch.int32)
+        image = torch.tensor([i for i, (mu, _) in made.items() for _ in range(len(mu))], dtype=torch.int32)
         rows = dict(image=image, row=torch.arange(len(image), dtype=torch.int32))
         if made:
-            mu, label = (torch.cat([getattr(one, k) for one in made.values()]).cpu() for k in ('mu', 'label'))
+            mu, label = (torch.cat(o).cpu() for o in zip(*made.values()))
             rows = {k: v[label < self.c] for k, v in (rows | dict(mu=mu, label=label.byte())).items()}
         save_tensors(_shard_file(self.folder, number), rows, segments=len(image), failed=failed)
 
@@ -128,10 +137,12 @@ class _LabelMaps(_Work):
             return meta if whole else None
         except (SpmlError, OSError, KeyError, AttributeError): return None # absent, or not as `keep` writes it
 
-    def make(self, weak, i):
-        path = inside(self.folder, weak.names[i], '.png')
-        if not holds_ids(path): write_index_png(path, walked_labels(self.model, weak.sample(i), mirror=weak.classes.mirrored, **self.options), weak.classes.palette)
-        return weak.names[i], path.stat().st_size
+    def make(self, weak, some):
+        paths = {i: inside(self.folder, weak.names[i], '.png') for i in some}
+        todo = [i for i in some if not holds_ids(paths[i])]
+        labels = stream_labels(self.model, map(weak.sample, todo), mirror=weak.classes.mirrored, **self.options)
+        for i, m in zip(todo, labels): write_index_png(paths[i], m, weak.classes.palette)
+        return {i: (weak.names[i], p.stat().st_size) for i, p in paths.items()}
 
     def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
 

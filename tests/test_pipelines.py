@@ -53,19 +53,19 @@ def test_every_step_leaves_its_result(runs, kind):
 @pytest.mark.parametrize("kind", ["keypoints", "points", "tags"])
 def test_what_walks(tmp_path, monkeypatch, kind):
     "Of keypoints the labels of the nearest labelled segments, on the grid of inference and of the walk; of tags the activation; else None, which asks the head"
-    spread, walk, asked, walked = predict.spread_scores, predict.walked_scores, [], []
-    def spreading(model, sample, grid, stride, crop):
-        asked.append((model, grid, stride, crop, spread(model, sample, grid, stride, crop)))
+    spread, walk, asked, walked = predict._spread, predict._walked, [], []
+    def spreading(v, sample, grid, stride):
+        asked.append((grid, stride, spread(v, sample, grid, stride)))
         return asked[-1][-1]
-    def walking(model, image, present, scores=None, stride=8, **kwargs):
+    def walking(seen, size, present, scores, stride, steps):
         walked.append((scores, stride))
-        return walk(model, image, present, scores, stride, **kwargs)
-    monkeypatch.setattr(predict, "spread_scores", spreading)
-    monkeypatch.setattr(predict, "walked_scores", walking)
+        return walk(seen, size, present, scores, stride, steps)
+    monkeypatch.setattr(predict, "_spread", spreading)
+    monkeypatch.setattr(predict, "_walked", walking)
     p = make(tmp_path, kind, n=2, recipe=TINY["recipe"].but(infer_grid=(5, 3)), walk_stride=16).run(only=("classifier", "seeds", "embedding", "walk"))
     assert [stride for _, stride in walked] == [16, 16]
     if kind == "keypoints":
-        assert [a[:4] for a in asked] == [(p.model, (5, 3), 16, None)]*2
+        assert [a[:2] for a in asked] == [((5, 3), 16)]*2
         for (scores, _), (*_, given) in zip(walked, asked): assert scores is given and scores.shape[1:] == (4, 4)
     else: assert not asked and all((scores is None) == (kind == "points") for scores, _ in walked)
 
@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(runs, tmp_path, monkeypatch
     p = make(tmp_path, "tags")
     def stop(*args, **kwargs): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr("spml_kit.pipelines.retrieval_scores", stop)
+        m.setattr("spml_kit.pipelines.stream_retrieval", stop)
         with pytest.raises(KeyboardInterrupt): p.run()
     assert p.done == list(STEPS["tags"][:4])
     p = make(tmp_path, "tags").run()

@@ -1,4 +1,5 @@
 """From image to label map: windows, padding, mirror images, votes, pseudo-labels without masks, the second head."""
+import copy
 from functools import partial
 
 import numpy as np
@@ -223,7 +224,8 @@ def test_index_leaves_out_the_unlabelled(net, scales):
                 top = np.bincount(voters).argmax() if len(voters) else UNLABELLED # the first of the largest
                 if top < UNLABELLED: want.append((mu[s], top, i))
     mu, label, image = zip(*want)
-    assert torch.equal(index.mu, torch.stack(mu)) and index.label.tolist() == [*label] and index.image.tolist() == [*image]
+    close(index.mu, torch.stack(mu))
+    assert index.label.tolist() == [*label] and index.image.tolist() == [*image]
     assert 0 not in index.image and {1, 2} == set(index.image.tolist())
     with pytest.raises(SpmlError, match="nothing to retrieve"): training_index(net, images[:1], labels[:1], 13)
 
@@ -344,11 +346,11 @@ def test_masks_stay_closed(net):
 
 def test_windows_reach_what_walks(net, monkeypatch):
     "The start from segments looks through the same windows as the walk"
-    seen, real = [], predict.see
-    monkeypatch.setattr(predict, "see", lambda model, image, scale=1., flip=False, crop=None, mirror=None: seen.append(crop) or real(model, image, scale, flip, crop, mirror))
+    seen, real = [], predict._windows
+    monkeypatch.setattr(predict, "_windows", lambda model, x, head, crop: seen.append((tuple(x.shape), crop)) or real(model, x, head, crop))
     weak = WeakSet(scenes := SceneSet(1, size=64), lambda i: sparse(scenes, i))
     pseudo_labels(net, weak, progress=False, start="nearest", grid=(3, 3), steps=2, crop=32)
-    assert seen == [32]*3
+    assert seen == [((1, 3, 64, 64), 32)]*2 # the image and its mirror, once each
     with pytest.raises(SpmlError, match="start 'tail' is not one of"): pseudo_labels(net, weak, progress=False, start="tail")
 
 
@@ -397,3 +399,83 @@ def test_score(net):
 def test_index_of_another_network(net):
     index = SegmentIndex(torch.eye(5), torch.arange(5), torch.zeros(5).long())
     with pytest.raises(SpmlError, match="shape"): predict_retrieval(net, picture(32, 32), index, 13)
+
+
+# batches
+
+def photographs(rng, n):
+    "Images of few sizes, so that some share one, and their label maps"
+    sizes = [SIZES[i] for i in rng.integers(0, len(SIZES), n)]
+    return [rng.integers(0, 256, (*s, 3), np.uint8) for s in sizes], [rng.integers(0, 5, s).astype(np.uint8) for s in sizes]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 9), st.sampled_from([(1.,), (.5, 1.)]), st.booleans(), st.sampled_from([None, 32]), st.booleans())
+def test_batches_see_what_one_image_alone_shows(double, seed, n, bs, scales, flip, crop, head):
+    rng = np.random.default_rng(seed)
+    images, mirror = photographs(rng, n)[0], np.append(rng.permutation(13), 0)
+    looks, asked = views(scales, flip), []
+    found = list(predict.stream_views(double, (asked.append(i) or i for i in images), looks, crop, mirror, head, bs))
+    assert len(found) == len(asked) == n and all(a is b for a, b in zip(asked, images))
+    for image, seen in zip(images, found):
+        for look, (v, logits) in zip(looks, seen, strict=True):
+            want = see(double, image, *look, crop, mirror)
+            close(v, want[0], atol=1e-6)
+            assert (logits is None) != head
+            if head: close(logits, want[1], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def double(net):
+    "The network in double precision, where an image's neighbours in a batch change no decision"
+    whole = copy.deepcopy(net).double()
+    whole.embed.register_forward_pre_hook(lambda module, args: (args[0].double(),))
+    return whole
+
+
+@pytest.mark.parametrize("bs", [2, 5, 16])
+@pytest.mark.parametrize("crop", [None, 32])
+@pytest.mark.parametrize("scales,flip", [((1.,), False), ((.5, 1.), True)])
+def test_batches_predict_what_one_image_alone_gets(net, bs, crop, scales, flip):
+    images, labels = photographs(np.random.default_rng(bs), 6)
+    mirror = np.arange(256)
+    mirror[[3, 4]] = 4, 3
+    looks = dict(scales=scales, crop=crop)
+    indices = [training_index(net, images, labels, 13, grid=(4, 4), bs=n, **looks) for n in (1, bs)]
+    close(indices[0].mu, indices[1].mu, atol=1e-4)
+    for name in ("label", "image", "row"): assert torch.equal(*(getattr(i, name) for i in indices))
+    looks |= dict(flip=flip, mirror=mirror)
+    for found, image in zip(predict.stream_head(net, images, bs=bs, **looks), images, strict=True): close(found, head_scores(net, image, **looks))
+    ask = dict(index=indices[0], n_classes=13, k=5, grid=(4, 4), **looks)
+    for found, image in zip(predict.stream_retrieval(net, images, bs=bs, **ask), images, strict=True):
+        assert ((found - retrieval_scores(net, image, **ask)).abs() < 1e-5).float().mean() > .98 # an equally near neighbour may take another's place
+
+
+@pytest.mark.parametrize("start", ["head", "nearest"])
+@pytest.mark.parametrize("bs", [3, 8])
+def test_batches_label_what_one_image_alone_gets(net, bs, start):
+    scenes = SceneSet(5, size=64)
+    labels = [sparse(scenes, i) for i in range(5)]
+    labels[1][:] = UNLABELLED
+    weak = WeakSet(scenes, lambda i: labels[i], regions=12)
+    one, other = (pseudo_labels(net, weak, progress=False, start=start, grid=(3, 3), steps=2, scales=(.75, 1.), bs=n) for n in (1, bs))
+    assert len(one) == 5 and (one[1] == UNLABELLED).all() and all((a == b).mean() > .99 for a, b in zip(one, other, strict=True))
+
+
+def test_segments_of_many_are_those_of_each():
+    g = torch.Generator().manual_seed(0)
+    vs = [unit(torch.randn(5, *size, generator=g, dtype=torch.float64), 0) for size in [(9, 31), (24, 24), (9, 31), (3, 5), (24, 24), (9, 31)]]
+    for v, (own, mu) in zip(vs, predict.stream_segments(iter(vs), (4, 4), bs=4), strict=True):
+        want = image_segments(v, (4, 4))
+        assert own.shape == v.shape[1:] and torch.equal(own.flatten(), want[0])
+        torch.testing.assert_close(mu, want[1])
+
+
+@pytest.mark.parametrize("bs", [1, 2, 5])
+def test_no_more_is_held_than_a_batch(net, bs):
+    read, done = [], 0
+    for _ in predict.stream_views(net, (read.append(i) or picture(32, 40, i) for i in range(11)), bs=bs):
+        done += 1
+        assert len(read) <= -(-done//bs)*bs
+    assert done == len(read) == 11
+    with pytest.raises(SpmlError, match="bs=0"): next(predict.stream_views(net, [picture(32, 32)], bs=0))

@@ -24,8 +24,9 @@ from .core import UNLABELLED, VOID, SpmlError, seed_everything
 from .crf import dense_crf
 from .data import check_masks
 from .embed import SegNet, SoftmaxHead, locations, unit, with_location
-from .learner import OPTIMISERS, CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
+from .learner import CrossEntropy, HistoryCB, LossCB, MeanIoU, run_settings, spml_splitter
 from .metrics import Confusion
+from .optimisers import OPTIMISERS
 from .propagate import normalise_scores, random_walk
 from .recipes import PAPER_TRAINING, RECIPES, Recipe
 from .retrieval import SegmentIndex

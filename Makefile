@@ -37,7 +37,7 @@ faults: $(STAMP) ## kill, fill the disk, spoil files, at length: what was tried,
 
 test-browser: $(STAMP) ## the widgets in JupyterLab in a real browser; needs Chromium and its driver
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m browser tests/test_browser.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m browser tests/look/test_browser.py
 
 bench: $(STAMP) ## time the kit against straightforward forms, and how its cost grows; tables and plots in benchmarks/
 	@PYTHONWARNINGS=ignore $(BIN)/python benchmarks/speed.py

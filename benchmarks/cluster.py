@@ -19,8 +19,10 @@ from PIL import Image
 
 from measure import machine
 from spml_kit.all import *
-from spml_kit.predict import image_segments, see
-from spml_kit.shards import load_shards, local_client, sharded_index, sharded_pseudo_labels
+from spml_kit.infer.scores import image_segments
+from spml_kit.infer.views import see
+from spml_kit.runs.shards import load_shards, sharded_index, sharded_pseudo_labels
+from spml_kit.runs.workers import local_client
 
 REFINE, REGIONS, VOTERS = ('regions', 'crf'), 200, 20
 

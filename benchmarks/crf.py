@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from measure import machine
 from spml_kit.core import SpmlError, VOC_CLASSES, VOID, rng_of
 from spml_kit.files import read_image, read_index_png, write_json
-from spml_kit.crf import KERNELS, dense_crf
+from spml_kit.infer.crf import KERNELS, dense_crf
 
 def noisy_scores(labels, n_classes, key):
     "Softmax of blurred masks with smooth noise; classes that the labels lack are noise alone"

@@ -12,10 +12,11 @@ from PIL import Image
 
 from growth import exponent
 from measure import child, clock, machine, peak
-from spml_kit.data import WeakSet, check_weak_set, folder_sets
+from spml_kit.data.weak import WeakSet, check_weak_set
+from spml_kit.data.images import folder_sets
 from spml_kit.files import write_index_png, write_json
-from spml_kit.oversegment import prepare_regions
-from spml_kit.scenes import make_scene
+from spml_kit.regions.oversegment import prepare_regions
+from spml_kit.data.scenes import make_scene
 
 
 def folder(root, n):

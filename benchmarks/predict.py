@@ -19,11 +19,12 @@ from PIL import Image
 
 from measure import clock, machine, peak
 from spml_kit.core import SpmlError, seed_everything
-from spml_kit.data import SceneSet
+from spml_kit.data.images import SceneSet
 from spml_kit.files import write_json
-from spml_kit.learner import create_model
-from spml_kit.predict import stream_segments, stream_views, training_index
-from spml_kit.recipes import RECIPES
+from spml_kit.learn.learner import create_model
+from spml_kit.infer.scores import stream_segments, training_index
+from spml_kit.infer.views import stream_views
+from spml_kit.method.recipes import RECIPES
 
 CLASSES = 21
 

@@ -20,19 +20,20 @@ import torch.nn.functional as F
 
 import baselines
 from measure import child, clock, machine, peak
-from spml_kit.batches import weak_dls
-from spml_kit.contrast import contrast
+from spml_kit.data.batches import weak_dls
+from spml_kit.method.contrast import contrast
 from spml_kit.core import VOID, data_root
 from spml_kit.files import read_json, write_json
-from spml_kit.data import SceneSet, VocSet, WeakSet
-from spml_kit.embed import DepthwiseDilated, locations, unit, with_location
-from spml_kit.learner import spml_learner
-from spml_kit.memory import MemoryBank
-from spml_kit.oversegment import prepare_regions
-from spml_kit.propagate import random_walk
-from spml_kit.recipes import RECIPES
-from spml_kit.retrieval import SegmentIndex
-from spml_kit.segments import Prototypes, cluster_means, cut_segments, grid_labels, resize_labels, spherical_kmeans
+from spml_kit.data.images import SceneSet, VocSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.method.nets import DepthwiseDilated, locations, unit, with_location
+from spml_kit.learn.learner import spml_learner
+from spml_kit.method.memory import MemoryBank
+from spml_kit.regions.oversegment import prepare_regions
+from spml_kit.infer.propagate import random_walk
+from spml_kit.method.recipes import RECIPES
+from spml_kit.infer.retrieval import SegmentIndex
+from spml_kit.method.segments import Prototypes, cluster_means, cut_segments, grid_labels, resize_labels, spherical_kmeans
 
 random_unit = lambda *shape, g: F.normalize(torch.randn(*shape, generator=g), dim=-1)
 

@@ -35,7 +35,9 @@ def methods(thing):
 
 def document(path):
     "A notebook of the library, with the methods under each class that it exports"
-    nb, module = nbformat.read(path, 4), import_module("spml_kit." + re.sub(r"^\d+[a-z]?_", "", path.stem))
+    nb = nbformat.read(path, 4)
+    place = path.relative_to(ROOT / "_proc" / "api").with_suffix("").parts
+    module = import_module(".".join(("spml_kit", *place[:-1], re.sub(r"^\d+[a-z]?_", "", place[-1]))))
     for cell in nb.cells:
         shown = re.search(r"^show_doc\((\w+)\)$", cell.source, re.M)
         if shown and cell.outputs:
@@ -46,7 +48,7 @@ def document(path):
 def render():
     "Notebooks with the signatures of what they export, then pages"
     proc_nbs(force=True)
-    for path in (ROOT / "_proc" / "api").glob("*.ipynb"):
+    for path in (ROOT / "_proc" / "api").rglob("*.ipynb"):
         document(path)
     done = subprocess.run([Path(sys.executable).parent / "smalldocs", "render", ROOT / "_proc"], stderr=subprocess.PIPE, text=True)
     sys.stderr.writelines(line for line in done.stderr.splitlines(True) if "output-file" not in line)  # nbdev's name of a page, which is not used
@@ -57,7 +59,7 @@ def finish(html, folder, pages):
     "A page without scripts for formulas, and with links to the page beside it where nbdev links to the published one"
     html = re.sub(r'(<span class="math (\w+)">)\\.(.*?)\\.(?=</span>)', lambda m: m[1] + convert(unescape(m[3]), display="inline" if m[2] == "inline" else "block"), html, flags=re.S)
     html = re.sub(r"<(?:link|script)[^>]*katex[^>]*>(?:</script>)?", "", html)
-    return re.sub(re.escape(HOST) + r"(\w+/\w+)\.html", lambda m: "../" * len(folder.parts) + pages[m[1]], html)
+    return re.sub(re.escape(HOST) + r"((?:\w+/)+\w+)\.html", lambda m: "../" * len(folder.parts) + pages[m[1]], html)
 
 
 def broken(page):

@@ -62,7 +62,7 @@ def voc_animals():
 @pytest.fixture(scope="session")
 def deeplab():
     "The paper's VOC network: large, so built once; nobody may change its weights"
-    from spml_kit.embed import paper_deeplab
+    from spml_kit.method.nets import paper_deeplab
     return paper_deeplab()
 
 

@@ -133,7 +133,7 @@ for _name in ("arange", "linspace", "eye", "randperm"): setattr(torch, _name, _m
 
 def interpret_kernels():
     "Let the loss's kernels run in Triton's interpreter (TRITON_INTERPRET=1) on the tensors of the device, contiguous ones only"
-    from spml_kit import fused
+    from spml_kit.method import fused
 
     class Kernel:
         def __init__(self, kernel): self.kernel = kernel

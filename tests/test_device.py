@@ -13,11 +13,12 @@ warnings.filterwarnings("ignore")
 import simulated_device as sd
 import numpy as np, torch
 from fastai.callback.core import Callback
-from spml_kit.batches import weak_dls
-from spml_kit.crf_loss import CrfCrossEntropy
-from spml_kit.data import SceneSet, WeakSet
-from spml_kit.learner import spml_learner
-from spml_kit.recipes import RECIPES
+from spml_kit.data.batches import weak_dls
+from spml_kit.infer.crf_loss import CrfCrossEntropy
+from spml_kit.data.images import SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.learn.learner import spml_learner
+from spml_kit.method.recipes import RECIPES
 
 RECIPE = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(3, 3), iterations=5, bs=2, crop=64, warmup=2, dropout=0., memory=1,
                               relations=dict(cooccurrence=dict(anchors=1.))) # nothing drawn at random
@@ -61,7 +62,8 @@ print(json.dumps(found))
 """
 
 AFTERWARDS = """
-from spml_kit.predict import predict_head, predict_retrieval, pseudo_labels, training_index
+from spml_kit.infer.scores import predict_head, predict_retrieval, training_index
+from spml_kit.infer.pseudo import pseudo_labels
 found = {}
 for device in (HERE, torch.device("cpu")):
     learn, weak = trained("scribbles", device, 2)
@@ -81,13 +83,13 @@ print(json.dumps(found))
 PARTS = """
 import json, torch
 import simulated_device as sd
-from spml_kit.crf import Kernel
-from spml_kit.crf_loss import crf_disagreement
-from spml_kit.embed import unit
-from spml_kit.predict import majority_labels, stream_segments
-from spml_kit.relations import nearest_labels
-from spml_kit.retrieval import nearest
-from spml_kit.segments import cut_segments, grid_labels, spherical_kmeans
+from spml_kit.infer.crf import Kernel
+from spml_kit.infer.crf_loss import crf_disagreement
+from spml_kit.method.nets import unit
+from spml_kit.infer.scores import majority_labels, stream_segments
+from spml_kit.method.relations import nearest_labels
+from spml_kit.infer.retrieval import nearest
+from spml_kit.method.segments import cut_segments, grid_labels, spherical_kmeans
 g = torch.Generator().manual_seed(0)
 rand = lambda *size: torch.rand(size, generator=g, dtype=torch.float64)
 ints = lambda n, *size: torch.randint(n, size, generator=g)

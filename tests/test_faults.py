@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from faults.forks import Command, Server, wait_for
 from faults.work import CLASSES, digest
-from spml_kit.annotate import Annotator
+from spml_kit.look.annotate import Annotator
 from spml_kit.core import UNLABELLED, VOC_CLASSES, SpmlError
-from spml_kit.data import SceneSet
-from spml_kit.drawings import drawn_labels, read_drawing
-from spml_kit.experiment import check_parameters, find_notebook
+from spml_kit.data.images import SceneSet
+from spml_kit.look.drawings import drawn_labels, read_drawing
+from spml_kit.runs.experiment import check_parameters, find_notebook
 from spml_kit.files import read_index_png
-from spml_kit.labels import read_annotation
-from spml_kit.recipes import Recipe
+from spml_kit.data.formats import read_annotation
+from spml_kit.method.recipes import Recipe
 
 LONG = os.environ.get("FAULTS") == "long"
 some = lambda quick, long: long if LONG else quick

@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spml_kit.contrast import contrast, contrast_plain, relation_loss
-from spml_kit.embed import SegNet, SoftmaxHead, location_colours, locations, paper_pspnet, unit
-from spml_kit.learner import lr_poly, spml_splitter
-from spml_kit.optimisers import paper_sgd
-from spml_kit.memory import MemoryBank
-from spml_kit.predict import majority_labels, window_ends
-from spml_kit.recipes import RECIPES
-from spml_kit.relations import image_similarity, near_label, nearest_labels, semantic_annotation, semantic_cooccurrence
-from spml_kit.retrieval import legacy_topk
-from spml_kit.segments import Prototypes, cluster_means, cut_segments, grid_labels, make_segments, resize_labels, spherical_kmeans
+from spml_kit.method.contrast import contrast, contrast_plain, relation_loss
+from spml_kit.method.nets import SegNet, SoftmaxHead, location_colours, locations, paper_pspnet, unit
+from spml_kit.learn.callbacks import lr_poly
+from spml_kit.learn.learner import spml_splitter
+from spml_kit.learn.optimisers import paper_sgd
+from spml_kit.method.memory import MemoryBank
+from spml_kit.infer.scores import majority_labels
+from spml_kit.infer.views import window_ends
+from spml_kit.method.recipes import RECIPES
+from spml_kit.method.relations import image_similarity, near_label, nearest_labels, semantic_annotation, semantic_cooccurrence
+from spml_kit.infer.retrieval import legacy_topk
+from spml_kit.method.segments import Prototypes, cluster_means, cut_segments, grid_labels, make_segments, resize_labels, spherical_kmeans
 
 close = partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
 

@@ -141,7 +141,7 @@ def test_a_wheel_brings_experiments_grids_and_commands(tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
-    ask = "import os, sys; os.environ['PYTHONWARNINGS'] = 'ignore'; import spml_kit; from spml_kit.experiment import spml_run; from spml_kit.sweep import spml_sweep; print(spml_kit.__file__); sys.exit(spml_run(['--list']) or spml_sweep(['table7_scenes', '--dry']) or spml_run(['quickstart', '--profile', 'tiny', '--out', 'run']))"
+    ask = "import os, sys; os.environ['PYTHONWARNINGS'] = 'ignore'; import spml_kit; from spml_kit.runs.cli import spml_run; from spml_kit.runs.cli import spml_sweep; print(spml_kit.__file__); sys.exit(spml_run(['--list']) or spml_sweep(['table7_scenes', '--dry']) or spml_run(['quickstart', '--profile', 'tiny', '--out', 'run']))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "spml_head" in (elsewhere / "run" / "metrics.json").read_text() and '"commit": null' in (elsewhere / "run" / "environment.json").read_text() # no checkout

@@ -6,13 +6,13 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 
 from conftest import random_batch
-from spml_kit.contrast import contrast, contrast_plain, relation_loss
+from spml_kit.method.contrast import contrast, contrast_plain, relation_loss
 from spml_kit.core import UNLABELLED, VOID
-from spml_kit.embed import locations, unit, with_location
-from spml_kit.learner import SpmlLoss
-from spml_kit.memory import MemoryBank
-from spml_kit.relations import feature_affinity, image_similarity, nearest_labels, relation_sets, semantic_annotation, semantic_cooccurrence
-from spml_kit.segments import cluster_means, grid_labels, make_segments, spherical_kmeans
+from spml_kit.method.nets import locations, unit, with_location
+from spml_kit.learn.losses import SpmlLoss
+from spml_kit.method.memory import MemoryBank
+from spml_kit.method.relations import feature_affinity, image_similarity, nearest_labels, relation_sets, semantic_annotation, semantic_cooccurrence
+from spml_kit.method.segments import cluster_means, grid_labels, make_segments, spherical_kmeans
 
 S, C, I, A = RELATIONS = [semantic_annotation(6), semantic_cooccurrence(12), image_similarity(16), feature_affinity(12)]
 seeds = given(st.integers(0, 10**6))

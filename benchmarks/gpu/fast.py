@@ -17,18 +17,20 @@ from PIL import Image
 
 from measure import clock
 from right import SMALL, by_definition, fused, losses, off_definition, problem, with_regions
-from spml_kit import fused as forms
-from spml_kit.batches import augment, weak_dls
-from spml_kit.contrast import contrast_plain
+from spml_kit.method import fused as forms
+from spml_kit.data.batches import augment, weak_dls
+from spml_kit.method.contrast import contrast_plain
 from spml_kit.core import rng_of
-from spml_kit.data import FolderSet, SceneSet, WeakSet
-from spml_kit.embed import locations, with_location
-from spml_kit.labels import simulate_scribbles, write_annotation
-from spml_kit.learner import spml_learner
-from spml_kit.propagate import _series, random_walk
-from spml_kit.recipes import RECIPES
-from spml_kit.retrieval import SegmentIndex
-from spml_kit.segments import grid_labels, spherical_kmeans
+from spml_kit.data.images import FolderSet, SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.method.nets import locations, with_location
+from spml_kit.data.simulate import simulate_scribbles
+from spml_kit.data.formats import write_annotation
+from spml_kit.learn.learner import spml_learner
+from spml_kit.infer.propagate import _series, random_walk
+from spml_kit.method.recipes import RECIPES
+from spml_kit.infer.retrieval import SegmentIndex
+from spml_kit.method.segments import grid_labels, spherical_kmeans
 
 RELATIONS = dict(annotation=(6., 64), cooccurrence=(12., 64), similarity=(16., 66)) # concentration, D
 CEILINGS = {} # as measured: bytes a second of a copy, operations a second of a product

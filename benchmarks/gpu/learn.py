@@ -8,12 +8,13 @@ import torch
 from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 
 from right import SMALL
-from spml_kit.batches import weak_dls
-from spml_kit.data import FolderSet, SceneSet, WeakSet
-from spml_kit.learner import spml_learner
+from spml_kit.data.batches import weak_dls
+from spml_kit.data.images import FolderSet, SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.learn.learner import spml_learner
 from spml_kit.metrics import Confusion
-from spml_kit.predict import retrieval_scores, score, training_index
-from spml_kit.recipes import RECIPES
+from spml_kit.infer.scores import retrieval_scores, score, training_index
+from spml_kit.method.recipes import RECIPES
 
 PACKED = Path(__file__).resolve().parents[2]/'.carry'/'gpu'/'photographs'
 NAMES = 'background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'

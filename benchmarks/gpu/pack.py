@@ -7,9 +7,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from spml_kit.core import Classes, SpmlError, data_root
-from spml_kit.data import VocSet
-from spml_kit.labels import simulate_points, simulate_scribbles, write_annotation
-from spml_kit.oversegment import prepare_regions
+from spml_kit.data.images import VocSet
+from spml_kit.data.simulate import simulate_points, simulate_scribbles
+from spml_kit.data.formats import write_annotation
+from spml_kit.regions.oversegment import prepare_regions
 
 ROOT = Path(__file__).resolve().parents[2]
 ANIMALS = Classes(('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'))

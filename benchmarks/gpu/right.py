@@ -15,22 +15,23 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from skimage.segmentation import slic
 
-from spml_kit.batches import weak_dls
-from spml_kit.contrast import contrast, contrast_plain
-from spml_kit.crf import dense_crf
-from spml_kit.crf_loss import CrfCrossEntropy
-from spml_kit.data import SceneSet, WeakSet
-from spml_kit.embed import locations, with_location
+from spml_kit.data.batches import weak_dls
+from spml_kit.method.contrast import contrast, contrast_plain
+from spml_kit.infer.crf import dense_crf
+from spml_kit.infer.crf_loss import CrfCrossEntropy
+from spml_kit.data.images import SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.method.nets import locations, with_location
 from spml_kit.files import save_tensors
-from spml_kit.fused import WIDEST, use_fused
-from spml_kit.hed import Hed, HedContours
-from spml_kit.learner import spml_learner
-from spml_kit.oversegment import RegionCache
-from spml_kit.predict import head_scores, retrieval_scores, training_index
-from spml_kit.propagate import random_walk
-from spml_kit.recipes import RECIPES
-from spml_kit.retrieval import SegmentIndex
-from spml_kit.segments import grid_labels, spherical_kmeans
+from spml_kit.method.fused import WIDEST, use_fused
+from spml_kit.regions.hed import Hed, HedContours
+from spml_kit.learn.learner import spml_learner
+from spml_kit.regions.oversegment import RegionCache
+from spml_kit.infer.scores import head_scores, retrieval_scores, training_index
+from spml_kit.infer.propagate import random_walk
+from spml_kit.method.recipes import RECIPES
+from spml_kit.infer.retrieval import SegmentIndex
+from spml_kit.method.segments import grid_labels, spherical_kmeans
 
 HERE = Path(__file__).resolve().parent
 # for dry runs: a network of nearly nothing
@@ -152,7 +153,7 @@ def autocast(rows):
 
 COMPILES = """
 import sys, torch
-from spml_kit.fused import FusedContrast
+from spml_kit.method.fused import FusedContrast
 D, table, device = int(sys.argv[1]), sys.argv[2] == 'True', sys.argv[3]
 x = torch.nn.functional.normalize(torch.randn(9, D, device=device), dim=1).requires_grad_()
 own = torch.arange(9, device=device)

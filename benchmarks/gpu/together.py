@@ -13,12 +13,13 @@ from torch import nn
 
 import learn as photographs
 from right import SMALL, farthest, with_regions
-from spml_kit.batches import weak_dls
-from spml_kit.data import SceneSet
-from spml_kit.distributed import all_mean, gather, join_processes, processes, rank
-from spml_kit.learner import SpmlLoss, spml_learner
-from spml_kit.recipes import RECIPES
-from spml_kit.relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
+from spml_kit.data.batches import weak_dls
+from spml_kit.data.images import SceneSet
+from spml_kit.learn.distributed import all_mean, gather, join_processes, processes, rank
+from spml_kit.learn.losses import SpmlLoss
+from spml_kit.learn.learner import spml_learner
+from spml_kit.method.recipes import RECIPES
+from spml_kit.method.relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
 
 def of_a_loss(dry, device):

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 
-MODULES = "nbformat nbclient nbconvert papermill distributed spml_kit.all spml_kit.experiment spml_kit.sweep " \
+MODULES = "nbformat nbclient nbconvert papermill distributed spml_kit.all spml_kit.runs.experiment spml_kit.runs.sweep " \
     "faults.work"
 
 

@@ -12,22 +12,24 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 
-from spml_kit.annotate import Annotator
-from spml_kit.batches import weak_dls
+from spml_kit.look.annotate import Annotator
+from spml_kit.data.batches import weak_dls
 from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, SpmlError
-from spml_kit.data import FolderSet, SceneSet, WeakSet, folder_sets
-from spml_kit.drawings import class_table
-from spml_kit.embed import EmbedNet, SegNet, SoftmaxHead
-from spml_kit.experiment import copy_run
+from spml_kit.data.images import FolderSet, SceneSet, folder_sets
+from spml_kit.data.weak import WeakSet
+from spml_kit.look.drawings import class_table
+from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
+from spml_kit.runs.experiment import copy_run
 from spml_kit.files import read_image, save_tensors, write_index_png, write_json
-from spml_kit.labels import read_annotation
-from spml_kit.learner import spml_learner
-from spml_kit.oversegment import RegionCache, prepare_regions
-from spml_kit.pipelines import Pipeline
-from spml_kit.recipes import RECIPES
-from spml_kit.shards import load_shards, local_client, sharded_index, sharded_pseudo_labels, trained_model
-from spml_kit.sweep import run_state
-from spml_kit.tables import collect_runs, sweep_table
+from spml_kit.data.formats import read_annotation
+from spml_kit.learn.learner import spml_learner
+from spml_kit.regions.oversegment import RegionCache, prepare_regions
+from spml_kit.runs.pipelines import Pipeline
+from spml_kit.method.recipes import RECIPES
+from spml_kit.runs.shards import load_shards, sharded_index, sharded_pseudo_labels, trained_model
+from spml_kit.runs.workers import local_client
+from spml_kit.runs.sweep import run_state
+from spml_kit.runs.tables import collect_runs, sweep_table
 
 CLASSES = ["background", "cat", "dog"]
 TINY = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(2, 2),

@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test faults test-browser bench lab docs sync readme clean
+.PHONY: help setup demo test one check newest faults test-browser bench lab docs sync readme clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -31,6 +31,19 @@ test: $(STAMP) ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	@echo "== tests (pytest)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile -m 'not browser' tests
+
+one: $(STAMP) ## NB=50_relations: run one notebook, and the tests of its module
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py $(NB)
+
+check: $(STAMP) ## what ruff and the project's own rules find
+	@$(BIN)/ruff check --quiet .
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_project.py
+
+NEWEST := build/newest
+newest: $(STAMP) ## train and predict a tiny run beside the newest fastai, which the notebook tools do not know yet
+	@rm -rf $(NEWEST) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(NEWEST) fastai fastcore fastprogress fasttransform plum-dispatch
+	@PYTHONPATH=$(NEWEST) $(BIN)/python -W ignore -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
+	@PYTHONPATH=$(abspath $(NEWEST)) PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 $(BIN)/spml_run quickstart --profile tiny --out $(NEWEST)/run
 
 faults: $(STAMP) ## kill, fill the disk, spoil files, at length: what was tried, held and failed in the last line
 	@FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rfEs -q tests/test_faults.py

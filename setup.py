@@ -23,7 +23,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["spml_kit", "spml_kit.*"]) + ["spml_kit.experiments"],
     package_dir={"spml_kit": "spml_kit", "spml_kit.experiments": "nbs/experiments"},
-    package_data={"spml_kit.experiments": ["*.ipynb", "*.yaml", "grids/*.yaml"]},
+    package_data={"spml_kit.experiments": ["*.ipynb", "*.yaml", "grids/*.yaml"], "spml_kit.look": ["static/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["spml_kit=spml_kit._modidx:d"]},

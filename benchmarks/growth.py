@@ -13,7 +13,6 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from measure import child, clock, machine, peak
 from speed import batch, chunked, gradient

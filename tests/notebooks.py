@@ -1,5 +1,6 @@
 """Runs every notebook but the lessons (pytest runs those) as nbdev_test does, two at a time, each in a process of its own: what one imports must change no other. The processes are forked from this one, which has imported what takes long (not fastai: it changes how fastcore compares tensors)."""
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch._dynamo
 from nbconvert import HTMLExporter
 from nbdev.test import nbdev_test
 
+ROOT = Path(__file__).parent.parent
+
 
 def start(path):
     "Process that tests the notebook"
@@ -22,9 +25,22 @@ def start(path):
     sys.exit()
 
 
+def one(name):
+    "Run a notebook, then the tests of what it exports"
+    nbs, tests = ROOT/'nbs', ROOT/'tests'
+    found = sorted(p for p in nbs.rglob('*.ipynb') if name in (p.stem, str(p.relative_to(nbs)), str(p.relative_to(ROOT))) and '.ipynb_checkpoints' not in p.parts)
+    if len(found) != 1: sys.exit(f"{name}: {len(found)} notebooks have this name; NB=50_relations runs nbs/api/method/50_relations.ipynb")
+    _, status = os.waitpid(start(found[0]), 0)
+    if status: sys.exit(f"failed: {found[0]}")
+    room = re.sub(r'^\d+[a-z]?_', '', found[0].stem)
+    files = sorted(p for p in tests.rglob('test_*.py') if p.stem == f'test_{room}')
+    if files: os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-q', *map(str, files)])
+    print(f"no tests/*/test_{room}.py")
+
+
 def main():
     "Exit with 1 if any notebook fails"
-    nbs = Path(__file__).parent.parent/'nbs'
+    nbs = ROOT/'nbs'
     # from the last to the first: tutorials take long, and the short ones fill the end
     waiting = sorted(p for p in nbs.rglob('*.ipynb') if not any(part.startswith('.') or part == 'lessons' for part in p.relative_to(nbs).parts))
     running, failed = {}, []
@@ -38,4 +54,4 @@ def main():
     if failed: sys.exit(f"failed: {', '.join(failed)}")
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': one(sys.argv[1]) if sys.argv[1:] else main()

@@ -183,7 +183,7 @@ class World:
             return self.server.start("faults.work:go", [name.split("_")[0], given], self.home)
         command, words = self.words(name, out, dict(prepare=2, sweep=1).get(name) if workers is None else workers)
         if LONG: return Command(command, words, self.server.folder, self.home)
-        return self.server.start(f"spml_kit.{'sweep' if name == 'sweep' else 'experiment'}:{command}", words, self.home)
+        return self.server.start(f"spml_kit.runs.cli:{command}", words, self.home)
 
     def reference(self, name):
         "Folder, results and seconds of one that nobody killed"

@@ -12,7 +12,6 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from PIL import Image
 
 from measure import clock
@@ -226,7 +225,6 @@ def tiles(rows):
 # clustering, walk, retrieval
 
 def parts(rows):
-    gpu = rows.device == 'cuda'
     B, h = (2, 16) if rows.dry else (16, 128)
     v = F.normalize(F.interpolate(torch.randn(B, 64, 16, 16), (h, h), mode='bilinear'), dim=1).to(rows.device)
     u = with_location(v.flatten(2).transpose(1, 2), locations(h, h, rows.device))

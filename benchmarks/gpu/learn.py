@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 
 from right import SMALL
 from spml_kit.data.batches import weak_dls

@@ -2,7 +2,6 @@
 import argparse, shutil, subprocess, sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 

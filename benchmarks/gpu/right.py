@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from skimage.segmentation import slic
 
 from spml_kit.data.batches import weak_dls

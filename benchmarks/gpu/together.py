@@ -4,11 +4,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from torch import nn
 
 import learn as photographs

@@ -30,6 +30,7 @@ def check_inside(
     size:tuple,    # (H,W) of the image
     name:str,      # file, for the message
 ):
+    "Refuse points and boxes that leave the image"
     (h, w), xy = size, np.asarray(xy, float).reshape(-1, 2)
     bad = xy[~((xy >= 0) & (xy <= (w, h))).all(1)]
     hint = 'coordinates begin at 0' if len(bad) and (bad >= -1).all() and (bad <= (w, h)).all() else 'was it annotated on an image of another size?'

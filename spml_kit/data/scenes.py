@@ -156,7 +156,6 @@ def _ground(rng, size, kind, a, b):
     elif kind == 'meadow': pattern = .5*fine + .9*_noise(rng, size, (16, 64)) + .4*np.sign(np.sin(5*x*f + phase)*.12 + y - .35)
     elif kind == 'street':
         row = np.floor(9*f*y)
-        joint = np.minimum(np.abs((9*f*y) % 1 - .5), np.abs((4.5*f*x + .5*(row % 2)) % 1 - .5)*2)
         pattern = np.where((.5 - np.abs((9*f*y) % 1 - .5) < .07) | (.5 - np.abs((4.5*f*x + .5*(row % 2)) % 1 - .5) < .035), 1.5, -.3) + .3*fine
     else: pattern = 1.4*np.tanh(3*(soft + .25*fine - .3))
     mix = (.5 + .16*pattern + .12*soft + (y - .5)*.5)[..., None].clip(0, 1)

@@ -8,7 +8,6 @@ __all__ = ['lr_poly', 'PolyCB', 'LossCB', 'HistoryCB', 'LineCB', 'PartMetric', '
 # %% ../../nbs/api/learn/61_callbacks.ipynb #6844726d
 import torch
 import torch.nn.functional as F
-import fastai.callback.progress # gives Learner its bar and `no_bar`
 from fastai.callback.core import Callback
 from fastai.learner import Metric
 

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import torch
-import fastai.callback.progress # gives Learner its bar and `no_bar`
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 

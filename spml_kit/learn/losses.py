@@ -8,7 +8,6 @@ __all__ = ['PartsLoss', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss']
 # %% ../../nbs/api/learn/60_losses.ipynb #68441988
 import torch
 import torch.nn.functional as F
-import fastai.callback.progress # gives Learner its bar and `no_bar`
 from torch import nn
 
 from ..core import SpmlError

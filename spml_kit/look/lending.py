@@ -7,7 +7,6 @@ __all__ = ['explore_affinity']
 
 # %% ../../nbs/api/look/93c_lending.ipynb #23e4ab0c
 import ipywidgets as W
-import numpy as np
 import torch
 import traitlets as T
 

@@ -325,7 +325,7 @@ class explore_retrieval(Explorer):
     def click(self, k, x, y):
         size = self.queries.image(self.image.value).shape
         if k < 2:
-            step, old = view_step(size[:2]), self.point
+            step = view_step(size[:2])
             with self.hold(): self.chosen, self.point = -1, (min(x*step, size[1] - 1), min(y*step, size[0] - 1))
         elif k == 2: # the neighbours
             at = mosaic_at(x, y, len(self.shown), (self.crop + 4,)*2, 5)

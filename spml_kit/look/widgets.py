@@ -7,6 +7,7 @@ __all__ = ['GAP', 'ClickImage', 'mosaic', 'mosaic_at', 'view_step', 'Explorer']
 
 # %% ../../nbs/api/look/92_widgets.ipynb #94706625
 import base64, contextlib, html, io, time
+from importlib import resources
 
 import anywidget
 import ipywidgets as W
@@ -15,7 +16,7 @@ import traitlets as T
 from PIL import Image
 
 from ..core import SpmlError
-from .explain import View, cross, view_figure
+from .explain import View, view_figure
 
 # %% ../../nbs/api/look/92_widgets.ipynb #363e0620
 class ClickImage(anywidget.AnyWidget):
@@ -28,48 +29,7 @@ class ClickImage(anywidget.AnyWidget):
     help = T.Unicode('Click, or move with the arrow keys').tag(sync=True) # shows when the pointer rests
     width = T.Int(320).tag(sync=True)             # in the browser, in pixels
 
-    _esm = """
-    function render({ model, el }) {
-      const box = document.createElement("figure"), words = document.createElement("figcaption"), img = document.createElement("img");
-      box.className = "spml-picture"; img.tabIndex = 0; img.draggable = false;
-      img.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves the arrow keys to us
-      box.append(words, img); el.append(box);
-      const clamp = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v)));
-      const size = () => [img.naturalWidth, img.naturalHeight];
-      const at = e => {
-        const r = img.getBoundingClientRect(), [w, h] = size();
-        return [clamp((e.clientX - r.left)/r.width*w, w), clamp((e.clientY - r.top)/r.height*h, h)];
-      };
-      const send = (name, value) => { model.set(name, value); model.save_changes(); };
-      const draw = () => {
-        const old = img.src;
-        img.src = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
-        if (old) URL.revokeObjectURL(old);
-      };
-      const tell = () => {
-        words.textContent = img.alt = model.get("caption"); img.title = model.get("help"); box.style.width = model.get("width") + "px";
-      };
-      const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-      img.addEventListener("click", e => { img.focus({ preventScroll: true }); send("point", at(e)); });
-      img.addEventListener("keydown", e => {
-        if (!(e.key in arrows)) return;
-        e.preventDefault(); e.stopPropagation();
-        const n = e.shiftKey ? 8 : 1, old = model.get("point");
-        send("point", size().map((s, k) => clamp((old.length ? old[k] : s/2) + n*arrows[e.key][k], s)));
-      });
-      img.addEventListener("pointermove", e => { if (model.get("follow")) send("hover", at(e)); });
-      img.addEventListener("pointerleave", () => { if (model.get("follow")) send("hover", []); });
-      model.on("change:png", draw); model.on("change:caption change:help change:width", tell);
-      draw(); tell();
-    }
-    export default { render };
-    """
-    _css = """
-    .spml-picture { margin: 0 8px 8px 0; } .spml-picture figcaption { white-space: pre-line; font-size: 12px; line-height: 1.3; margin-bottom: 2px; }
-    .spml-picture img { width: 100%; cursor: crosshair; image-rendering: pixelated; display: block; } .spml-picture img:focus { outline: 3px solid #0072B2; }
-    .spml-explorer table { font-size: 12px; } .spml-explorer table td, .spml-explorer table th { padding: 1px 8px; text-align: right; }
-    .spml-bar { border: 1px solid #666; height: 12px; display: inline-block; } .spml-sentence { font-size: 14px; margin: 4px 0; }
-    """
+    _esm, _css = ((resources.files('spml_kit.look')/f'static/click_image.{kind}').read_text() for kind in ('js', 'css'))
 
     def show(self,
         picture:np.ndarray, # (H,W,3) uint8

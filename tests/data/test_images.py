@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from fastai.callback.progress import ProgressCallback # patches Learner.no_bar
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from hypothesis import given, settings, strategies as st
@@ -644,7 +643,7 @@ def test_objects_of_other_classes_are_no_background(voc_animals):
 def test_relabelled_set_shares_images_regions_and_tags(monkeypatch):
     weak = WeakSet(SceneSet(2), "tags", regions=20)
     regions = weak.sample(0).regions
-    monkeypatch.setattr("spml_kit.data.images.oversegment", None) # regions are not made anew
+    monkeypatch.setattr("spml_kit.data.weak.oversegment", None) # regions are not made anew
     other = weak.relabel(lambda i: np.full((128, 128), i))
     assert (other.sample(0).regions == regions).all() and (other.sample(0).labels == 0).all()
     assert (other.sample(0).tags == weak.sample(0).tags).all() and (weak.sample(0).labels == UNLABELLED).all()

@@ -121,9 +121,8 @@ class Server:
 
     def run(self, name, *words, cwd, seconds=60, memory=0):
         "A console command, to its end: status (None: it hangs), told, complained, took"
-        module = dict(spml_run="experiment", spml_prepare="experiment", spml_sweep="sweep", spml_tables="tables")[name]
         start = time.monotonic()
-        tree = self.start(f"spml_kit.{module}:{name}", words, cwd, memory)
+        tree = self.start(f"spml_kit.runs.cli:{name}", words, cwd, memory)
         return SimpleNamespace(status=tree.wait(seconds), told=tree.told, complained=tree.complained,
             took=time.monotonic() - start)
 

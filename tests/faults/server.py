@@ -10,8 +10,7 @@ import sys
 import threading
 import traceback
 
-MODULES = "nbformat nbclient nbconvert papermill distributed spml_kit.all spml_kit.runs.experiment spml_kit.runs.sweep " \
-    "faults.work"
+MODULES = "nbformat nbclient nbconvert papermill distributed spml_kit.all spml_kit.runs.cli faults.work"
 
 
 def serve():

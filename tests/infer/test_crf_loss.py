@@ -1,7 +1,6 @@
 """The dense-CRF loss: against all pairs of pixels, void pixels, what it rewards, a training step."""
 import pytest
 import torch
-import torch.nn.functional as F
 
 from spml_kit.core import SpmlError, VOID
 from spml_kit.infer.crf import Kernel, permutohedral

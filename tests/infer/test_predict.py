@@ -18,7 +18,7 @@ from spml_kit.data.weak import Sample, WeakSet
 from spml_kit.data.images import SceneSet
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead, unit
 from spml_kit.learn.head import FrozenEmbed, head_learner
-from spml_kit.infer.scores import head_scores, image_segments, majority_labels, predict_head, predict_retrieval, retrieval_scores, score, stream_segments, training_index
+from spml_kit.infer.scores import head_scores, image_segments, majority_labels, predict_head, predict_retrieval, retrieval_scores, score, stream_head, stream_retrieval, stream_segments, training_index
 from spml_kit.infer.pseudo import pseudo_labels, region_mean, settle, walked_scores
 from spml_kit.infer.views import see, stream_views, views, window_ends
 from spml_kit.method.recipes import RECIPES
@@ -448,9 +448,9 @@ def test_batches_predict_what_one_image_alone_gets(net, bs, crop, scales, flip):
     close(indices[0].mu, indices[1].mu, atol=1e-4)
     for name in ("label", "image", "row"): assert torch.equal(*(getattr(i, name) for i in indices))
     looks |= dict(flip=flip, mirror=mirror)
-    for found, image in zip(predict.stream_head(net, images, bs=bs, **looks), images, strict=True): close(found, head_scores(net, image, **looks))
+    for found, image in zip(stream_head(net, images, bs=bs, **looks), images, strict=True): close(found, head_scores(net, image, **looks))
     ask = dict(index=indices[0], n_classes=13, k=5, grid=(4, 4), **looks)
-    for found, image in zip(predict.stream_retrieval(net, images, bs=bs, **ask), images, strict=True):
+    for found, image in zip(stream_retrieval(net, images, bs=bs, **ask), images, strict=True):
         assert ((found - retrieval_scores(net, image, **ask)).abs() < 1e-5).float().mean() > .98 # an equally near neighbour may take another's place
 
 

@@ -31,7 +31,6 @@ from spml_kit.learn.learner import spml_learner
 from spml_kit.learn.head import head_learner
 from spml_kit.method.recipes import RECIPES
 from spml_kit.method.relations import Relation, feature_affinity, image_similarity, same_class, semantic_annotation, semantic_cooccurrence
-import spml_kit.cams.seam # one of the methods of `tag_learner`
 
 ROOT = Path(__file__).parents[2]
 TINY = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(3, 3), iterations=3, bs=4, crop=64, warmup=2,
@@ -197,7 +196,7 @@ def train_each(path):
     answers = {}
     for kind in KINDS:
         learn = learner(kind, path/kind, PLAIN)
-        with mock.patch("spml_kit.learn.learner.save_tensors", wraps=save_tensors) as writes: learn.fit_poly(2, checkpoint=True)
+        with mock.patch("spml_kit.learn.checkpoint.save_tensors", wraps=save_tensors) as writes: learn.fit_poly(2, checkpoint=True)
         answers[kind] = weights(learn), learn.history, [list(v) for v in learn.recorder.values], learn.dls.train.process, len(list(learn.dls.valid)), writes.call_count
     return answers
 
@@ -294,7 +293,7 @@ def faults():
         try: learner("spml", ".", TINY, **kwargs).fit_poly(1)
         except SpmlError as e: messages.append(str(e))
     try:
-        import fastai.distributed # needs accelerate
+        import fastai.distributed # noqa: F401, gives `distrib_ctx`; needs accelerate
         with learner("spml", ".").distrib_ctx() as learn: learn.fit_poly(1)
     except SpmlError as e: messages.append(str(e))
     except ImportError: messages.append("distrib_ctx: no accelerate")

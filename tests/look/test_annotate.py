@@ -17,7 +17,6 @@ from spml_kit.files import read_index_png, read_json, write_index_png
 from spml_kit.data.images import FolderSet, SceneSet, folder_sets
 from spml_kit.data.weak import WeakSet, check_weak_set
 from spml_kit.look.drawings import KEYS, Mark, class_colours, drawn_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
-from spml_kit.data.formats import read_annotation
 from spml_kit.learn.learner import create_model
 from spml_kit.method.recipes import RECIPES
 

@@ -1,11 +1,9 @@
 """The live view without a notebook: curves, pictures, stopping at any moment, and runs that go on as if nobody had stopped them."""
-import json
 import os
 import signal
 import threading
 
 import ipywidgets
-import nbformat
 import numpy as np
 import pytest
 import torch

@@ -13,7 +13,7 @@ from spml_kit.data.weak import WeakSet
 from spml_kit.learn.losses import SpmlLoss
 from spml_kit.learn.learner import spml_learner
 from spml_kit.method.recipes import RECIPES
-from spml_kit.method.relations import feature_affinity, image_similarity, relation_sets, same_class, semantic_annotation, semantic_cooccurrence
+from spml_kit.method.relations import feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence
 from spml_kit.method.segments import make_segments
 
 HALF = torch.float16, torch.bfloat16

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'VOID', 'MAX_CLASSES', 'VOC_CLASSES', 'SpmlError', 'warn', 'merged', 'did_you_mean', 'named_device',
-           'voc_palette', 'Classes', 'check_labels', 'seed_everything', 'rng_of', 'data_root']
+           'named_object', 'voc_palette', 'Classes', 'check_labels', 'seed_everything', 'rng_of', 'data_root']
 
 # %% ../nbs/api/00_core.ipynb #a7ff4fa6
 import difflib, os, random, re, warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,22 @@ def named_device(
         raise SpmlError(f"device '{name}': PyTorch sees {n} GPUs here, counted from 0; choose one of them, or cpu")
     return device
 
+# %% ../nbs/api/00_core.ipynb #44cb04f1
+def named_object(
+    name:str,   # one of `known`, or package.module:name
+    known:dict, # name to package.module:name
+    what:str,   # it is, for the message
+):
+    "What a name stands for; its module is imported only now"
+    place = known.get(name, name)
+    if not re.fullmatch(r'[\w.]+:\w+', str(place)): raise SpmlError(f"{what} '{name}' is not one of {list(known)}, nor package.module:name{did_you_mean(name, known)}")
+    module, _, attribute = place.partition(':')
+    try: return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as e:
+        if e.name and not f'{module}.'.startswith(f'{e.name}.'): raise # it is there, and wants another
+        raise SpmlError(f"{what} '{name}': no module {e.name}; is its folder among those of PYTHONPATH?") from None
+    except AttributeError: raise SpmlError(f"{what} '{name}': {module} has no {attribute}") from None
+
 # %% ../nbs/api/00_core.ipynb #11a01795
 def voc_palette(
     n:int=256, # number of colours, 1..256
@@ -79,6 +96,7 @@ def _pairs(names):
     twins = [(n, known.get(_other_side(n), n)) for n in names]
     return tuple((a, b) for a, b in twins if names.index(a) < names.index(b) and (b, a) in twins)
 
+# %% ../nbs/api/00_core.ipynb #ad4c334d
 @dataclass(frozen=True)
 class Classes:
     "Names of the classes of a data set; background first"

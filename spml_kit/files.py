@@ -156,6 +156,7 @@ def atomic_path(
     finally:
         if tmp: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/api/01_files.ipynb #c55cffcc
 def disk_fault(
     error, # an exception
 )->bool:
@@ -306,6 +307,7 @@ def save_tensors(
             code = int(number[1] or number[2])
             raise OSError(code, os.strerror(code)) from None
 
+# %% ../nbs/api/01_files.ipynb #67f26128
 def load_tensors(
     path,         # file that `save_tensors` wrote
     device='cpu', # where the tensors go

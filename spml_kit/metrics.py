@@ -20,6 +20,7 @@ def _tensors(pred, gt):
     if pred.is_floating_point() or gt.is_floating_point(): raise SpmlError(f"labels are integers, these are {pred.dtype} and {gt.dtype}: take the argmax first")
     return pred.to(gt.device).long(), gt.long()
 
+# %% ../nbs/api/02_metrics.ipynb #ae5bd261
 class Confusion:
     "Counts of (true class, predicted class) over pixels"
     def __init__(self,
@@ -87,6 +88,7 @@ class Confusion:
 
     def __repr__(self): return f"Confusion: {self.counts.sum()} pixels, {self.n_classes} classes, mIoU {self.miou:.2f}, accuracy {self.accuracy:.2f}"
 
+# %% ../nbs/api/02_metrics.ipynb #857681a2
 def _iou(counts): # (...,C,C) to (...,C) percent
     hit, true, called = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
     return 100 * hit / np.maximum(true + called - hit, 1)

@@ -149,6 +149,7 @@ class Keypoints(Annotation):
 
     def _marks(self): return zip(self.xy, self.parts)
 
+# %% ../../nbs/api/data/10_annotations.ipynb #ae23f122
 @dataclass(eq=False)
 class Boxes(Annotation):
     "A box around each object"

@@ -77,6 +77,7 @@ def read_scribblesup_xml(
     if not all(strokes): raise SpmlError(f"{path}: a <polygon> without <point>; delete it")
     return Scribbles(strokes, [_class_id(e, 'tag', classes, path) for e in found])
 
+# %% ../../nbs/api/data/10b_formats.ipynb #2d6b81b5
 def read_voc_boxes(
     path,            # `.xml` of PASCAL VOC
     classes:Classes, # names that may occur

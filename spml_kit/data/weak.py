@@ -49,6 +49,7 @@ def rescale(
 SIMULATED = 'scribbles', 'points', 'keypoints', 'full' # annotation made from masks
 SAID = 'boxes', 'tags' # annotation that comes with the images
 
+# %% ../../nbs/api/data/14a_weak.ipynb #5a0cf6c6
 class WeakSet:
     "Images with weak labels and regions"
     def __init__(self,

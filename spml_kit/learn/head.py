@@ -15,10 +15,8 @@ from torch import nn
 from ..core import seed_everything
 from ..method.nets import SegNet, SoftmaxHead
 from ..method.recipes import PAPER_TRAINING, RECIPES, Recipe
-from .optimisers import OPTIMISERS
 from .losses import CrossEntropy
-from .callbacks import HistoryCB, LossCB, MeanIoU
-from .learner import run_settings, spml_splitter
+from .learner import head_score, kit_learner, spml_splitter
 
 # %% ../../nbs/api/learn/64_head.ipynb #fde6e612
 class FrozenEmbed(nn.Module):
@@ -47,8 +45,5 @@ def head_learner(
     "Learner of the second-stage classifier"
     seed_everything(seed)
     fresh = SegNet(FrozenEmbed(model.embed), SoftmaxHead(recipe.dim, dls.c, .65))
-    learn = Learner(dls, fresh, CrossEntropy(), opt_func=OPTIMISERS[recipe.optimiser], splitter=lambda m: spml_splitter(m)[2:], metrics=[MeanIoU(dls.c, getattr(dls, 'score_name', 'miou'))],
-                    path=path, cbs=[LossCB(), HistoryCB()], wd=[recipe.wd, 0], wd_bn_bias=True, train_bn=False)
-    learn.recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
-    learn.settings = run_settings(learn, 'head', seed)
-    return learn
+    recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
+    return kit_learner(dls, fresh, CrossEntropy(), recipe, 'head', lambda m: spml_splitter(m)[2:], [head_score(dls)], seed, path)

@@ -237,6 +237,7 @@ def prepare_spread(
     small = resize(image, tuple(max(2, round(n*ratio)) for n in image.shape[:2]))
     return pixel_features(small, model), oversegment(small, n=200)
 
+# %% ../../nbs/api/look/94_drawings.ipynb #18deeb54
 def spread_labels(
     features:torch.Tensor, # (D,h,w)
     regions:np.ndarray,    # (H,W) small contour regions

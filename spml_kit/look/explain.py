@@ -85,6 +85,7 @@ class Forces:
         "(M,) gradient over strength: the pull sums to -1, the push to 1"
         return self.gradient/max(self.strength, 1e-12)
 
+# %% ../../nbs/api/look/91_explain.ipynb #62d73c71
 def pixel_forces(
     relation:Relation, # the rule
     seg:Segments,      # pixels and segments of a batch

@@ -41,6 +41,7 @@ def _batches(given, which):
         if kind == first: images, regions = images_of(samples)
     return {k: (images, labels, regions, tags) for k, (labels, tags) in out.items()}
 
+# %% ../../nbs/api/look/93_explore.ipynb #2c166621
 class explore_relations(Explorer):
     "Click a pixel: what each segment does to it under a relation"
     point = T.Tuple((0, 0, 0)) # image, column, row

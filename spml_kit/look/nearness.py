@@ -169,6 +169,7 @@ def segment_store(
     place[index.row] = torch.arange(len(index))
     return SegmentStore(index, [place[o].int().numpy() for o in owns])
 
+# %% ../../nbs/api/look/93b_nearness.ipynb #880fb699
 def crop_around(
     image:np.ndarray,  # (H,W,3) uint8
     inside:np.ndarray, # (H,W) bool, a segment

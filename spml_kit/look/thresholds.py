@@ -30,6 +30,7 @@ from .inputs import picture_batch
 # %% ../../nbs/api/look/93a_thresholds.ipynb #f6843c48
 PLANE_CELL = 20 # pixels of a cell of the plane
 
+# %% ../../nbs/api/look/93a_thresholds.ipynb #46ff58f8
 class explore_background(Explorer):
     "Alpha, threshold and normalisation of the labels made from class maps"
     point = T.Tuple((0, 0)) # column, row

@@ -151,6 +151,7 @@ class Prototypes:
         join = lambda name: torch.cat([getattr(p, name) for p in parts])
         return Prototypes(*map(join, ('mu', 'mu_loc', 'label', 'region')), torch.cat(images), join('tags'))
 
+# %% ../../nbs/api/method/42_segments.ipynb #874c579a
 @dataclass
 class Segments:
     "The valid pixels of a batch and the segments that they form"

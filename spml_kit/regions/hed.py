@@ -100,6 +100,7 @@ def _blob(data):
                     while at < len(dims): d, at = _varint(dims, at); shape.append(d)
     return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(shape or legacy)
 
+# %% ../../nbs/api/regions/21_hed.ipynb #1b3055bc
 def _caffe_tensors(path):
     "Name to array of every layer with a kernel and a bias"
     out = {}

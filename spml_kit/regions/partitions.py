@@ -81,6 +81,7 @@ def f_measure(
     f = 2*precision*recall/np.maximum(precision + recall, 1e-12)
     return np.where((drawn == 0) & (people == 0), 1., f)
 
+# %% ../../nbs/api/regions/24_partitions.ipynb #dfa3572e
 def best_f(
     counts:np.ndarray, # (images,T,4)
 )->dict: # ods: F at the best common threshold; at: its position; ois: F when each image has its best one
@@ -129,6 +130,7 @@ def _purity(table):
     np.maximum.at(best, table.coords[0], table.data)
     return float(best.sum()/table.sum())
 
+# %% ../../nbs/api/regions/24_partitions.ipynb #f27bba4a
 def partition_scores(
     regions:np.ndarray, # (H,W) ids to judge, 0 or above
     truths,             # people's divisions, (H,W) ids each

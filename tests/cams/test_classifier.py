@@ -6,18 +6,18 @@ from fastai.callback.core import Callback
 
 from conftest import assert_equal, quiet, weights
 from spml_kit.data.batches import weak_dls
-from spml_kit.cams.classifier import GRAD_CAMS, TAG_METHODS, TAG_RECIPE, TagLoss, TagNet, average_precision, class_maps, grad_cam, tag_learner
+from spml_kit.cams.classifier import CAM, GRAD_CAMS, TAG_RECIPE, TagMethod, TagLoss, TagNet, average_precision, class_maps, grad_cam, tag_learner
 from spml_kit.core import SpmlError, rng_of
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.data.annotations import Tags
 from spml_kit.data.scenes import SCENE_CLASSES, make_scene
-from spml_kit.cams.seam import SeamLoss, SeamNet, scaled_maps, seed_maps, share_evidence
+from spml_kit.cams.seam import SEAM, SeamLoss, SeamNet, scaled_maps, seed_maps, share_evidence
 
 SIZE, C = 64, len(SCENE_CLASSES)
 NET = dict(backbone="test_resnet", pretrained=False)
 RECIPE = TAG_RECIPE.but(warmup=2)
-METHODS = ["cam", "seam"]
+METHODS, BY_NAME = ["cam", "seam"], {"cam": CAM, "seam": SEAM}
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -37,7 +37,7 @@ def learner(path=".", method="cam", train=None, steps=3, seed=0):
 
 def network(method="cam", seed=0, **kwargs):
     torch.manual_seed(seed)
-    return TAG_METHODS[method][0](C, **NET, **kwargs).eval()
+    return BY_NAME[method].net(C, **NET, **kwargs).eval()
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path):
     again.fit_poly(4, resume=True)
     assert_equal(weights(whole), weights(again))
     assert again.history == whole.history and [r["round"] for r in again.history] == [0, 1, 2, 3]
-    assert {"loss", "precision"} | set(TAG_METHODS[method][1].names) <= set(again.history[0])
+    assert {"loss", "precision"} | set(BY_NAME[method].loss.names) <= set(again.history[0])
 
 
 def test_a_checkpoint_of_another_method_or_network_is_refused(tmp_path):
@@ -322,3 +322,24 @@ def test_a_few_steps_teach_something(method):
     learn.fit_poly(2)
     key = "tags" if method == "seam" else "loss"
     assert learn.history[1][key] < learn.history[0][key]
+
+
+class StrongestNet(TagNet):
+    def forward(self, x): return self.classify(self.features(x)).amax((-2, -1))
+
+
+STRONGEST = TagMethod("strongest", StrongestNet)
+
+
+@pytest.mark.parametrize("given", [STRONGEST, f"{__name__}:STRONGEST"], ids=["object", "name"])
+def test_a_method_of_ones_own(given):
+    "As an object, or by the name under which a command finds it"
+    learn = learner(method=given)
+    learn.fit_poly(1)
+    assert learn.settings["method"] == "strongest" and isinstance(learn.model, StrongestNet) and learn.history[0]["loss"] > 0
+
+
+@pytest.mark.parametrize("name, words", [("cem", "did you mean 'cam'"), ("cams", "did you mean 'cam'"), ("no_such_package.at:all", "no module no_such_package"),
+    ("spml_kit.cams.nowhere:CAM", "no module spml_kit.cams.nowhere"), ("spml_kit.cams.seam:SAEM", "spml_kit.cams.seam has no SAEM"), ("", "is not one of"), ("a b:c", "is not one of")])
+def test_names_that_are_no_method(name, words):
+    with pytest.raises(SpmlError, match=words): learner(method=name)

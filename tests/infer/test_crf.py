@@ -83,7 +83,7 @@ def test_golden(name):
 
 def test_photographs_against_pydensecrf(voc_animals):
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed (needs a compiler; only this comparison uses it)")
-    sys.path.insert(0, str(HERE.parent/"benchmarks"))
+    sys.path.insert(0, str(HERE.parents[1]/"benchmarks"))
     try:
         from crf import tasks
     finally:
@@ -230,7 +230,7 @@ def test_features_that_are_not_finite():
 
 
 def test_benchmark_says_what_is_missing(tmp_path):
-    r = subprocess.run([sys.executable, HERE.parent/"benchmarks"/"crf.py", "--root", tmp_path], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, HERE.parents[1]/"benchmarks"/"crf.py", "--root", tmp_path], capture_output=True, text=True)
     assert r.returncode and "takes the VOC2012 folder" in r.stderr and "Traceback" not in r.stderr
 
 

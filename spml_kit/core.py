@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import __version__
+
 # %% ../nbs/api/00_core.ipynb #44cb04ee
 UNLABELLED = 254 # a pixel that nobody annotated
 VOID = 255       # a pixel that takes part in nothing

@@ -124,7 +124,7 @@ def check_place(
     "Refuse to write where something other than a file stands"
     try: mode = os.stat(path).st_mode
     except OSError as e:
-        if e.errno == errno.ELOOP: raise
+        if e.errno == errno.ELOOP: raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: remove it") from None
         return Path(path) # absent, or what writing will tell of
     if not stat.S_ISREG(mode): raise SpmlError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'} stands where a file must be written: move it")
     return Path(path)

@@ -391,6 +391,6 @@ def test_nobody_answers(net, labels, tmp_path, monkeypatch):
     import distributed
     with pytest.raises(SpmlError, match="no Dask scheduler answers"), dask.config.set({"distributed.comm.timeouts.connect": ".5s"}):
         sharded_index(net, weak_set(labels), tmp_path, "tcp://127.0.0.1:9", **GRID)
-    monkeypatch.setattr(shards, "PATIENCE", .2)
+    monkeypatch.setattr("spml_kit.runs.workers.PATIENCE", .2)
     with distributed.Client(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as client:
         with pytest.raises(SpmlError, match="has no workers; start some with `dask worker"): sharded_index(net, weak_set(labels), tmp_path, client, **GRID)

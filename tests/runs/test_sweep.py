@@ -110,8 +110,7 @@ def test_two_sweeps_do_not_share_a_folder(toy, tmp_path):
 
 def test_a_scheduler_without_workers_is_named(toy, tmp_path, monkeypatch):
     import distributed
-    import spml_kit.runs.shards as shards
-    monkeypatch.setattr(shards, "PATIENCE", 1)
+    monkeypatch.setattr("spml_kit.runs.workers.PATIENCE", 1)
     with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
         with pytest.raises(SpmlError, match="this Dask scheduler has no workers"):
             sweep(toy, runs_of(1), tmp_path / "s", address=cluster.scheduler_address, code="v", progress=False)

@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from .core import SpmlError
 
 # %% ../nbs/api/01_files.ipynb #9f3d2e24
+def _no_file(mode): return 'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'
+
 def check_file(
     path, # to be read
 )->Path:
@@ -28,7 +30,7 @@ def check_file(
     try: mode = os.stat(path).st_mode
     except FileNotFoundError: raise SpmlError(f"{path}: no such file") from None
     except (OSError, ValueError) as e: raise SpmlError(f"{path}: cannot be opened ({getattr(e, 'strerror', None) or e})") from None
-    if not stat.S_ISREG(mode): raise SpmlError(f"{path}: this is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not a file")
+    if not stat.S_ISREG(mode): raise SpmlError(f"{path}: this is {_no_file(mode)}, not a file")
     return Path(path)
 
 def is_there(
@@ -126,7 +128,7 @@ def check_place(
     except OSError as e:
         if e.errno == errno.ELOOP: raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: remove it") from None
         return Path(path) # absent, or what writing will tell of
-    if not stat.S_ISREG(mode): raise SpmlError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'} stands where a file must be written: move it")
+    if not stat.S_ISREG(mode): raise SpmlError(f"{path}: {_no_file(mode)} stands where a file must be written: move it")
     return Path(path)
 
 def part_beside(
@@ -283,13 +285,14 @@ def check_finite(
 
 def _kinds(tensors): return {k: [str(v.dtype).removeprefix('torch.'), *v.shape] for k, v in tensors.items()}
 
+def _differing(a, b): return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+
 def unlike(
     tensors:dict, # name to tensor
     wanted:dict,  # the same, as they must be
 )->list: # names, sorted
     "Tensors that are missing, that nobody wants, and those of another shape or kind"
-    ours, theirs = _kinds(wanted), _kinds(tensors)
-    return sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+    return _differing(_kinds(tensors), _kinds(wanted))
 
 def save_tensors(
     path,         # file to write
@@ -320,6 +323,6 @@ def load_tensors(
     except Exception as e: raise SpmlError(f"{path}: not a readable safetensors file ({e}); cut short or damaged: delete it and run again") from None
     if not isinstance(meta, dict): raise SpmlError(f"{path}: its metadata is not the kit's: a {type(meta).__name__}, not names with their values")
     written = meta.pop('tensors', None) # files before version 0.2 do not say
-    changed = sorted(k for k in {*written, *tensors} if written.get(k) != _kinds(tensors).get(k)) if isinstance(written, dict) else []
+    changed = _differing(_kinds(tensors), written) if isinstance(written, dict) else []
     if changed: raise SpmlError(f"{path}: its tensors are not those that were written, first '{changed[0]}'; it was changed: delete it and run again")
     return check_finite(tensors, path), meta

@@ -11,6 +11,7 @@ from itertools import tee
 
 import numpy as np
 import torch
+from fastcore.basics import chunked
 from tqdm.auto import tqdm
 
 from ..core import UNLABELLED, VOID, SpmlError
@@ -19,7 +20,7 @@ from ..data.images import check_masks
 from ..method.nets import SegNet, locations, with_location
 from ..method.segments import start_grid, cluster_means, resize_labels, spherical_kmeans
 from .retrieval import SegmentIndex
-from .views import alike, views_at_once, swap_sides, resize_maps, in_lots, stream_views, views
+from .views import alike, views_at_once, swap_sides, resize_maps, stream_views, views
 
 # %% ../../nbs/api/infer/77_scores.ipynb #a144ae93
 def stream_head(
@@ -72,7 +73,7 @@ def stream_segments(
     bs:int=8,            # embeddings that are held at a time; those of one size are clustered together
 ): # iterator: (h,w) segment of each pixel and (M,D) prototypes of each embedding, in order
     "k-means segments of many images, without gaps in their ids"
-    for some in in_lots(vs, bs):
+    for some in chunked(vs, bs):
         out = {}
         for same in alike(some, lambda v: v.shape):
             out.update(zip(same, _segments([some[i] for i in same], grid, iterations)))
@@ -118,7 +119,7 @@ def training_index(
     "Prototypes of the training set"
     mus, tops, where = [], [], []
     segments = _stream_both(model, images, views(scales), grid, crop, bs)
-    for i, (label, of_image) in enumerate(zip(labels, in_lots(segments, len(scales)))):
+    for i, (label, of_image) in enumerate(zip(labels, chunked(segments, len(scales)))):
         for own, mu in of_image:
             small = resize_labels(torch.as_tensor(np.asarray(label), device=mu.device)[None], own.shape).flatten()
             mus.append(mu); tops.append(majority_labels(small, own.flatten(), len(mu)))
@@ -142,7 +143,7 @@ def stream_retrieval(
     "Class votes of the nearest training segments for many images"
     looks, (images, ahead) = views(scales, flip), tee(images)
     segments = _stream_both(model, ahead, looks, grid, crop, bs)
-    for image, of_image in zip(images, in_lots(segments, len(looks))):
+    for image, of_image in zip(images, chunked(segments, len(looks))):
         total = 0
         for (_, mirrored), (own, mu) in zip(looks, of_image):
             votes = index.vote(mu, n_classes, k)[own].permute(2, 0, 1)

@@ -82,6 +82,7 @@ def gather(
     zeros = lambda n: x.new_zeros(n, *x.shape[1:])
     return all_sum(torch.cat([zeros(sum(sizes[:rank()])), x, zeros(sum(sizes[rank()+1:]))])) # adding zeros is exact
 
+# %% ../../nbs/api/learn/59_distributed.ipynb #59bar002
 def barrier():
     "Wait for the others"
     all_sum(torch.zeros(())) # on the CPU: of a barrier, torch could not know whose GPU it means

@@ -39,7 +39,7 @@ def _adam_step(ps, states, lr, mom, sqr_mom, eps, **kwargs):
     torch._foreach_mul_(square, sqr_mom)
     torch._foreach_addcmul_(square, grads, grads, 1 - sqr_mom)
     for s in states: s['step'] = s.get('step', 0) + 1
-    debias = lambda m: [(1 - m)*(1 - m**s['step'])/(1 - m) for s in states]
+    debias = lambda m: [(1 - m)*(1 - m**s['step'])/(1 - m) for s in states] # as fastai rounds it
     size = torch._foreach_div(square, debias(sqr_mom))
     torch._foreach_sqrt_(size)
     torch._foreach_add_(size, eps)

@@ -162,14 +162,12 @@ def checkpoint_blocks(
     net:nn.Module, # a backbone; changed in place
 ):
     "Gradient checkpointing for every row of blocks of a network"
-    rows, inner = [], set()
+    rows = {} # by name; what lies within one is part of its blocks
     for name, m in net.named_modules():
         of_blocks = type(m) is nn.Sequential and len(m) and all(len([*block.children()]) and not isinstance(block, nn.Sequential) for block in m)
-        if of_blocks and not any(name.startswith(f'{n}.') for n in inner):
-            inner.add(name)
-            rows.append(m)
+        if of_blocks and not any(name.startswith(f'{n}.') for n in rows): rows[name] = m
     if not rows: raise SpmlError(f"{type(net).__name__} has no row of blocks to checkpoint; leave `checkpointing` away")
-    for m in rows: m.__class__ = CheckpointedBlocks
+    for m in rows.values(): m.__class__ = CheckpointedBlocks
 
 # %% ../../nbs/api/method/40_nets.ipynb #11ce4de7
 class ASPP(nn.Module):
@@ -238,17 +236,22 @@ class BackboneNet(nn.Module):
         with self.lowered(x): maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
         return [self.raised(m) for m in maps]
 
+    @property
+    def low(self)->bool:
+        "Does it compute in bfloat16 now?"
+        return self.training and self.precision == 'bfloat16'
+
     def lowered(self,
         x:torch.Tensor, # on the device where it runs
     ): # context
         "Where the network computes in its own precision"
-        return torch.autocast(x.device.type, torch.bfloat16) if self.training and self.precision == 'bfloat16' else nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16) if self.low else nullcontext()
 
     def raised(self,
         x:torch.Tensor, # made by the network
     )->torch.Tensor: # float32 after bfloat16, else as it is
         "What leaves the network"
-        return x.float() if self.training and self.precision == 'bfloat16' else x
+        return x.float() if self.low else x
 
 # %% ../../nbs/api/method/40_nets.ipynb #0e35a693
 class EmbedNet(BackboneNet):
@@ -302,6 +305,8 @@ class EmbedNet(BackboneNet):
         return y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
 
 # %% ../../nbs/api/method/40_nets.ipynb #cfed59f0
+_PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3e-4, out_indices=(1, 2, 3, 4), **PAPER_RESNET)
+
 def paper_deeplab(
     dim:int=64, # D
     pretrained:bool=False, # timm has no weights for this stem
@@ -309,8 +314,7 @@ def paper_deeplab(
     **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's VOC network: ResNet-101 with deep stem, output stride 8, summed ASPP"
-    return EmbedNet('resnet101', dim, 8, 'aspp', (6, 12, 18, 24), lateral=False, freeze_bn=False, bn_momentum=3e-4,
-                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET, **kwargs)
+    return EmbedNet('resnet101', dim, head='aspp', rates=(6, 12, 18, 24), pretrained=pretrained, weights=weights, **_PAPER_NET, **kwargs)
 
 def paper_pspnet(
     dim:int=32, # D
@@ -319,8 +323,7 @@ def paper_pspnet(
     **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's DensePose network: the same backbone with pyramid pooling"
-    return EmbedNet('resnet101', dim, 8, 'psp', lateral=False, freeze_bn=False, bn_momentum=3e-4,
-                    pretrained=pretrained, weights=weights, out_indices=(1, 2, 3, 4), **PAPER_RESNET, **kwargs)
+    return EmbedNet('resnet101', dim, head='psp', pretrained=pretrained, weights=weights, **_PAPER_NET, **kwargs)
 
 # %% ../../nbs/api/method/40_nets.ipynb #24979264
 class SoftmaxHead(nn.Sequential):

@@ -44,6 +44,16 @@ def _command(prog, action):
         return 1
     return 0
 
+# %% ../../nbs/api/runs/99_cli.ipynb #71746748
+def _parser(prog, description):
+    p = argparse.ArgumentParser(prog, description=description)
+    p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
+    return p
+
+def _done(p, argv, action):
+    args = p.parse_args(argv)
+    return _command(p.prog, lambda: action(args))
+
 def _device(text):
     "A device on the command line; whether the machine has it is seen where it is used"
     if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', text): raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:1 is wanted")
@@ -106,8 +116,7 @@ def spml_run(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_run`: run an experiment notebook"
-    p = argparse.ArgumentParser('spml_run', description="Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
-    p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
+    p = _parser('spml_run', "Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
     p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
         + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
     p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose)")
@@ -120,8 +129,7 @@ def spml_run(
         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
-    args = p.parse_args(argv)
-    return _command('spml_run', lambda: _run(args))
+    return _done(p, argv, _run)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
 def _prepare(args):
@@ -146,8 +154,7 @@ def spml_prepare(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_prepare`: make the regions of an image set"
-    p = argparse.ArgumentParser('spml_prepare', description="Make the regions of every image of a set, once; a second call makes only what is missing.")
-    p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
+    p = _parser('spml_prepare', "Make the regions of every image of a set, once; a second call makes only what is missing.")
     p.add_argument('--data', choices=['voc', 'folder'], required=True, help="PASCAL VOC layout, or a folder of images")
     p.add_argument('--root', type=Path, metavar='DIR', required=True, help="the folder VOC2012, or the folder of images")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
@@ -159,8 +166,7 @@ def spml_prepare(
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=_whole(0), default=os.cpu_count(), help="processes (default: one per core)")
-    args = p.parse_args(argv)
-    return _command('spml_prepare', lambda: _prepare(args))
+    return _done(p, argv, _prepare)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #3217f350
 def _sweep(args):
@@ -184,8 +190,7 @@ def spml_sweep(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_sweep`: run a grid of experiments"
-    p = argparse.ArgumentParser('spml_sweep', description="Run every experiment that a grid asks for; done ones are not repeated, interrupted ones go on.")
-    p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
+    p = _parser('spml_sweep', "Run every experiment that a grid asks for; done ones are not repeated, interrupted ones go on.")
     p.add_argument('grid', type=Path, metavar='GRID', help="YAML file (experiment, profile, parameters, runs, grid: see the notebook sweep), or the name of a grid of the kit")
     p.add_argument('--out', type=_local, metavar='DIR', help="folder of the sweep (default runs/GRID)")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="parameter of every run, over what the grid says; may be repeated")
@@ -201,8 +206,7 @@ def spml_sweep(
     p.add_argument('--code', metavar='VERSION', help="version of the code that addresses the runs (default: it changes with the source of the kit and of the notebook); name an older one to go on with its runs")
     p.add_argument('--copy-to', metavar='URL', help="copy what is finished to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--dry', action='store_true', help="only list the runs")
-    args = p.parse_args(argv)
-    return _command('spml_sweep', lambda: _sweep(args))
+    return _done(p, argv, _sweep)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2350af17
 def _tables(args):
@@ -229,10 +233,8 @@ def spml_tables(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_tables`: the paper's tables beside our runs"
-    p = argparse.ArgumentParser('spml_tables', description="The paper's tables beside the runs in some folders.")
-    p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
+    p = _parser('spml_tables', "The paper's tables beside the runs in some folders.")
     p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help="that hold metrics.json files, at any depth")
     p.add_argument('--table', metavar='NAME', help="only this one")
     p.add_argument('--out', type=Path, metavar='DIR', help="also write each as CSV")
-    args = p.parse_args(argv)
-    return _command('spml_tables', lambda: _tables(args))
+    return _done(p, argv, _tables)

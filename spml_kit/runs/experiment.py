@@ -9,7 +9,9 @@ __all__ = ['experiments', 'find_notebook', 'typed_values', 'notebook_parameters'
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #375a2854
 import ast, contextlib, hashlib, json, math, os, platform, re, subprocess, warnings
+from functools import cache
 from importlib import metadata, resources
+from importlib.util import resolve_name
 from pathlib import Path
 
 import fsspec
@@ -143,38 +145,39 @@ def check_given(
     check_parameters(source, {k: values[k] for k in {*known, *given}})
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #99406e70
-def _imported(text, package):
-    "Modules of the kit that a source names in its imports, as dotted names below the kit"
+@cache
+def _imported(text, package): # parsing all takes half a second, and a command asks twice
+    "Modules of the kit that a source names in its imports"
+    found = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a notebook's odd strings
         try: nodes = ast.walk(ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', text)))
-        except SyntaxError: return # of magics within lines: what such a cell imports is not followed
+        except SyntaxError: return found # of magics within lines: what such a cell imports is not followed
     for n in nodes:
-        if isinstance(n, ast.Import): yield from (a.name for a in n.names if a.name.split('.')[0] == 'spml_kit')
-        if not isinstance(n, ast.ImportFrom): continue
-        base = package.rsplit('.', n.level - 1)[0] if n.level > 1 else package if n.level else ''
-        name = '.'.join(filter(None, (base, n.module)))
-        if name.split('.')[0] == 'spml_kit': yield from (name, *(f'{name}.{a.name}' for a in n.names))
+        if isinstance(n, ast.Import): found += [a.name for a in n.names]
+        if not isinstance(n, ast.ImportFrom) or n.level and not package: continue # a notebook is in no package
+        name = resolve_name('.'*n.level + (n.module or ''), package)
+        found += [name, *(f'{name}.{a.name}' for a in n.names)]
+    return [name for name in found if name.split('.')[0] == 'spml_kit']
 
 def reached_modules(
     source, # a notebook
-)->dict: # dotted name to file, sorted
+)->dict: # dotted name to source, sorted
     "The modules of the kit that a notebook imports, and those that they import"
     found, waiting = {}, [m for c in _cells(source) if c['cell_type'] == 'code' for m in _imported(c['source'], '')]
     while waiting:
         name = waiting.pop()
         path = _package().joinpath(*name.split('.')[1:]).with_suffix('.py')
         if name in found or name == 'spml_kit' or not path.is_file(): continue
-        found[name] = path
-        waiting += _imported(path.read_text(encoding='utf-8'), name.rpartition('.')[0])
+        found[name] = path.read_text(encoding='utf-8')
+        waiting += _imported(found[name], name.rpartition('.')[0])
     return dict(sorted(found.items()))
 
 def code_version(
     source, # an experiment notebook
 )->str: # ten letters
     "Changes with the code of the notebook and of the modules that it reaches, and with nothing else"
-    texts = [p.read_text(encoding='utf-8') for p in reached_modules(source).values()]
-    texts += [c['source'] for c in _cells(source) if c['cell_type'] == 'code']
+    texts = [*reached_modules(source).values(), *(c['source'] for c in _cells(source) if c['cell_type'] == 'code')]
     return hashlib.sha256('\0'.join(texts).encode()).hexdigest()[:10]
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #99406e69

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import store_attr
+from fastcore.basics import chunked, store_attr
 from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,7 +25,6 @@ from ..method.nets import SegNet
 from ..method.recipes import Recipe
 from ..learn.learner import create_model
 from ..infer.retrieval import SegmentIndex
-from ..infer.views import in_lots
 from ..infer.scores import training_index
 from ..infer.pseudo import check_start, stream_labels
 from .workers import await_workers, connected, dask_distributed, each_result
@@ -93,7 +92,7 @@ class _Work:
         if self.done(number): return
         weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak # anew for each shard: it remembers what it reads
         made, failed = {}, {}
-        for some in in_lots(self.images(number), _LOT): self.attempt(weak, some, made, failed)
+        for some in chunked(self.images(number), _LOT): self.attempt(weak, some, made, failed)
         self.keep(number, made, failed)
 
     def attempt(self, weak, some, made, failed):

@@ -7,7 +7,7 @@ __all__ = ['TOLD', 'published', 'collect_runs', 'beside', 'reversed_pairs', 'by_
            'side_by_side', 'sweep_table']
 
 # %% ../../nbs/api/runs/98_tables.ipynb #1b1b1bac
-import hashlib, itertools, json, math, os, re
+import hashlib, itertools, json, math, re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from ..core import SpmlError, did_you_mean, rng_of
-from ..files import read_json
+from ..files import is_there, read_json
 from ..method.recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 from .experiment import find_notebook
 
@@ -303,7 +303,7 @@ def sweep_table(
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
     rows = []
     for f in label:
-        if not os.path.lexists(path := Path(folder)/f/'metrics.json'): continue
+        if not is_there(path := Path(folder)/f/'metrics.json'): continue
         found = read_json(path).get('rows', [])
         if not isinstance(found, list) or not all(isinstance(r, dict) for r in found): raise _changed(path, 'rows', found)
         rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found if {'method', 'seed', 'miou'} <= r.keys()]

@@ -183,7 +183,6 @@ def test_copies_of_a_run(url, tmp_path):
 
 
 def test_a_copy_that_was_cut_short_does_not_pass_for_whole(tmp_path, monkeypatch):
-    import fsspec
     from fsspec.implementations.local import LocalFileSystem
     run, url = tmp_path / "run-1", f"file://{tmp_path}/copies"
     (run / "spml").mkdir(parents=True)

@@ -1,6 +1,5 @@
 """From weak annotation to a model, step by step: what each step leaves, resuming, leaving out, and that masks of training images stay closed."""
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ def test_what_walks(tmp_path, monkeypatch, kind):
         return walk(seen, size, present, scores, stride, steps)
     monkeypatch.setattr(pseudo, "_spread", spreading)
     monkeypatch.setattr(pseudo, "_walked", walking)
-    p = make(tmp_path, kind, n=2, recipe=TINY["recipe"].but(infer_grid=(5, 3)), walk_stride=16).run(only=("classifier", "seeds", "embedding", "walk"))
+    make(tmp_path, kind, n=2, recipe=TINY["recipe"].but(infer_grid=(5, 3)), walk_stride=16).run(only=("classifier", "seeds", "embedding", "walk"))
     assert [stride for _, stride in walked] == [16, 16]
     if kind == "keypoints":
         assert [a[:2] for a in asked] == [((5, 3), 16)]*2

@@ -24,7 +24,6 @@ from spml_kit.learn.head import head_learner
 from spml_kit.infer.pseudo import pseudo_labels
 from spml_kit.infer.scores import training_index
 from spml_kit.method.recipes import RECIPES
-from spml_kit.infer.retrieval import SegmentIndex
 from spml_kit.runs import shards
 from spml_kit.runs.shards import load_shards, sharded_index, sharded_pseudo_labels, trained_model
 from spml_kit.runs.workers import local_client
@@ -195,7 +194,7 @@ def test_one_bad_image_is_named_and_the_rest_is_kept(net, labels, serial, tmp_pa
     maps = lambda weak, **kw: sharded_pseudo_labels(net, weak, tmp_path/"labels", client, per=4, **WALK, **kw)
     for run in index, maps:
         with pytest.raises(SpmlError, match=r"1 of 10 images and 0 of 3 shards .*scene_000005: OSError: photo 5 is torn.*strict=False"): run(weak_set(labels, torn(5)))
-    before, seen = stamps(tmp_path/"labels"), []
+    before = stamps(tmp_path/"labels")
     with pytest.warns(UserWarning, match="scene_000005"): rest = index(weak_set(labels, torn(*range(N))), strict=False) # all that can be had is there
     with pytest.warns(UserWarning, match="scene_000005"): there = maps(weak_set(labels, torn(*range(N))), strict=False)
     kept = serial[0].image != 5

@@ -12,6 +12,7 @@ from .metrics import *
 from .regions.contours import *
 from .regions.hed import *
 from .regions.oversegment import *
+from .regions.pooling import *
 from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
@@ -20,8 +21,10 @@ from .data.keypoints import *
 from .data.scenes import *
 from .data.images import *
 from .data.weak import *
+from .data.tag_index import *
 from .data.clicks import *
 from .data.body_parts import *
+from .data.sources import *
 from .data.batches import *
 from .method.nets import *
 from .method.segments import *
@@ -39,6 +42,7 @@ from .learn.checkpoint import *
 from .learn.learner import *
 from .learn.head import *
 from .cams.background import *
+from .cams.labels import *
 from .cams.classifier import *
 from .cams.seam import *
 from .cams.seeds import *

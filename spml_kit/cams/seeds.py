@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core import SpmlError, UNLABELLED
 from ..metrics import Confusion
-from .background import winning_class
+from .labels import winning_class
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #d3c666d6
 def label_quality(

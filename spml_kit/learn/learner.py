@@ -6,7 +6,6 @@
 __all__ = ['spml_splitter', 'create_model', 'run_settings', 'kit_learner', 'head_score', 'spml_learner']
 
 # %% ../../nbs/api/learn/63_learner.ipynb #68449810
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ def run_settings(
     "Everything that decides the outcome of a run, for its checkpoint"
     train = learn.dls.train
     stream = {k: getattr(train, k) for k in ('bs', *getattr(train, 'settings', ())) if k != 'round'}
-    return dict(method=method, seed=seed, images=len(train.dataset), recipe=asdict(learn.recipe), stream=stream,
+    return dict(method=method, seed=seed, images=len(train.dataset), recipe=learn.recipe.settings(), stream=stream,
                 relations=[(r.name, r.kappa, r.weight, r.scope, r.location, r.anchors, getattr(r.code, 'keywords', {})) for r in getattr(learn.loss_func, 'relations', [])],
                 loss={k: v for k,v in vars(learn.loss_func).items() if isinstance(v, (bool, int, float, str, tuple)) and k[0] != '_' and k not in ('training', 'count')})
 
@@ -129,5 +128,5 @@ def fit_poly(self:Learner,
     if done > rounds: raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return
     r = self.recipe
-    own = [ProcessesCB(), PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power)] + ([CheckpointCB(file)] if checkpoint or resume else [])
+    own = [ProcessesCB(), PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)] + ([CheckpointCB(file)] if checkpoint or resume else [])
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

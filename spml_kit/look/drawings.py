@@ -25,7 +25,7 @@ from ..data.formats import KINDS, read_annotation, write_annotation
 from ..data.images import read_class_names, resize
 from ..method.nets import BackboneNet, locations, unit
 from ..infer.views import see
-from ..infer.pseudo import region_mean
+from ..regions.pooling import region_mean
 from .plot import OKABE_ITO
 
 # %% ../../nbs/api/look/94_drawings.ipynb #4a8c2500

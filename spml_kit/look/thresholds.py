@@ -19,7 +19,8 @@ from ..data.images import FolderSet
 from ..data.weak import WeakSet
 from ..method.nets import locations, unit, with_location
 from ..method.segments import grid_labels, resize_labels, spherical_kmeans
-from ..cams.background import NORMALISE, tag_labels, tag_scores
+from ..cams.background import tag_scores
+from ..cams.labels import NORMALISE, tag_labels
 from ..cams.classifier import class_maps
 from ..cams.seeds import label_quality, threshold_plane
 from .plot import draw_regions, overlay

@@ -7,7 +7,7 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'TRAINED_AS', 'PAPER_TRAINING', 'R
            'paper_relations', 'Recipe']
 
 # %% ../../nbs/api/method/58_recipes.ipynb #b153a08b
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from math import inf
 
 from ..core import SpmlError, did_you_mean, merged
@@ -68,7 +68,7 @@ def paper_relations(
 
 # %% ../../nbs/api/method/58_recipes.ipynb #37237063
 # Least value of each number, and what it must stay below; `above`: the least value itself is too small
-_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), share=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf),
+_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), share=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
                bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
 _ABOVE = 'lr', 'scale'
 
@@ -99,6 +99,7 @@ class Recipe:
     wd:float = 1e-2       # weight decay; none on biases
     warmup:int = 30       # steps
     power:float = .9      # of the poly schedule
+    drops:tuple = ()      # shares of the run at which the learning rate falls to a tenth, in place of the poly schedule
     bs:int = 8            # images a step
     crop:int = 128        # pixels
     scale:tuple = (.75, 1.5) # range of the random resize
@@ -113,10 +114,14 @@ class Recipe:
             if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
                 raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not {type(default).__name__}, such as {default!r}")
             if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2: raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
-            for v in value if isinstance(value, (tuple, list)) else [value]: _check_range(f.name, v, type(default[0] if isinstance(default, tuple) else default))
+            for v in value if isinstance(value, (tuple, list)) else [value]: _check_range(f.name, v, float if default == () else type(default[0] if isinstance(default, tuple) else default))
         if not 2 <= len(self.multipliers) <= 4: raise SpmlError(f"recipe: multipliers = {self.multipliers!r}: four numbers for an embedding network, three for a classifier of tags, two for a head")
         if not self.scale[0] <= self.scale[1]: raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
         if self.optimiser not in ('adamw', 'sgd'): raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
+
+    def settings(self)->dict:
+        "The entries, as json holds them; those that earlier versions had not, only where they are used"
+        return {k: v for k, v in asdict(self).items() if k != 'drops' or v}
 
     def but(self, **changes)->'Recipe':
         "The same recipe with some entries changed; of relations, those arguments that are named"

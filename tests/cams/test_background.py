@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spml_kit.cams.background import background_map, box_labels, tag_labels, tag_scores, unlabelled_share, winning_class
+from spml_kit.cams.background import background_map, tag_scores
+from spml_kit.cams.labels import box_labels, tag_labels, unlabelled_share, winning_class
 from spml_kit.core import UNLABELLED, VOID, SpmlError, rng_of
 from spml_kit.data.annotations import Boxes
 from spml_kit.metrics import Confusion

@@ -19,7 +19,8 @@ from spml_kit.data.images import SceneSet
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead, unit
 from spml_kit.learn.head import FrozenEmbed, head_learner
 from spml_kit.infer.scores import head_scores, image_segments, majority_labels, predict_head, predict_retrieval, retrieval_scores, score, stream_head, stream_retrieval, stream_segments, training_index
-from spml_kit.infer.pseudo import pseudo_labels, region_mean, settle, walked_scores
+from spml_kit.regions.pooling import region_mean
+from spml_kit.infer.pseudo import pseudo_labels, settle, walked_scores
 from spml_kit.infer.views import see, stream_views, views, window_ends
 from spml_kit.method.recipes import RECIPES
 from spml_kit.infer.retrieval import SegmentIndex

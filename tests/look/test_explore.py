@@ -12,7 +12,7 @@ import torch
 from conftest import random_batch
 from PIL import Image
 
-from spml_kit.cams.background import tag_labels
+from spml_kit.cams.labels import tag_labels
 from spml_kit.data.batches import weak_dls
 from spml_kit.method.contrast import contrast_plain, relation_loss
 from spml_kit.core import SpmlError, UNLABELLED, VOID

@@ -11,12 +11,14 @@ from spml_kit.core import SpmlError, UNLABELLED, VOC_CLASSES
 from spml_kit.files import read_index_png, write_index_png
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
+from spml_kit.cams.labels import SeedRule
 from spml_kit.runs.cli import spml_run
-from spml_kit.runs.pipelines import STEPS, Pipeline
+from spml_kit.runs.pipelines import PIPELINES, Pipeline
 from spml_kit.method.recipes import RECIPES
 
-TINY = dict(recipe=RECIPES["small"].but(bs=2, crop=64, warmup=1), rounds=1, steps=2, head_steps=1, tag_steps=2, refine=("regions",), threshold=.6, progress=False)
-LABELS = {k: [s for s in steps if s.split()[0] in ("seeds", "walk", "neighbours")] for k, steps in STEPS.items()}
+TINY = dict(recipe=RECIPES["small"].but(bs=2, crop=64, warmup=1), rounds=1, steps=2, head_steps=1, tag_steps=2, refine=("regions",), rule=SeedRule(share=.6), progress=False)
+STEPS = {k: tuple(s.name for s in plan) for k, plan in PIPELINES.items()}
+LABELS = {k: [s.name for s in plan if s.leaves == "labels"] for k, plan in PIPELINES.items()}
 
 
 def make(out, kind, truth=None, n=4, **changes):

@@ -20,7 +20,7 @@ from PIL import Image
 from measure import machine
 from spml_kit.all import *
 from spml_kit.infer.scores import image_segments
-from spml_kit.infer.views import see
+from spml_kit.infer.views import embed_view
 from spml_kit.runs.shards import load_shards, sharded_index, sharded_pseudo_labels
 from spml_kit.runs.workers import local_client
 
@@ -108,7 +108,7 @@ def search(model, tmp, n, held_out):
     weak, out = photographs(tmp/'search', n, 128), tmp/'search_out'
     index = [do() for _, _, do in work(model, weak, out)][-1]
     test = SceneSet(held_out, start=7000)
-    seen = [image_segments(see(model, test.image(i))[0], (12, 12)) for i in range(held_out)]
+    seen = [image_segments(embed_view(model, test.image(i))[0], (12, 12)) for i in range(held_out)]
     q = torch.cat([mu for _, mu in seen])
     ends = np.cumsum([len(mu) for _, mu in seen])
 
@@ -128,7 +128,7 @@ def search(model, tmp, n, held_out):
     scan = lambda few: lambda: few.nearest(q, VOTERS)[1]
     rows = [row('all, exact', index, full, scan(index), images=n)]
     for per_class in (1000, 300, 100, 30, 10):
-        for draw in (dict(per_class=per_class), dict(most=sum(c.clamp(max=per_class) for c in index.label.bincount()).item())): # the same number
+        for draw in (dict(per_class=per_class), dict(max_prototypes=sum(c.clamp(max=per_class) for c in index.label.bincount()).item())): # the same number
             few = load_shards(out/'prototypes', **draw)
             rows.append(row(f'{per_class} of each class' if 'per_class' in draw else f'{len(few)} of all', few, full, scan(few), **draw))
     for part in (n//2, n//5, n//15, n//50):

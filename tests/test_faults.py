@@ -1007,7 +1007,7 @@ def test_numbers_that_mean_nothing(words, world, tmp_path):
     dict(dropout=-.1), dict(dropout=np.nan),
     dict(multipliers=[1, 1]), dict(multipliers=[1, 1, 1, 1, 1]), dict(multipliers=[1, 1, 1, np.nan]),
         dict(multipliers=[1, 1, 1, "x"]), dict(grid=[0, 3]), dict(grid=[1.5, 3]), dict(infer_grid=[-1, 3]),
-        dict(power=np.nan), dict(warmup=-1), dict(memory=-1), dict(share=np.inf),
+        dict(power=np.nan), dict(warmup=-1), dict(memory=-1), dict(embedding_scale=np.inf),
     dict(relations={"similarity": {"weight": float("inf")}})], ids=str)
 def test_recipes_that_cannot_be_trained(changes):
     "Said when it is made, or, of relations and of too few multipliers for the network, when the command's parameters are checked"

@@ -13,7 +13,7 @@ import learn as photographs
 from right import SMALL, farthest, with_regions
 from spml_kit.data.batches import weak_dls
 from spml_kit.data.images import SceneSet
-from spml_kit.learn.distributed import all_mean, gather, join_processes, processes, rank
+from spml_kit.learn.distributed import all_mean, gather, join_processes, world_size, rank
 from spml_kit.learn.losses import SpmlLoss
 from spml_kit.learn.learner import spml_learner
 from spml_kit.method.recipes import RECIPES
@@ -25,7 +25,7 @@ def of_a_loss(dry, device):
     B, D, h = (4, 8, 8) if dry else (16, 64, 64)
     loss, found = SpmlLoss([semantic_annotation(), semantic_cooccurrence(), image_similarity(), feature_affinity()],
                            (3, 3), 3), []
-    mine = slice(rank()*B//processes(), (rank() + 1)*B//processes())
+    mine = slice(rank()*B//world_size(), (rank() + 1)*B//world_size())
     for step in range(3):
         g = torch.Generator().manual_seed(step)
         emb, logits = torch.randn(B, D, h, h, generator=g), torch.randn(B, 5, h, h, generator=g)
@@ -37,7 +37,7 @@ def of_a_loss(dry, device):
         value.backward()
         loss.after_step()
         # as they are averaged in training
-        found += [all_mean(value.detach()).view(1), *(gather(o.grad)/processes() for o in (emb, logits))]
+        found += [all_mean(value.detach()).view(1), *(gather(o.grad)/world_size() for o in (emb, logits))]
     return [o.cpu() for o in (*found, *loss.bank.state_dict().values()) if o.is_floating_point()]
 
 
@@ -78,7 +78,7 @@ def of_photographs(dry, device):
 
 def everything(folder, dry, device):
     "What one process, or each of two, finds"
-    said = dict(processes=processes(), runs={}, right={'loss': of_a_loss(dry, device)})
+    said = dict(processes=world_size(), runs={}, right={'loss': of_a_loss(dry, device)})
     for name in ('small',) if dry else ('small', 'paper_voc'):
         learn, seconds, images = of_a_run(folder, name, dry, device)
         said['runs'][name] = dict(ms=1e3*seconds, images_a_second=images/seconds)

@@ -20,7 +20,7 @@ from ..core import SpmlError, named_object, seed_everything
 from ..method.nets import BackboneNet
 from ..method.recipes import RECIPES, Recipe
 from ..learn.distributed import gather, joint_mean
-from ..learn.losses import PartsLoss
+from ..learn.losses import MultiTermLoss
 from ..learn.learner import kit_learner
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #230667c0
@@ -57,7 +57,7 @@ class TagNet(BackboneNet):
         return self.classify(self.features(x)).mean((-2, -1))
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #115219db
-class TagLoss(PartsLoss):
+class TagLoss(MultiTermLoss):
     "Binary cross-entropy on the tags, mean over the classes and the tagged images"
     def forward(self,
         logits:torch.Tensor, # (B,C-1) of the foreground classes
@@ -103,7 +103,7 @@ class TagMethod:
     "A way to learn from tags"
     name:str          # of it, in checkpoints and tables
     net:Callable      # (n_classes, **options) -> module with `maps`, (B,3,H,W) to (B,C,h,w), whose output the loss takes
-    loss:Callable = TagLoss # () -> `PartsLoss`
+    loss:Callable = TagLoss # () -> `MultiTermLoss`
     recipe:Recipe = TAG_RECIPE # its training
     group:int = 1     # images that learn together: 2 for pairs, 3 and more for groups; `weak_dls` makes batches of such
     same_tags:bool = False # must all images of a group have the same tags, where there are such? else they share one
@@ -147,6 +147,7 @@ def _tensor(image, device):
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise SpmlError(f"an image is (H,W,3) uint8, this is {image.shape} {image.dtype}")
     return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()/255
 
+# %% ../../nbs/api/cams/62_classifier.ipynb #c2107da0
 @torch.no_grad()
 def class_maps(
     model:nn.Module,  # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `TagNet`

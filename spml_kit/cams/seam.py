@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import SpmlError
 from ..method.nets import unit
-from ..learn.losses import PartsLoss
+from ..learn.losses import MultiTermLoss
 from .classifier import TagLoss, TagMethod, TagNet
 
 # %% ../../nbs/api/cams/63_seam.ipynb #94739509
@@ -80,7 +80,7 @@ class SeamNet(TagNet):
         return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear', align_corners=False))
 
 # %% ../../nbs/api/cams/63_seam.ipynb #f7c76496
-class SeamLoss(PartsLoss):
+class SeamLoss(MultiTermLoss):
     "Classification, pooling, equivariant and equivariant cross regularisation"
     names = 'tags', 'pooling', 'equivariance', 'cross'
     def __init__(self,
@@ -123,7 +123,7 @@ class SeamLoss(PartsLoss):
                      pooling=sum(self.pooling(o.float()*told) for o in refineds)/2,
                      equivariance=(one - two).abs().mean(),
                      cross=self.cross(seeds[1], refined[0]) + self.cross(seeds[0], refined[1]))
-        self.keep(parts)
+        self.record(parts)
         return sum(parts.values())
 
 # %% ../../nbs/api/cams/63_seam.ipynb #235b4ad4

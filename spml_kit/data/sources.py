@@ -8,6 +8,8 @@ __all__ = ['SOURCES', 'Source', 'Scenes', 'Parts', 'Voc', 'Clothes', 'Folder', '
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00004
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core import SpmlError, VOC_CLASSES, Classes, named_object
 from .images import FolderSet, ImageSet, SceneSet, VocSet, folder_sets
 from .weak import SIMULATED
@@ -34,29 +36,34 @@ class Source:
         self.root, self.size, self.n_train, self.n_valid, self.seed = Path(root), size, n_train, n_valid, seed
         self.classes, self.train_split, self.valid_split, self.full_split = Classes(tuple(classes)) if classes else None, train_split, valid_split, full_split
 
-    def train(self,
-        masks:bool=False, # may they be opened?
-    )->ImageSet:
-        "Images to learn from"
-        return self._train(masks).take(self.n_train, self.seed)
+# %% ../../nbs/api/data/15a_sources.ipynb #15a0000f
+@patch
+def train(self:Source,
+    masks:bool=False, # may they be opened?
+)->ImageSet:
+    "Images to learn from"
+    return self._train(masks).take(self.n_train, self.seed)
 
-    def valid(self)->ImageSet:
-        "Images to score on; masks are open where there are any"
-        return self._valid().take(self.n_valid, self.seed)
+@patch
+def valid(self:Source)->ImageSet:
+    "Images to score on; masks are open where there are any"
+    return self._valid().take(self.n_valid, self.seed)
 
-    def simulates(self,
-        annotation:str, # of the experiment
-    )->bool:
-        "Is this annotation made from the masks of the training images?"
-        return annotation in SIMULATED
+@patch
+def simulates(self:Source,
+    annotation:str, # of the experiment
+)->bool:
+    "Is this annotation made from the masks of the training images?"
+    return annotation in SIMULATED
 
-    def said(self,
-        images:ImageSet, # the training images
-        annotation:str,  # of the experiment
-    ): # what `WeakSet` takes as annotation
-        "What was said of the images"
-        if annotation == 'clicks': raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {type(self).__name__} has none; take keypoints, or points")
-        return annotation
+@patch
+def said(self:Source,
+    images:ImageSet, # the training images
+    annotation:str,  # of the experiment
+): # what `WeakSet` takes as annotation
+    "What was said of the images"
+    if annotation == 'clicks': raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {type(self).__name__} has none; take keypoints, or points")
+    return annotation
 
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009
 class Scenes(Source):

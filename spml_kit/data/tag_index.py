@@ -7,6 +7,7 @@ __all__ = ['TagIndex', 'tag_index']
 
 # %% ../../nbs/api/data/14c_tag_index.ipynb #14c00004
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import SpmlError
 from .weak import WeakSet
@@ -39,23 +40,26 @@ class TagIndex:
         "Images with exactly these tags"
         return self._same[self.of_set[i]]
 
-    def related(self,
-        i:int, # an image
-        n:int, # partners to draw
-        rng,   # NumPy generator
-        same:bool=False, # equal tags, where there are such? else one shared tag, drawn anew for each partner
-    )->np.ndarray: # (n,) numbers of images, never i while others share a tag
-        "Partners of an image"
-        equal = self.same_tags(i)
-        if same and len(equal) > 1: return _others(equal, i, n, rng)
-        shared = [c for c in np.flatnonzero(self.tags[i]) if len(self._with[c]) > 1]
-        if not shared: return np.full(n, i)
-        return np.concatenate([_others(self._with[c], i, 1, rng) for c in rng.choice(shared, n)]).astype(int)
-
+# %% ../../nbs/api/data/14c_tag_index.ipynb #14c0000b
 def _others(images, i, n, rng):
     others = images[images != i]
     return rng.choice(others, n, replace=len(others) < n)
 
+@patch
+def related(self:TagIndex,
+    i:int, # an image
+    n:int, # partners to draw
+    rng,   # NumPy generator
+    same:bool=False, # equal tags, where there are such? else one shared tag, drawn anew for each partner
+)->np.ndarray: # (n,) numbers of images, never i while others share a tag
+    "Partners of an image"
+    equal = self.same_tags(i)
+    if same and len(equal) > 1: return _others(equal, i, n, rng)
+    shared = [c for c in np.flatnonzero(self.tags[i]) if len(self._with[c]) > 1]
+    if not shared: return np.full(n, i)
+    return np.concatenate([_others(self._with[c], i, 1, rng) for c in rng.choice(shared, n)]).astype(int)
+
+# %% ../../nbs/api/data/14c_tag_index.ipynb #14c0000c
 def tag_index(
     weak:WeakSet, # read once
 )->TagIndex:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..core import VOID, SpmlError
 from ..method.segments import resize_labels
-from ..learn.losses import PartsLoss, labelled_cross_entropy
+from ..learn.losses import MultiTermLoss, labelled_cross_entropy
 from .crf import Kernel, permutohedral
 
 # %% ../../nbs/api/infer/75_crf_loss.ipynb #310335eb
@@ -47,7 +47,7 @@ def crf_disagreement(
     return torch.stack(each).mean()
 
 # %% ../../nbs/api/infer/75_crf_loss.ipynb #4878d876
-class CrfCrossEntropy(PartsLoss):
+class CrfCrossEntropy(MultiTermLoss):
     "Cross-entropy on whatever is labelled, plus the dense-CRF loss on every pixel that is not void"
     names = 'labelled', 'disagreement'
     def __init__(self,
@@ -65,5 +65,5 @@ class CrfCrossEntropy(PartsLoss):
         size = pred[1].shape[-2:]
         with torch.autocast(pred[1].device.type, enabled=False):
             apart = crf_disagreement(pred[1].float().softmax(1), self.images, Kernel(1., self.sxy*max(size), self.srgb), resize_labels(labels, size) != VOID)
-        self.keep(dict(labelled=known, disagreement=apart))
+        self.record(dict(labelled=known, disagreement=apart))
         return known + self.weight*apart

@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from ..core import SpmlError
+from ..core import SpmlError, renamed_keys
 from ..files import load_tensors, save_tensors, unlike
 from .distributed import barrier, gather, rank
 
@@ -68,7 +68,7 @@ def read_run(
     ours, theirs = learn.model.state_dict(), {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
     wrong = unlike(theirs, ours)
     if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {wrong[0]}; use the recipe it was trained with, or delete it")
-    ours, theirs = json.loads(json.dumps(learn.settings)), meta['settings']
+    ours, theirs = json.loads(json.dumps(learn.settings)), renamed_keys(meta['settings'])
     ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))
     for k in ours:
         if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")

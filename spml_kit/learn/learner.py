@@ -22,8 +22,8 @@ from ..method.recipes import RECIPES, Recipe, paper_relations, paper_weights
 from ..method import nets
 from .optimisers import OPTIMISERS
 from .distributed import ProcessesCB, rank
-from .losses import CrossEntropy, PartsLoss, SpmlLoss
-from .callbacks import HistoryCB, LossCB, MeanIoU, PartMetric, PolyCB
+from .losses import CrossEntropy, MultiTermLoss, SpmlLoss
+from .callbacks import HistoryCB, LossCB, MeanIoU, TermMetric, ScheduleCB
 from .checkpoint import CheckpointCB, load_run, read_run
 
 # %% ../../nbs/api/learn/63_learner.ipynb #cc92cb15
@@ -62,7 +62,7 @@ def run_settings(
 def kit_learner(
     dls,   # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them
     model:nn.Module, # takes the images
-    loss:PartsLoss,  # of the model's output and (labels, regions, tags)
+    loss:MultiTermLoss,  # of the model's output and (labels, regions, tags)
     recipe:Recipe,   # optimiser, learning rate, a multiplier for each group of parameters
     name:str,        # of what is trained, for the checkpoint
     splitter,        # function of the model to its groups of parameters: weights, biases, weights, biases…
@@ -76,7 +76,7 @@ def kit_learner(
     if len(recipe.multipliers) != groups:
         raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} groups of parameters")
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter, path=path,
-                    metrics=[*(PartMetric(loss, n) for n in loss.names), *metrics], cbs=[LossCB(), HistoryCB()],
+                    metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics], cbs=[LossCB(), HistoryCB()],
                     wd=[0 if k % 2 else recipe.wd for k in range(groups)], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
     learn.settings = run_settings(learn, name, seed)
@@ -92,7 +92,7 @@ def head_score(
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them
     annotation:str='scribbles', # whose weights the paper gives: 'tags', 'boxes', 'points', 'scribbles', 'keypoints'
-    method='spml', # 'spml', 'cross_entropy', or a `PartsLoss` of one's own
+    method='spml', # 'spml', 'cross_entropy', or a `MultiTermLoss` of one's own
     recipe:Recipe=RECIPES['small'], # network and training
     relations:list=None, # of `Relation`, instead of the paper's
     reference_scale:bool=False, # weights on the released scripts' scale?
@@ -101,12 +101,12 @@ def spml_learner(
     **kwargs, # further arguments of `Learner`
 )->Learner:
     "A fastai Learner for weak labels"
-    if not isinstance(method, PartsLoss) and method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
+    if not isinstance(method, MultiTermLoss) and method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
-    loss = method if isinstance(method, PartsLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
+    loss = method if isinstance(method, MultiTermLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
         relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
-        1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, share=recipe.share)
+        1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, embedding_scale=recipe.embedding_scale)
     name = method if isinstance(method, str) else type(method).__name__
     return kit_learner(dls, model, loss, recipe, name, spml_splitter, [head_score(dls)], seed, path, **kwargs)
 
@@ -128,5 +128,5 @@ def fit_poly(self:Learner,
     if done > rounds: raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return
     r = self.recipe
-    own = [ProcessesCB(), PolyCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)] + ([CheckpointCB(file)] if checkpoint or resume else [])
+    own = [ProcessesCB(), ScheduleCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)] + ([CheckpointCB(file)] if checkpoint or resume else [])
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

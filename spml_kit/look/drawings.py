@@ -24,7 +24,7 @@ from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import KINDS, read_annotation, write_annotation
 from ..data.images import read_class_names, resize
 from ..method.nets import BackboneNet, locations, unit
-from ..infer.views import see
+from ..infer.views import embed_view
 from ..regions.pooling import region_mean
 from .plot import OKABE_ITO
 
@@ -222,7 +222,7 @@ def pixel_features(
 )->torch.Tensor: # (D,h,w) at a quarter of the size; distances between its columns tell how different pixels are
     "Embedding, colour and location of an image's pixels"
     size = [max(1, n//_STRIDE) for n in image.shape[:2]]
-    if model is not None: maps = [see(model, image)[0][None].cpu()]
+    if model is not None: maps = [embed_view(model, image)[0][None].cpu()]
     else: maps = _backbone().features(torch.from_numpy(image).permute(2, 0, 1)[None]/255)[1:4] # strides 4, 8 and 16
     maps = [unit(F.interpolate(m.float(), size, mode='bilinear', align_corners=False), 1)[0] for m in maps]
     lab = torch.from_numpy(rgb2lab(image).astype(np.float32)).permute(2, 0, 1)[None]
@@ -243,7 +243,7 @@ def spread_labels(
     regions:np.ndarray,    # (H,W) small contour regions
     labels:np.ndarray,     # (any,any) label map of the drawing, of the same picture
     k:int=3,               # nearest drawn cells of a class that count
-    most:int=300,          # drawn cells of a class that are looked at
+    max_cells:int=300,          # drawn cells of a class that are looked at
 )->tuple: # (H,W) uint8 label map, (H,W) certainty 0..1
     "Label every pixel as the drawn pixels that are most like it"
     y, x = np.nonzero(labels < UNLABELLED)
@@ -253,7 +253,7 @@ def spread_labels(
     far = []
     for c in (drawn := np.unique(labels[y, x])):
         at = np.unique(cell[labels[y, x] == c])
-        at = at[np.linspace(0, len(at) - 1, min(most, len(at))).round().astype(int)]
+        at = at[np.linspace(0, len(at) - 1, min(max_cells, len(at))).round().astype(int)]
         far.append(torch.cdist(columns, columns[at]).topk(min(k, len(at)), 1, largest=False)[0].mean(1))
     far = F.interpolate(torch.stack(far).view(1, -1, h, w), regions.shape, mode='bilinear', align_corners=False)[0]
     near = region_mean(far, torch.as_tensor(regions)).topk(2, 0, largest=False)

@@ -24,7 +24,7 @@ from ..files import is_there
 from ..metrics import Confusion
 from ..learn.checkpoint import CheckpointCB, read_run, save_run
 from ..infer.scores import predict_head
-from ..infer.pseudo import walked_scores
+from ..infer.pseudo import random_walk_scores
 from .plot import OKABE_ITO
 
 # %% ../../nbs/api/look/95_live.ipynb #0b8a91f7
@@ -136,7 +136,7 @@ def _look(self:LiveCB):
     self.judge = 'masks' if weak.images.masks else 'weak labels'
     known = ((i, s) for i,s in ((i, weak.sample(i)) for i in range(len(weak))) if s.tags.any())
     for i,s in islice(known, self.n_images):
-        pseudo = walked_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored).argmax(0).byte().cpu().numpy()
+        pseudo = random_walk_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored).argmax(0).byte().cpu().numpy()
         truth = weak.images.mask(i) if weak.images.masks else s.labels
         self.maps.append([s.image, s.labels, predict_head(self.model, s.image), pseudo, *([truth] if weak.images.masks else [])])
         confusion.add(pseudo, truth)

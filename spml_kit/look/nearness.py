@@ -25,7 +25,7 @@ from ..method.nets import unit
 from ..method.segments import resize_labels
 from ..learn.checkpoint import CheckpointCB, save_run
 from ..infer.retrieval import SegmentIndex, nearest
-from ..infer.views import see
+from ..infer.views import embed_view
 from ..infer.scores import image_segments, majority_labels
 from ..infer.pseudo import pseudo_labels
 from .plot import draw_regions, embedding_rgb, overlay
@@ -160,7 +160,7 @@ def segment_store(
     "The index of `training_index`, and the pixels of its segments"
     mus, tops, where, owns = [], [], [], []
     for i, (image, label) in enumerate(zip(images, labels)):
-        own, mu = (o.cpu() for o in image_segments(see(model, image)[0], grid))
+        own, mu = (o.cpu() for o in image_segments(embed_view(model, image)[0], grid))
         owns.append(own.view(image.shape[:2]) + sum(map(len, mus)))
         mus.append(mu); where.append(torch.full((len(mu),), i))
         tops.append(majority_labels(torch.as_tensor(np.asarray(label)).flatten(), own, len(mu)))
@@ -193,7 +193,7 @@ def show_neighbours(
     images, # (H,W,3) uint8 arrays to ask about
     k:int=6, # neighbours that vote and are shown
     grid:tuple=(12, 12), # k-means clusters down and across
-    most:int=2, # rows an image
+    max_rows:int=2, # rows an image
     size:int=64, # side of a crop, pixels
 )->plt.Figure:
     "A row per segment: the segment in its image, then its nearest training segments"
@@ -201,12 +201,12 @@ def show_neighbours(
     k = min(k, len(index))
     size = min(size, *(n for m in store.maps for n in m.shape), *(n for i in images for n in i.shape[:2]))
     for image in images:
-        own, mu = (o.cpu() for o in image_segments(see(model, image)[0], grid))
+        own, mu = (o.cpu() for o in image_segments(embed_view(model, image)[0], grid))
         sim, at = index.nearest(mu, k)
         votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(), minlength=len(mu))
         called = votes.argmax(1)
         largest = [max((called == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in called.unique()]
-        for s in sorted(largest, key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:most]: # things before background
+        for s in sorted(largest, key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:max_rows]: # things before background
             inside = (own == s).view(image.shape[:2]).numpy()
             crops = [_framed(crop_around(image, inside, size), classes.palette[called[s]])]
             crops += [_framed(store.crop(train, j, size), classes.palette[index.label[j]]) for j in at[s].tolist()]
@@ -298,7 +298,7 @@ class explore_retrieval(Explorer):
     def _query(self): # segments (H,W) and prototypes of the query
         i = self.image.value
         if i not in self._asked:
-            own, mu = image_segments(see(self.model, self.queries.image(i))[0], self.grid)
+            own, mu = image_segments(embed_view(self.model, self.queries.image(i))[0], self.grid)
             self._asked[i] = own.view(self.queries.image(i).shape[:2]).cpu().numpy(), mu.cpu()
         return self._asked[i]
 

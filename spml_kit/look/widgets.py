@@ -67,10 +67,10 @@ def mosaic_at(
 
 def view_step(
     size:tuple,    # (H,W) of an image
-    most:int=160,  # pixels of its longer side on the screen
+    max_side:int=160,  # pixels of its longer side on the screen
 )->int: # 1 or more
     "Every how manieth pixel is shown: a reaction must not cost more on larger images"
-    return -(-max(size)//most)
+    return -(-max(size)//max_side)
 
 # %% ../../nbs/api/look/92_widgets.ipynb #d6be75ec
 class Explorer(W.VBox):

@@ -10,7 +10,7 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'TRAINED_AS', 'PAPER_TRAINING', 'R
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from math import inf
 
-from ..core import SpmlError, did_you_mean, merged
+from ..core import SpmlError, did_you_mean, merged, renamed_keys
 from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
 # %% ../../nbs/api/method/58_recipes.ipynb #7d057004
@@ -68,7 +68,7 @@ def paper_relations(
 
 # %% ../../nbs/api/method/58_recipes.ipynb #37237063
 # Least value of each number, and what it must stay below; `above`: the least value itself is too small
-_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), share=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
+_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), embedding_scale=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
                bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
 _ABOVE = 'lr', 'scale'
 
@@ -89,7 +89,7 @@ class Recipe:
     grid:tuple = (6, 6)   # k-means clusters down and across
     iterations:int = 10   # of k-means
     colours:bool = False  # do pixels know their colour, beside their location?
-    share:float = 1.      # factor of the embedding in the features with location, once clusters are found
+    embedding_scale:float=1.      # factor of the embedding in the features with location, once clusters are found
     memory:int = 2        # batches in the bank
     relations:dict = field(default_factory=dict) # changes to the paper's relations, by name
     dropout:float = .75   # of the joint head
@@ -125,6 +125,7 @@ class Recipe:
 
     def but(self, **changes)->'Recipe':
         "The same recipe with some entries changed; of relations, those arguments that are named"
+        changes = renamed_keys(changes)
         for name in changes:
             if name not in vars(self): raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: {', '.join(sorted(vars(self)))})")
         new = replace(self, **changes)
@@ -135,5 +136,5 @@ PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5
 RECIPES = {
     'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}}, source='ours; relations as in the paper but for the two changes named'),
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING, source='paper A.2 and bashscripts/voc12'),
-    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, share=.1, relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
+    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1, relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -202,7 +202,7 @@ def make_segments(
     grid:tuple=(6, 6),    # k-means clusters down and across
     iterations:int=10,    # of k-means
     local:torch.Tensor=None, # (h*w,L) or (B,h*w,L) what pixels know beside the embedding; None: their location
-    share:float=1.,       # factor of the embedding in the features with location, once clusters are found; 0.1 in the paper's DensePose setting
+    embedding_scale:float=1.,       # factor of the embedding in the features with location, once clusters are found; 0.1 in the paper's DensePose setting
 )->Segments: # of the pixels that are not void
     "Cluster, cut and average (paper section 3.1; reference `embeddings/resnet_deeplab.py:generate_clusters`)"
     B, D, h, w = emb.shape
@@ -213,7 +213,7 @@ def make_segments(
     start, k = start_grid(h, w, tuple(grid), emb.device)
     valid = labels != VOID
     cluster = spherical_kmeans(u.detach(), start, k, iterations, valid)
-    if share != 1: u = with_location(share*v, local)
+    if embedding_scale != 1: u = with_location(embedding_scale*v, local)
     pixel = valid.flatten().nonzero()[:,0]
     v, u, cluster, labels, regions = (o.flatten(0, 1).index_select(0, pixel) for o in (v, u, cluster, labels, regions))
     own, label, region, image = cut_segments(cluster, labels, regions, pixel//(h*w), k)

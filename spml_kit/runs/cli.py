@@ -218,7 +218,7 @@ def spml_sweep(
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2350af17
 def _tables(args):
-    from spml_kit.runs.tables import collect_runs, published, side_by_side, sweep_table
+    from spml_kit.runs.tables import collect_runs, published, tables_by_setting, sweep_table
     sweeps = [] if args.table else sorted({p for folder in args.folders for p in folder.rglob('sweep.json')})
     for f in sweeps:
         print(f"\n{f.parent}: mean and standard deviation over the seeds\n{sweep_table(f.parent).round(1).to_string(na_rep='')}")
@@ -227,7 +227,7 @@ def _tables(args):
         if sweeps: return # of an experiment of one's own, which no table of the paper knows
         raise
     for name in [args.table] if args.table else published():
-        shown, passed = side_by_side(name, runs, every=bool(args.table))
+        shown, passed = tables_by_setting(name, runs, every=bool(args.table))
         for title, data, setting, both, caption, reverse in shown:
             print(f"\n{title}: {caption}\n{both.round(1).to_string(na_rep='')}")
             for a, b in reverse: print(f"  the paper has '{a}' above '{b}'; here it is the other way round")

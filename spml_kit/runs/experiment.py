@@ -121,6 +121,7 @@ def check_parameters(
 )->dict: # name to value, ready for the notebook
     "Refuse unknown names, values whose type differs from the default's, words that are not among those of the comment, and numbers outside of its range"
     known, name = notebook_parameters(path), Path(path).stem
+    if Path(path) in experiments().values(): parameters = renamed_keys(parameters)
     for k,v in parameters.items():
         if k not in known: raise SpmlError(f"{name}: no parameter '{k}'{did_you_mean(k, known)} (there are: {', '.join(known) or 'none'})")
         if not _fits(str(v) if isinstance(v, Path) else v, known[k][0]):

@@ -35,7 +35,7 @@ from ..cams.labels import SEED_RULES, SeedRule, box_labels, seed_labels
 from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, tag_learner
 from ..infer.retrieval import normalise_votes
 from ..infer.scores import stream_retrieval, training_index
-from ..infer.pseudo import settle, stream_labels
+from ..infer.pseudo import scores_to_labels, stream_labels
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #4365861a
 def fit_run(
@@ -143,6 +143,7 @@ def fit(self:Pipeline,
     "Train in the folder of a step, or go on there"
     return fit_run(make, source or self.labels, self.valid, recipe or self.recipe, rounds, steps, folder, self.seed, self.workers, **feed)
 
+# %% ../../nbs/api/runs/78_pipelines.ipynb #780000a0
 @patch(as_prop=True)
 def model(self:Pipeline):
     "The embedding network with the last head that was trained"
@@ -243,7 +244,7 @@ def walk_labels(
 ): # iterator: (H,W) uint8 of each
     "Random walk from the scores of the joint head; of the class maps for tags; of the nearest labelled segments for keypoints"
     start = dict(tags=dict(scores=partial(_tag_scores, pipe)), keypoints=dict(start='nearest', grid=pipe.recipe.infer_grid)).get(pipe.annotation, {})
-    own = dict(refine=pipe.refine, keep=pipe.keep_annotated, stride=pipe.walk_stride, mirror=pipe.weak.classes.mirrored)
+    own = dict(refine=pipe.refine, keep_annotated=pipe.keep_annotated, stride=pipe.walk_stride, mirror=pipe.weak.classes.mirrored)
     return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | (how or start))
 
 def neighbour_labels(
@@ -259,9 +260,12 @@ def neighbour_labels(
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         share = next(votes)
-        yield settle(normalise_votes(share, torch.as_tensor(s.tags, device=share.device)), s, pipe.refine, pipe.keep_annotated)
+        yield scores_to_labels(normalise_votes(share, torch.as_tensor(s.tags, device=share.device)), s, pipe.refine, pipe.keep_annotated)
 
-def walk_again(pipe, todo):
+def walk_again(
+    pipe:Pipeline, # with a second head
+    todo:list,     # numbers of images
+): # iterator: (H,W) uint8 of each
     "One step of the walk from the head's own scores; nobody draws borders anew"
     return walk_labels(pipe, todo, refine=(), steps=1, scales=(.75, 1.))
 

@@ -196,7 +196,7 @@ def sharded_pseudo_labels(
     client=None, # Dask client, or address of a scheduler; None: this process, alone
     per:int=256, # images a shard
     refine:tuple=('regions', 'crf'), # who draws the borders, in this order
-    keep:bool=True, # do annotated pixels keep their label?
+    keep_annotated:bool=True, # do annotated pixels keep their label?
     start:str='head', # whose scores walk: of the 'head', or of the 'nearest' labelled segments (keypoints)
     grid:tuple=(24, 24), # k-means clusters down and across, for the latter
     stride:int=8, # pixels per step of the walk's grid
@@ -211,7 +211,7 @@ def sharded_pseudo_labels(
     "`pseudo_labels` of a large set, shard by shard; goes on where it was interrupted"
     check_start(start)
     begin = dict(start=start, grid=list(grid)) if start == 'nearest' else {} # the head is what folders without an entry began with
-    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep=keep, stride=stride, steps=steps, scales=list(scales), crop=crop) | begin)
+    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep_annotated=keep_annotated, stride=stride, steps=steps, scales=list(scales), crop=crop) | begin)
     _complete(work, client, progress)
     folder, names = work.folder, weak.names
     return lambda i: read_index_png(folder/f'{names[i]}.png')
@@ -238,12 +238,12 @@ def _checked(file, settings):
 # %% ../../nbs/api/runs/79_shards.ipynb #5511c8a4
 def load_shards(
     folder, # that `sharded_index` filled
-    most:int=None, # draw so many prototypes
+    max_prototypes:int=None, # draw so many prototypes
     per_class:int=None, # or at most so many of each class; None: all
     seed:int=0, # of the draw
 )->SegmentIndex: # rows are counted in the index of the whole set
     "The index of a folder of shards"
-    if most and per_class: raise SpmlError(f"most={most}, per_class={per_class}: give one of the two")
+    if max_prototypes and per_class: raise SpmlError(f"max_prototypes={max_prototypes}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
     if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0 for k in ('images', 'per', 'classes')):
         raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
@@ -253,10 +253,10 @@ def load_shards(
         before += meta['segments']
         if not n: continue
         parts.append(rows)
-        if not most and not per_class: continue
+        if not max_prototypes and not per_class: continue
         rows['key'] = torch.from_numpy(rng_of(seed, 'shards', number).random(n))
         rows = {k: torch.cat([p[k] for p in parts]) for k in rows}
-        parts = [_drawn(rows, most or per_class, rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
+        parts = [_drawn(rows, max_prototypes or per_class, rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
     if not parts: raise SpmlError(f"{folder}: none of {before} segments has a class: there is nothing to retrieve; were the labels read as 255?")
     mu, label, image, row = (torch.cat([p[k] for p in parts]) for k in ('mu', 'label', 'image', 'row'))
     index = SegmentIndex(mu, label, image, settings['classes'])
@@ -273,7 +273,7 @@ def sharded_index(
     scales:tuple=(1.,), # relative sizes
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None, # side of sliding windows
-    most:int=None, # so many prototypes are drawn for the result; the folder holds all
+    max_prototypes:int=None, # so many prototypes are drawn for the result; the folder holds all
     per_class:int=None, # or at most so many of each class
     device='cpu', # where a worker runs the network
     threads:int=1, # of torch in each worker
@@ -284,4 +284,4 @@ def sharded_index(
     bare = copy.copy(weak)
     bare.regions = bare.given_tags = None # not needed
     _complete(_Prototypes(model, bare, folder, per, device, threads, strict, dict(scales=list(scales), grid=list(grid), crop=crop)), client, progress)
-    return load_shards(folder, most, per_class)
+    return load_shards(folder, max_prototypes, per_class)

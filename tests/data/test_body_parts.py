@@ -14,8 +14,8 @@ from spml_kit.data.keypoints import scaled, simulate_keypoints
 from spml_kit.data.annotations import Boxes, Keypoints
 from spml_kit.learn.learner import create_model
 from spml_kit.data.body_parts import ClothesSet, DensePoseSet, PartScenes
-from spml_kit.infer.views import see
-from spml_kit.infer.pseudo import spread_scores
+from spml_kit.infer.views import embed_view
+from spml_kit.infer.pseudo import nearest_segment_scores
 from spml_kit.method.recipes import RECIPES
 from spml_kit.data.scenes import PART_CLASSES, make_scene
 from spml_kit.method.segments import make_segments
@@ -228,7 +228,7 @@ def test_spread_by_the_definition():
     model = create_model(RECIPES["small"], 15)
     s = weak.sample(0)
     s.labels[:, 50:] = VOID
-    v = see(model, s.image)[0]
+    v = embed_view(model, s.image)[0]
     v = torch.nn.functional.interpolate(v[None], (32, 32), mode="bilinear", align_corners=False)
     seg = make_segments(v, *(torch.as_tensor(o[None]) for o in (s.labels, s.regions, s.tags)), (3, 3))
     counts = torch.zeros(len(seg.protos), 15)
@@ -243,8 +243,8 @@ def test_spread_by_the_definition():
         want = torch.nn.functional.interpolate(half, (64//stride, 64//stride), mode="bilinear", align_corners=False)[0]
         want = want/want.amax((1, 2), keepdim=True).clamp_min(1e-12)
         want[~torch.as_tensor(s.tags)] = 0
-        found = spread_scores(model, s, (3, 3), stride)
+        found = nearest_segment_scores(model, s, (3, 3), stride)
         torch.testing.assert_close(found, want)
         assert not found[..., -(-50//stride):].any() and found.amax((1, 2)).max() == 1 # void
     s.labels[:] = UNLABELLED
-    with pytest.raises(SpmlError, match="without any labelled pixel"): spread_scores(model, s)
+    with pytest.raises(SpmlError, match="without any labelled pixel"): nearest_segment_scores(model, s)

@@ -20,8 +20,8 @@ from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead, unit
 from spml_kit.learn.head import FrozenEmbed, head_learner
 from spml_kit.infer.scores import head_scores, image_segments, majority_labels, predict_head, predict_retrieval, retrieval_scores, score, stream_head, stream_retrieval, stream_segments, training_index
 from spml_kit.regions.pooling import region_mean
-from spml_kit.infer.pseudo import pseudo_labels, settle, walked_scores
-from spml_kit.infer.views import see, stream_views, views, window_ends
+from spml_kit.infer.pseudo import pseudo_labels, scores_to_labels, random_walk_scores
+from spml_kit.infer.views import embed_view, stream_views, views, window_ends
 from spml_kit.method.recipes import RECIPES
 from spml_kit.infer.retrieval import SegmentIndex
 
@@ -74,7 +74,7 @@ def mirrored(image):
 @pytest.mark.parametrize("crop", [None, 32])
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size(net, size, crop, scale):
-    v, logits = see(net, picture(*size), scale, crop=crop)
+    v, logits = embed_view(net, picture(*size), scale, crop=crop)
     want = tuple(max(1, int(scale*n)) for n in size)
     assert v.shape == (8, *want) and logits.shape == (13, *want)
     close(v.norm(dim=0), torch.ones(want)) # also where embeddings are resized or windows averaged
@@ -85,7 +85,7 @@ def test_any_size(net, size, crop, scale):
 @pytest.mark.parametrize("size", SIZES)
 def test_padding_is_the_mean_colour(size, crop):
     model, image = make(Pointwise), picture(*size)
-    see(model, image, crop=crop)
+    embed_view(model, image, crop=crop)
     shown = torch.cat([x.flatten(2).transpose(1, 2).reshape(-1, 3) for x in model.embed.seen])
     pixels = torch.from_numpy(image).view(-1, 3).float()/255
     fill = model.embed.mean.view(3)
@@ -103,7 +103,7 @@ def test_padding_is_the_mean_colour(size, crop):
 @pytest.mark.parametrize("size", SIZES)
 def test_windows_that_agree_equal_the_whole(size, crop, scale):
     model, image = make(Pointwise), picture(*size)
-    for whole, windows in zip(see(model, image, scale), see(model, image, scale, crop=crop)): close(windows, whole)
+    for whole, windows in zip(embed_view(model, image, scale), embed_view(model, image, scale, crop=crop)): close(windows, whole)
 
 
 @pytest.mark.parametrize("size,crop", [((40, 56), 32), ((33, 70), 32), ((20, 45), 24), ((64, 64), 32)])
@@ -121,7 +121,7 @@ def test_windows_that_differ_are_averaged(size, crop):
             logit_sums[:, y:y + crop, z:z + crop] += logits[0]
             count[:, y:y + crop, z:z + crop] += 1
     assert count.min() == 1 and (count.max() > 1 or size == (64, 64))
-    v, logits = see(model, image, crop=crop)
+    v, logits = embed_view(model, image, crop=crop)
     close(v, unit(sums, 0)[:, :size[0], :size[1]])
     close(logits, (logit_sums/count)[:, :size[0], :size[1]])
 
@@ -141,9 +141,9 @@ def test_windows_cover(crop, stride, more):
 @pytest.mark.parametrize("size", SIZES)
 def test_flip_is_the_mirror_image_mirrored_back(net, size, crop):
     image = picture(*size)
-    for back, mirror in zip(see(net, image, flip=True, crop=crop), see(net, mirrored(image), crop=crop)): assert torch.equal(back, mirror.flip(-1))
-    for one, other in zip(see(make(Pointwise), image, flip=True, crop=crop), see(make(Pointwise), image, crop=crop)): close(one, other) # nothing is shifted
-    if size[1] > 1: assert not torch.allclose(see(net, image, flip=True)[0], see(net, image)[0]) # the real network does tell them apart
+    for back, mirror in zip(embed_view(net, image, flip=True, crop=crop), embed_view(net, mirrored(image), crop=crop)): assert torch.equal(back, mirror.flip(-1))
+    for one, other in zip(embed_view(make(Pointwise), image, flip=True, crop=crop), embed_view(make(Pointwise), image, crop=crop)): close(one, other) # nothing is shifted
+    if size[1] > 1: assert not torch.allclose(embed_view(net, image, flip=True)[0], embed_view(net, image)[0]) # the real network does tell them apart
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -157,7 +157,7 @@ def test_flipped_scores_are_symmetric(net, size):
 def test_scores_are_the_mean_over_views(net):
     image = picture(40, 56)
     assert views((.5, 1.), flip=True) == [(.5, False), (.5, True), (1., False), (1., True)] and views() == [(1., False)]
-    each = [F.interpolate(see(net, image, *view)[1][None], (40, 56), mode="bilinear", align_corners=False)[0].softmax(0) for view in views((.5, 1.), True)]
+    each = [F.interpolate(embed_view(net, image, *view)[1][None], (40, 56), mode="bilinear", align_corners=False)[0].softmax(0) for view in views((.5, 1.), True)]
     found = head_scores(net, image, scales=(.5, 1.), flip=True)
     close(found, sum(each)/4)
     assert (predict_head(net, image, scales=(.5, 1.), flip=True) == found.argmax(0).numpy()).all()
@@ -165,8 +165,8 @@ def test_scores_are_the_mean_over_views(net):
 
 def test_a_training_model_is_shown_in_evaluation_mode(net):
     image = picture(32, 40)
-    want = see(net.eval(), image)
-    found = see(net.train(), image)
+    want = embed_view(net.eval(), image)
+    found = embed_view(net.train(), image)
     assert all(torch.equal(*pair) for pair in zip(want, found)) and not net.training
 
 
@@ -219,7 +219,7 @@ def test_index_leaves_out_the_unlabelled(net, scales):
     want = []
     for i in range(3):
         for scale in scales:
-            v = see(net, images[i], scale)[0]
+            v = embed_view(net, images[i], scale)[0]
             own, mu = image_segments(v, (4, 4))
             h, w = v.shape[-2:]
             small = labels[i][np.arange(h)[:, None]*64//h, np.arange(w)*64//w].ravel()
@@ -245,7 +245,7 @@ def test_strokes_name_segments(net):
 
 def pseudo_label(net, image, labels, present, refine=(), **kwargs):
     "One image by hand"
-    return settle(walked_scores(net, image, present, **kwargs), Sample(image, labels, np.arange(labels.size).reshape(labels.shape)//50, present), refine)
+    return scores_to_labels(random_walk_scores(net, image, present, **kwargs), Sample(image, labels, np.arange(labels.size).reshape(labels.shape)//50, present), refine)
 
 
 def sparse(scenes, i, seed=0):
@@ -291,11 +291,11 @@ def test_pseudo_label_spreads_what_the_head_says():
     with pytest.raises(SpmlError, match="without any known class"): pseudo_label(model, image, mask, np.zeros(3, bool))
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_what_was_annotated_may_be_labelled_anew(keep):
+@pytest.mark.parametrize("keep_annotated", [True, False])
+def test_what_was_annotated_may_be_labelled_anew(keep_annotated):
     labels, scores = np.array([[0, 1, UNLABELLED, VOID]], np.uint8), torch.tensor([0., 0, 1]).view(3, 1, 1).expand(3, 1, 4)
-    found = settle(scores, Sample(picture(1, 4), labels, np.zeros((1, 4), int), np.ones(3, bool)), (), keep)
-    assert found.tolist() == ([[0, 1, 2, VOID]] if keep else [[2, 2, 2, VOID]])
+    found = scores_to_labels(scores, Sample(picture(1, 4), labels, np.zeros((1, 4), int), np.ones(3, bool)), (), keep_annotated)
+    assert found.tolist() == ([[0, 1, 2, VOID]] if keep_annotated else [[2, 2, 2, VOID]])
 
 
 @pytest.mark.parametrize("scores", ["head", "retrieval", "walk"])
@@ -305,7 +305,7 @@ def test_left_and_right_change_places_in_the_mirror(net, scores):
     mirror[[3, 4]] = 4, 3
     index = SegmentIndex(unit(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), 1), torch.arange(40) % 13, torch.zeros(40, dtype=torch.long), 13)
     say = {"head": lambda x, m: head_scores(net, x, flip=True, mirror=m), "retrieval": lambda x, m: retrieval_scores(net, x, index, 13, k=5, flip=True, mirror=m),
-           "walk": lambda x, m: walked_scores(net, x, np.ones(13, bool), steps=2, mirror=m)}[scores]
+           "walk": lambda x, m: random_walk_scores(net, x, np.ones(13, bool), steps=2, mirror=m)}[scores]
     there, here = say(mirrored(image), mirror), say(image, mirror)
     close(there.flip(-1)[mirror[:13]], here, atol=1e-4)
     assert (there.flip(-1)[mirror[:13]] - say(image, None)).abs().max() > 1e-3
@@ -315,10 +315,10 @@ def test_other_scores_may_walk(net):
     "maps of any size instead of the head's; classes nobody names stay 0"
     image, maps = picture(40, 56), torch.rand(13, 20, 28)
     maps[5:] = 0
-    walked = walked_scores(net, image, np.ones(13, bool), maps, stride=4)
+    walked = random_walk_scores(net, image, np.ones(13, bool), maps, stride=4)
     assert walked.shape == (13, 40, 56) and (walked[5:] == 0).all()
-    close(walked_scores(net, image, np.ones(13, bool), torch.ones(13, 3, 3), stride=4), torch.ones(13, 40, 56)) # constant maps are fixed points
-    still = walked_scores(net, image, np.ones(13, bool), maps, stride=2, steps=0)
+    close(random_walk_scores(net, image, np.ones(13, bool), torch.ones(13, 3, 3), stride=4), torch.ones(13, 40, 56)) # constant maps are fixed points
+    still = random_walk_scores(net, image, np.ones(13, bool), maps, stride=2, steps=0)
     close(still, F.interpolate(maps[None], (40, 56), mode="bilinear", align_corners=False)[0])
 
 
@@ -326,11 +326,11 @@ def test_refinements_come_in_order(net):
     image, labels = picture(24, 30), np.full((24, 30), UNLABELLED, np.uint8)
     sample, scores = Sample(image, labels, np.arange(720).reshape(24, 30)//45, np.ones(3, bool)), torch.rand(3, 24, 30)
     mean = region_mean(scores, torch.as_tensor(sample.regions))
-    assert (settle(scores, sample, ()) == scores.argmax(0).numpy()).all()
-    assert (settle(scores, sample, ("regions",)) == mean.argmax(0).numpy()).all()
-    assert (settle(scores, sample, ("regions", "crf")) == dense_crf(image, mean).argmax(0).numpy()).all()
-    assert (settle(scores, sample, ("crf", "regions")) != settle(scores, sample, ("regions", "crf"))).any()
-    with pytest.raises(SpmlError, match="refine .*magic"): settle(scores, sample, ("magic",))
+    assert (scores_to_labels(scores, sample, ()) == scores.argmax(0).numpy()).all()
+    assert (scores_to_labels(scores, sample, ("regions",)) == mean.argmax(0).numpy()).all()
+    assert (scores_to_labels(scores, sample, ("regions", "crf")) == dense_crf(image, mean).argmax(0).numpy()).all()
+    assert (scores_to_labels(scores, sample, ("crf", "regions")) != scores_to_labels(scores, sample, ("regions", "crf"))).any()
+    with pytest.raises(SpmlError, match="refine .*magic"): scores_to_labels(scores, sample, ("magic",))
 
 
 def test_masks_stay_closed(net):
@@ -423,7 +423,7 @@ def test_batches_see_what_one_image_alone_shows(double, seed, n, bs, scales, fli
     assert len(found) == len(asked) == n and all(a is b for a, b in zip(asked, images))
     for image, seen in zip(images, found):
         for look, (v, logits) in zip(looks, seen, strict=True):
-            want = see(double, image, *look, crop, mirror)
+            want = embed_view(double, image, *look, crop, mirror)
             close(v, want[0], atol=1e-6)
             assert (logits is None) != head
             if head: close(logits, want[1], atol=1e-6)

@@ -24,7 +24,7 @@ from spml_kit.core import SpmlError
 from spml_kit.files import save_tensors
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.learn.distributed import all_mean, gather, gather_segments, join_processes, processes, rank
+from spml_kit.learn.distributed import all_mean, gather, gather_segments, join_processes, world_size, rank
 from spml_kit.learn.losses import SpmlLoss
 from spml_kit.learn.checkpoint import load_run
 from spml_kit.learn.learner import spml_learner
@@ -105,7 +105,7 @@ def test_gather_is_concatenation_with_gradient(tmp_path):
 def test_one_process_is_left_alone():
     from spml_kit.method.segments import make_segments
     x, seg = torch.rand(2, 3), make_segments(*random_batch(), (2, 2), 1)
-    assert gather(x) is x and gather_segments(seg) is seg and (rank(), processes()) == (0, 1)
+    assert gather(x) is x and gather_segments(seg) is seg and (rank(), world_size()) == (0, 1)
 
 
 # batches
@@ -144,7 +144,7 @@ def batch(seed, annotated):
 
 def steps_of(loss, annotated, steps=4):
     "Losses, gradients, means and memory of some steps"
-    values, grads, part = [], [], slice(4*rank()//processes(), 4*(rank() + 1)//processes())
+    values, grads, part = [], [], slice(4*rank()//world_size(), 4*(rank() + 1)//world_size())
     for step in range(steps):
         emb, logits, *maps = [o[part] for o in batch(step, annotated)]
         emb, logits = emb.requires_grad_(), logits.requires_grad_()
@@ -152,7 +152,7 @@ def steps_of(loss, annotated, steps=4):
         value.backward()
         loss.after_step()
         values.append(float(all_mean(value.detach())))
-        grads.append([gather(o.grad)/processes() for o in (emb, logits)]) # as DistributedDataParallel averages them
+        grads.append([gather(o.grad)/world_size() for o in (emb, logits)]) # as DistributedDataParallel averages them
     return values, grads, loss.means(), loss.bank.state_dict()
 
 

@@ -175,7 +175,7 @@ def test_unlabelled_batches_train_on(annotation, method):
 
 
 def test_colours_of_the_batch_reach_the_bank():
-    learn = learner(recipe=TINY.but(colours=True, share=.1))
+    learn = learner(recipe=TINY.but(colours=True, embedding_scale=.1))
     learn.fit_poly(1)
     protos = learn.loss_func.protos
     assert protos.mu_loc.shape[1] == protos.mu.shape[1] + 5 and math.isfinite(learn.history[0]["similarity"])
@@ -461,7 +461,7 @@ def test_a_checkpoint_of_another_run_is_not_written_over(tmp_path):
 
 @pytest.mark.parametrize("change", [dict(lr=math.inf), dict(lr=math.nan), dict(lr=-1.), dict(wd=math.nan), dict(wd=-.1), dict(scale=(0, 0)), dict(scale=(2., 1.)), dict(scale=(.5, math.inf)), dict(dropout=1.5), dict(dropout=-.1), dict(dropout=math.nan),
     dict(multipliers=(1, 1, -1, 1)), dict(multipliers=(1, 1, math.inf, 1)), dict(bs=0), dict(crop=0), dict(steps=0), dict(dim=0), dict(iterations=-1), dict(grid=(0, 6)), dict(grid=(6, .5)), dict(memory=-1), dict(warmup=-1),
-    dict(power=math.inf), dict(share=math.nan), dict(infer_grid=(12, -1)), dict(scale=("a", "b"))], ids=str)
+    dict(power=math.inf), dict(embedding_scale=math.nan), dict(infer_grid=(12, -1)), dict(scale=("a", "b"))], ids=str)
 def test_numbers_of_a_recipe_have_their_ranges(change):
     with pytest.raises(SpmlError, match=f"recipe: {next(iter(change))} = "): TINY.but(**change)
 

@@ -282,7 +282,7 @@ def test_cross_entropy_has_the_papers_relations(world):
 def test_colours_of_the_learner_reach_the_explorers(world, tmp_path):
     "With the paper's DensePose features, a filled memory bank too: segments are those of a training step"
     weak, held_out, _, _ = world
-    recipe = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(4, 4), iterations=3, crop=SIZE, colours=True, share=.1)
+    recipe = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(4, 4), iterations=3, crop=SIZE, colours=True, embedding_scale=.1)
     learn = spml_learner(weak_dls(weak, held_out, bs=3, crop=SIZE, steps=2, device=torch.device("cpu")), "keypoints", recipe=recipe, path=tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_poly(1)
     ex, lending = explore_relations(learn, weak, which=(0, 1)), explore_affinity(learn, weak, which=(0, 1))

@@ -37,4 +37,8 @@ class PartsLoss(MultiTermLoss):
     def __init_subclass__(cls, **kwargs):
         warn(f"{cls.__name__}: `PartsLoss` is called `MultiTermLoss` since version 0.2, and its `keep` `record`; the old names go with 0.3")
         super().__init_subclass__(**kwargs)
-    def keep(self, parts): self.record(parts)
+    def keep(self,
+        parts:dict, # name to scalar, unweighted
+    ):
+        "`record` since version 0.2"
+        self.record(parts)

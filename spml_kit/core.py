@@ -41,7 +41,9 @@ def merged(
     second:dict, # which has the last word
 )->dict:
     "Both, where they differ the second; dictionaries in them entry by entry"
-    return {**first, **{k: merged(first[k], v) if isinstance(v, dict) and isinstance(first.get(k), dict) else v for k, v in second.items()}}
+    return {**first,
+            **{k: merged(first[k], v) if isinstance(v, dict) and isinstance(first.get(k), dict) else v
+               for k, v in second.items()}}
 
 def did_you_mean(
     word:str, # that is not known
@@ -71,7 +73,9 @@ def named_object(
 ):
     "What a name stands for; its module is imported only now"
     place = known.get(name, name)
-    if not re.fullmatch(r'[\w.]+:\w+', str(place)): raise SpmlError(f"{what} '{name}' is not one of {list(known)}, nor package.module:name{did_you_mean(name, known)}")
+    if not re.fullmatch(r'[\w.]+:\w+', str(place)):
+        raise SpmlError(f"{what} '{name}' is not one of {list(known)}, nor "
+                        f"package.module:name{did_you_mean(name, known)}")
     module, _, attribute = place.partition(':')
     try: return getattr(import_module(module), attribute)
     except ModuleNotFoundError as e:
@@ -101,7 +105,8 @@ def voc_palette(
     return rgb
 
 # %% ../nbs/api/00_core.ipynb #e69830ce
-def _other_side(name): return re.sub(r'(?<![a-z])(left|right)(?![a-z])', lambda m: dict(left='right', right='left')[m[0]], name.lower())
+def _other_side(name): return re.sub(r'(?<![a-z])(left|right)(?![a-z])',
+                                     lambda m: dict(left='right', right='left')[m[0]], name.lower())
 
 def _pairs(names):
     "Names that differ in the word left or right only, two by two"
@@ -118,13 +123,18 @@ class Classes:
 
     def __post_init__(self):
         for name in self.names:
-            if not isinstance(name, str) or not name.strip() or not name.isprintable() or '$' in name: raise SpmlError(f"class name {name!r}: names are printable text on one line, without `$`, which begins a formula where names stand in pictures; rename the class")
+            if not isinstance(name, str) or not name.strip() or not name.isprintable() or '$' in name:
+                raise SpmlError(f"class name {name!r}: names are printable text on one line, without `$`, which begins "
+                                f"a formula where names stand in pictures; rename the class")
         if self.swaps is None: object.__setattr__(self, 'swaps', _pairs(self.names))
         for pair in self.swaps:
             if len(pair) != 2 or pair[0] == pair[1]: raise SpmlError(f"swaps: {pair} are not two classes")
             for name in pair: self.id(name)
-        if len(self.names) < 2: raise SpmlError(f"{len(self.names)} class(es) {list(self.names)}: background and at least one more are needed")
-        if len(self.names) > MAX_CLASSES: raise SpmlError(f"{len(self.names)} classes: at most {MAX_CLASSES} fit beside the codes 254 and 255")
+        if len(self.names) < 2:
+            raise SpmlError(f"{len(self.names)} class(es) {list(self.names)}: background and at least one more "
+                            f"are needed")
+        if len(self.names) > MAX_CLASSES:
+            raise SpmlError(f"{len(self.names)} classes: at most {MAX_CLASSES} fit beside the codes 254 and 255")
         if len(set(self.names)) < len(self.names): raise SpmlError(f"class names repeat: {list(self.names)}")
 
     def __len__(self): return len(self.names)
@@ -157,7 +167,8 @@ class Classes:
         return self.palette[np.asarray(labels)]
 
 # %% ../nbs/api/00_core.ipynb #7d2471dd
-VOC_CLASSES = Classes(('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+VOC_CLASSES = Classes(('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
+                       'cow', 'diningtable',
     'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor'))
 
 # %% ../nbs/api/00_core.ipynb #cf6833e5
@@ -170,12 +181,20 @@ def check_labels(
 )->np.ndarray: # (H,W) uint8
     "Refuse anything in a label map but 0..C-1, 254 and 255"
     labels = np.asarray(labels)
-    if labels.ndim != 2: raise SpmlError(f"{name}: a label map has two dimensions, this one has shape {labels.shape}; save it as a palette or grey PNG of class ids")
-    if size is not None and labels.shape != tuple(size): raise SpmlError(f"{name}: label map is {labels.shape[0]}x{labels.shape[1]}, its image {size[0]}x{size[1]} (height x width); they must agree")
-    if not np.issubdtype(labels.dtype, np.integer) and (labels != np.floor(labels)).any(): raise SpmlError(f"{name}: value {labels[labels != np.floor(labels)][0]} is not a whole number; labels are class ids")
+    if labels.ndim != 2:
+        raise SpmlError(f"{name}: a label map has two dimensions, this one has shape {labels.shape}; save it as a "
+                        f"palette or grey PNG of class ids")
+    if size is not None and labels.shape != tuple(size):
+        raise SpmlError(f"{name}: label map is {labels.shape[0]}x{labels.shape[1]}, its image {size[0]}x{size[1]} "
+                        f"(height x width); they must agree")
+    if not np.issubdtype(labels.dtype, np.integer) and (labels != np.floor(labels)).any():
+        raise SpmlError(f"{name}: value {labels[labels != np.floor(labels)][0]} is not a whole number; labels are "
+                        f"class ids")
     allowed = {*range(n_classes), VOID} | ({UNLABELLED} if unlabelled else set())
     bad = [int(v) for v in np.unique(labels) if int(v) not in allowed]
-    if bad: raise SpmlError(f"{name}: value {bad[0]} is not a label: classes are 0..{n_classes-1}, 254 is unlabelled, 255 void"
+    if bad:
+        raise SpmlError(f"{name}: value {bad[0]} is not a label: classes are 0..{n_classes-1}, 254 is unlabelled, "
+                        f"255 void"
                             + (f" ({len(bad)} such values: {bad[:8]})" if len(bad) > 1 else ""))
     return labels.astype(np.uint8)
 
@@ -191,7 +210,8 @@ def rng_of(
     *keys, # integers and strings that name the purpose
 )->np.random.Generator: # independent of every other key
     "A NumPy generator that depends on nothing but its keys"
-    as_int = lambda k: int(k) if isinstance(k, (int, np.integer)) and k >= 0 else int.from_bytes(repr(k).encode(), 'little')
+    as_int = lambda k: int(k) if isinstance(k, (int, np.integer)) and k >= 0 else int.from_bytes(repr(k).encode(),
+        'little')
     return np.random.default_rng([as_int(k) for k in keys])
 
 # %% ../nbs/api/00_core.ipynb #d0d6f7c8
@@ -199,5 +219,6 @@ def data_root(
     *parts, # path below the data folder
 )->Path: # None when it is absent
     "Folder of the optional photographs: `SPML_DATA`, else `../shared/data` seen from the checkout; `None` when absent"
-    roots = [os.environ['SPML_DATA']] if os.environ.get('SPML_DATA') else [p/'shared'/'data' for p in Path.cwd().resolve().parents[:4]]
+    roots = [os.environ['SPML_DATA']] if os.environ.get('SPML_DATA') else [p/'shared'/'data'
+        for p in Path.cwd().resolve().parents[:4]]
     return next((Path(r, *parts) for r in roots if Path(r, *parts).exists()), None)

@@ -29,7 +29,8 @@ def check_file(
     "Refuse what cannot be read as a file: absent, a folder, a pipe or a device"
     try: mode = os.stat(path).st_mode
     except FileNotFoundError: raise SpmlError(f"{path}: no such file") from None
-    except (OSError, ValueError) as e: raise SpmlError(f"{path}: cannot be opened ({getattr(e, 'strerror', None) or e})") from None
+    except (OSError, ValueError) as e:
+        raise SpmlError(f"{path}: cannot be opened ({getattr(e, 'strerror', None) or e})") from None
     if not stat.S_ISREG(mode): raise SpmlError(f"{path}: this is {_no_file(mode)}, not a file")
     return Path(path)
 
@@ -47,7 +48,8 @@ def read_bytes(
     except OSError as e: raise SpmlError(f"{path}: cannot be read ({e.strerror}); see who may read it") from None
 
 # %% ../nbs/api/01_files.ipynb #9fafd8ac
-_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'} # the bytes that a file may begin with tell its encoding
+# the bytes that a file may begin with tell its encoding
+_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 
 def read_text(
     path, # UTF-8, with or without byte-order mark, or UTF-16 with it
@@ -56,8 +58,11 @@ def read_text(
     raw = read_bytes(path)
     encoding = next((code for mark, code in _MARKS.items() if raw.startswith(mark)), 'utf-8')
     try: text = raw.decode(encoding)
-    except UnicodeDecodeError as e: raise SpmlError(f"{path}: byte {e.start + 1} is no {encoding.upper()} text ({e.reason}); save the file as UTF-8") from None
-    if '\0' in text: raise SpmlError(f"{path}: holds zero bytes, as binary files do, or UTF-16 without its mark; save it as UTF-8 text")
+    except UnicodeDecodeError as e:
+        raise SpmlError(f"{path}: byte {e.start + 1} is no {encoding.upper()} text ({e.reason}); save the file as UTF-8") from None
+    if '\0' in text:
+        raise SpmlError(f"{path}: holds zero bytes, as binary files do, or UTF-16 without its mark; save it as "
+                        f"UTF-8 text")
     return text
 
 def read_lines(
@@ -76,7 +81,10 @@ def read_json(
     try: data = json.loads(raw)
     except RecursionError: raise SpmlError(f"{path}: not JSON of the kit: nested too deeply") from None
     except ValueError as e: raise SpmlError(f"{path}: not JSON ({e}); cut short, or not written as JSON") from None
-    if not isinstance(data, kind): raise SpmlError(f"{path}: holds {'nothing' if data is None else f'a {type(data).__name__}'}, not {'a list' if kind is list else 'names with their values'}; it was changed, or is of something else")
+    if not isinstance(data, kind):
+        raise SpmlError(f"{path}: holds {'nothing' if data is None else f'a {type(data).__name__}'}, not "
+                        f"{'a list' if kind is list else 'names with their values'}; it was changed, or is of "
+                        f"something else")
     return data
 
 # %% ../nbs/api/01_files.ipynb #1ea3296f
@@ -90,7 +98,9 @@ def inside(
     "The path of a named file in a folder; a name that leads out of the folder is refused"
     if _ODD.search(name): # most names of millions are plain
         way = PureWindowsPath(name) # knows both kinds of slashes, and drives
-        if not way.parts or way.drive or way.root or '..' in way.parts or '\0' in name: raise SpmlError(f"name '{name}': must be a path below its folder, without '..', drive or leading slash; correct the list or file that it comes from")
+        if not way.parts or way.drive or way.root or '..' in way.parts or '\0' in name:
+            raise SpmlError(f"name '{name}': must be a path below its folder, without '..', drive or leading slash; "
+                            f"correct the list or file that it comes from")
     return Path(folder)/f'{name}{suffix}'
 
 # %% ../nbs/api/01_files.ipynb #ab93f5b7
@@ -100,7 +110,8 @@ _PART = '.spml_kit' # temporary files are .spml_kit.MACHINE.PROCESS.RANDOM
 def _machine():
     "Eight letters for this machine since its start, and this container: elsewhere, a process number says nothing"
     said = [platform.node()]
-    with contextlib.suppress(OSError): said += [os.readlink('/proc/self/ns/pid'), Path('/proc/sys/kernel/random/boot_id').read_text()]
+    with contextlib.suppress(OSError):
+        said += [os.readlink('/proc/self/ns/pid'), Path('/proc/sys/kernel/random/boot_id').read_text()]
     return hashlib.sha256('\0'.join(said).encode()).hexdigest()[:8]
 
 _cleared = set() # folders, by this process
@@ -116,7 +127,8 @@ def clear_leftovers(
         if len(parts) < 5 or not parts[3].isdigit(): continue
         import psutil # here: leftovers are rare
         with contextlib.suppress(FileNotFoundError): # another process clears as well
-            dead = not psutil.pid_exists(int(parts[3])) if parts[2] == _machine() else time.time() - path.stat().st_mtime > 86400 # of another machine: a day old
+            # of another machine: a day old
+            dead = not psutil.pid_exists(int(parts[3])) if parts[2] == _machine() else time.time() - path.stat().st_mtime > 86400
             if dead: path.unlink()
 
 # %% ../nbs/api/01_files.ipynb #40012a89
@@ -126,7 +138,8 @@ def check_place(
     "Refuse to write where something other than a file stands"
     try: mode = os.stat(path).st_mode
     except OSError as e:
-        if e.errno == errno.ELOOP: raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: remove it") from None
+        if e.errno == errno.ELOOP:
+            raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: remove it") from None
         return Path(path) # absent, or what writing will tell of
     if not stat.S_ISREG(mode): raise SpmlError(f"{path}: {_no_file(mode)} stands where a file must be written: move it")
     return Path(path)
@@ -135,7 +148,8 @@ def part_beside(
     path, # of a file that is being made
 )->Path: # beside it, with the same ending
     "An empty file under a name by which the next process knows whose it was"
-    fd, tmp = tempfile.mkstemp(dir=Path(path).parent, prefix=f'{_PART}.{_machine()}.{os.getpid()}.', suffix=Path(path).suffix[:16])
+    fd, tmp = tempfile.mkstemp(dir=Path(path).parent, prefix=f'{_PART}.{_machine()}.{os.getpid()}.',
+                               suffix=Path(path).suffix[:16])
     os.close(fd)
     return Path(tmp)
 
@@ -174,7 +188,8 @@ def write_json(
 
 # %% ../nbs/api/01_files.ipynb #f79d29de
 RECORDS = 'settings.json', 'environment.json', 'sweep.json', 'status.json'
-_BEFORE = {'contours', 'max_size'}, {'recipe', 'annotation'}, {'kind', 'images', 'per'}, {'annotation', 'labels', 'regions'}, {'experiment', 'runs'}, {'state', 'message', 'seconds'} # entries of records without the mark: those before version 0.2, and how a run stands
+# entries of records without the mark: those before version 0.2, and how a run stands
+_BEFORE = {'contours', 'max_size'}, {'recipe', 'annotation'}, {'kind', 'images', 'per'}, {'annotation', 'labels', 'regions'}, {'experiment', 'runs'}, {'state', 'message', 'seconds'}
 
 def _is_record(said): return 'spml_kit' in said or any(entries <= said.keys() for entries in _BEFORE)
 
@@ -193,9 +208,14 @@ def check_output(
     "Refuse a folder that holds something and no record of the kit"
     try: there = sorted(e.name for e in os.scandir(folder) if not e.name.startswith('.'))
     except FileNotFoundError: return
-    except NotADirectoryError: raise SpmlError(f"{folder}: this is a file; choose a folder that is new or empty") from None
-    if there and not is_ours(folder): raise SpmlError(f"{folder}: holds {there[0]}{f' and {len(there) - 1} more' if there[1:] else ''}, and no record that the kit made this folder; nothing was changed. Choose a folder that is new or empty")
+    except NotADirectoryError:
+        raise SpmlError(f"{folder}: this is a file; choose a folder that is new or empty") from None
+    if there and not is_ours(folder):
+        raise SpmlError(f"{folder}: holds {there[0]}{f' and {len(there) - 1} more' if there[1:] else ''}, and no "
+                        f"record that the kit made this folder; nothing was changed. Choose a folder that is new "
+                        f"or empty")
 
+# %% ../nbs/api/01_files.ipynb #cfa98b56
 def claim_folder(
     folder,        # where results go; made if need be
     settings:dict, # what decides them, as json holds it
@@ -206,10 +226,15 @@ def claim_folder(
         check_output(folder)
         return write_json(path, settings)
     there = read_json(path)
-    if there and not _is_record(there): raise SpmlError(f"{path}: not the kit's record, but another program's; nothing was changed. Choose a folder that is new or empty")
+    if there and not _is_record(there):
+        raise SpmlError(f"{path}: not the kit's record, but another program's; nothing was changed. Choose a folder "
+                        f"that is new or empty")
     there = {'spml_kit': 1} | there # earlier records have no mark
     differ = [k for k in {**settings, **there} if settings.get(k) != there.get(k)]
-    if differ: raise SpmlError(f"{folder}: holds results of other settings ({', '.join(f'{k} was {there.get(k)!r}, is {settings.get(k)!r}' for k in differ[:3])}); choose another folder, or delete this one")
+    if differ:
+        raise SpmlError(f"{folder}: holds results of other settings "
+                        f"({', '.join(f'{k} was {there.get(k)!r}, is {settings.get(k)!r}' for k in differ[:3])}); "
+                        f"choose another folder, or delete this one")
 
 # %% ../nbs/api/01_files.ipynb #ed9e3138
 def _open(path, load=True):
@@ -220,9 +245,14 @@ def _open(path, load=True):
                 if load: im.load()
                 return im.copy() if load else im
     except SpmlError: raise
-    except UnidentifiedImageError: raise SpmlError(f"{path}: not a readable image: of a kind that is not known here, or damaged at its beginning") from None
-    except Image.DecompressionBombError: raise SpmlError(f"{path}: more than {2*Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels; cut the picture into tiles, or reduce it") from None
-    except Exception as e: raise SpmlError(f"{path}: not a readable image ({e})" + ('; the file is cut short' if 'truncated' in str(e) else '')) from None
+    except UnidentifiedImageError:
+        raise SpmlError(f"{path}: not a readable image: of a kind that is not known here, or damaged at its beginning") from None
+    except Image.DecompressionBombError:
+        raise SpmlError(f"{path}: more than {2*Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels; cut the picture into "
+                        f"tiles, or reduce it") from None
+    except Exception as e:
+        raise SpmlError(f"{path}: not a readable image ({e})"
+                        + ('; the file is cut short' if 'truncated' in str(e) else '')) from None
 
 def read_image(
     path, # any format PIL reads
@@ -237,7 +267,8 @@ def read_index_png(
 )->np.ndarray: # (H,W) uint8 or int32
     "Read raw ids from a PNG, never colours"
     im = _open(path)
-    if im.mode not in _ID_MODES: raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
+    if im.mode not in _ID_MODES:
+        raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
     return np.array(im).astype(np.uint8 if im.mode in ('P', 'L', '1') else np.int32)
 
 # %% ../nbs/api/01_files.ipynb #c395170b
@@ -247,7 +278,9 @@ def holds_ids(
     "Is this a whole map of ids? A picture with colours, which the kit does not write, is refused"
     try: mode = _open(path).mode
     except SpmlError: return False
-    if mode not in _ID_MODES: raise SpmlError(f"{path}: a picture with colours, which the kit did not write and does not replace; move it elsewhere")
+    if mode not in _ID_MODES:
+        raise SpmlError(f"{path}: a picture with colours, which the kit did not write and does not replace; move it "
+                        f"elsewhere")
     return True
 
 def write_index_png(
@@ -259,7 +292,8 @@ def write_index_png(
     "Write ids as PNG, atomically: 8-bit with a palette if one is given, else 16-bit"
     ids, info = np.asarray(ids), PngInfo()
     top = 255 if palette is not None else 65535
-    if ids.ndim != 2 or ids.min() < 0 or ids.max() > top: raise SpmlError(f"{path}: ids must be (H,W) in 0..{top}, got shape {ids.shape}, {ids.min()}..{ids.max()}")
+    if ids.ndim != 2 or ids.min() < 0 or ids.max() > top:
+        raise SpmlError(f"{path}: ids must be (H,W) in 0..{top}, got shape {ids.shape}, {ids.min()}..{ids.max()}")
     if palette is None: im = Image.fromarray(ids.astype(np.uint16))
     else:
         im = Image.fromarray(ids.astype(np.uint8), mode='P')
@@ -280,7 +314,9 @@ def check_finite(
 )->dict: # the same
     "Refuse tensors that hold NaN or infinity"
     for name, t in tensors.items():
-        if t.is_floating_point() and not t.isfinite().all(): raise SpmlError(f"{path}: {int((~t.isfinite()).sum())} of {t.numel()} numbers of '{name}' are not finite: what wrote it had diverged; take an earlier file, or train anew")
+        if t.is_floating_point() and not t.isfinite().all():
+            raise SpmlError(f"{path}: {int((~t.isfinite()).sum())} of {t.numel()} numbers of '{name}' are not finite: "
+                            f"what wrote it had diverged; take an earlier file, or train anew")
     return tensors
 
 def _kinds(tensors): return {k: [str(v.dtype).removeprefix('torch.'), *v.shape] for k, v in tensors.items()}
@@ -300,10 +336,13 @@ def save_tensors(
     **meta,       # what json can hold
 ):
     "Write tensors and metadata atomically"
-    from safetensors.torch import save_file # here: PyTorch takes seconds to import, and processes that cut images into regions need none
+    # here: PyTorch takes seconds to import, and processes that cut images into regions need none
+    from safetensors.torch import save_file
     meta |= dict(tensors=_kinds(tensors)) # whoever changes the file later is found out
     with atomic_path(path) as tmp:
-        try: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'meta': json.dumps(meta)})
+        try:
+            save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp,
+                      metadata={'meta': json.dumps(meta)})
         except SafetensorError as e: # a full disk, as a text
             number = re.search(r'os error (\d+)|code: (\d+)', str(e))
             if not number: raise
@@ -320,9 +359,13 @@ def load_tensors(
     try:
         with safe_open(str(path), 'pt', device=str(device)) as f:
             tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
-    except Exception as e: raise SpmlError(f"{path}: not a readable safetensors file ({e}); cut short or damaged: delete it and run again") from None
-    if not isinstance(meta, dict): raise SpmlError(f"{path}: its metadata is not the kit's: a {type(meta).__name__}, not names with their values")
+    except Exception as e:
+        raise SpmlError(f"{path}: not a readable safetensors file ({e}); cut short or damaged: delete it and run again") from None
+    if not isinstance(meta, dict):
+        raise SpmlError(f"{path}: its metadata is not the kit's: a {type(meta).__name__}, not names with their values")
     written = meta.pop('tensors', None) # files before version 0.2 do not say
     changed = _differing(_kinds(tensors), written) if isinstance(written, dict) else []
-    if changed: raise SpmlError(f"{path}: its tensors are not those that were written, first '{changed[0]}'; it was changed: delete it and run again")
+    if changed:
+        raise SpmlError(f"{path}: its tensors are not those that were written, first '{changed[0]}'; it was changed: "
+                        f"delete it and run again")
     return check_finite(tensors, path), meta

@@ -27,7 +27,8 @@ def _renamed(old, new):
     return call
 
 see, settle = _renamed('see', embed_view), _renamed('settle', scores_to_labels)
-walked_scores, spread_scores = _renamed('walked_scores', random_walk_scores), _renamed('spread_scores', nearest_segment_scores)
+walked_scores, spread_scores = _renamed('walked_scores', random_walk_scores), _renamed('spread_scores',
+    nearest_segment_scores)
 beside, compare = _renamed('beside', table_with_runs), _renamed('compare', captioned_table)
 side_by_side, processes = _renamed('side_by_side', tables_by_setting), _renamed('processes', world_size)
 PartMetric, PolyCB = _renamed('PartMetric', TermMetric), _renamed('PolyCB', ScheduleCB)
@@ -35,7 +36,8 @@ PartMetric, PolyCB = _renamed('PartMetric', TermMetric), _renamed('PolyCB', Sche
 class PartsLoss(MultiTermLoss):
     "`MultiTermLoss` since version 0.2"
     def __init_subclass__(cls, **kwargs):
-        warn(f"{cls.__name__}: `PartsLoss` is called `MultiTermLoss` since version 0.2, and its `keep` `record`; the old names go with 0.3")
+        warn(f"{cls.__name__}: `PartsLoss` is called `MultiTermLoss` since version 0.2, and its `keep` `record`; the "
+             f"old names go with 0.3")
         super().__init_subclass__(**kwargs)
     def keep(self,
         parts:dict, # name to scalar, unweighted

@@ -25,12 +25,14 @@ def check_maps(
 )->np.ndarray: # the same
     "Refuse maps that are not finite, outside 0..1 or of another shape"
     maps = np.asarray(maps)
-    if maps.ndim != 3 or len(maps) < 2: raise SpmlError(f"class maps have shape (C,H,W) with background in row 0, these have {maps.shape}")
+    if maps.ndim != 3 or len(maps) < 2:
+        raise SpmlError(f"class maps have shape (C,H,W) with background in row 0, these have {maps.shape}")
     if not np.isfinite(maps).all():
         raise SpmlError(f"class maps hold {int((~np.isfinite(maps)).sum())} values that are not finite: "
                         "the network that made them has diverged; train it with a smaller learning rate")
     if maps.min() < 0 or maps.max() > 1:
-        raise SpmlError(f"class maps lie in 0..1, these in {maps.min():.3g}..{maps.max():.3g}; divide each by its maximum, as `class_maps` does")
+        raise SpmlError(f"class maps lie in 0..1, these in {maps.min():.3g}..{maps.max():.3g}; divide each by its "
+                        f"maximum, as `class_maps` does")
     return maps
 
 def background_map(
@@ -49,7 +51,8 @@ def tag_scores(
     return np.concatenate([background_map(maps, alpha)[None], np.asarray(maps)[1:]])
 
 # %% ../../nbs/api/cams/32_background.ipynb #3d200002
-Background = Callable # (H,W,3) uint8 image, (C,H,W) class maps 0..1, (H,W) regions -> (H,W) strength of the background, 0..1
+# (H,W,3) uint8 image, (C,H,W) class maps 0..1, (H,W) regions -> (H,W) strength of the background, 0..1
+Background = Callable
 
 @dataclass(frozen=True)
 class PowerBackground:
@@ -64,7 +67,9 @@ def geodesic_saliency(
 )->np.ndarray: # (H,W) 0..1, constant within each region
     "Least sum of colour steps on a path over regions to the border of the image, divided by the largest"
     ids, n = regions.ravel(), int(regions.max()) + 1
-    if n < 2: raise SpmlError("saliency goes over regions, and this image is a single one; give the images regions: `regions=100`, or a folder of them")
+    if n < 2:
+        raise SpmlError("saliency goes over regions, and this image is a single one; give the images regions: "
+                        "`regions=100`, or a folder of them")
     lab, sizes = rgb2lab(image).reshape(-1, 3), np.bincount(ids, minlength=n)
     colour = np.stack([np.bincount(ids, lab[:, k], n) for k in range(3)], 1)/np.maximum(sizes, 1)[:, None]
     (a, b), border = region_graph(regions)[0].T, np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
@@ -86,7 +91,8 @@ class OracleBackground:
         print('background: uses masks')
         return np.isin(self.mask, (0, VOID)).astype(float)
 
-BACKGROUNDS = dict(power='spml_kit.cams.background:PowerBackground', geodesic='spml_kit.cams.background:GeodesicBackground') # names on the command line
+BACKGROUNDS = dict(power='spml_kit.cams.background:PowerBackground',
+                   geodesic='spml_kit.cams.background:GeodesicBackground') # names on the command line
 
 # %% ../../nbs/api/cams/32_background.ipynb #3d20000b
 def simulate_maps(

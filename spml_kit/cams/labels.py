@@ -18,8 +18,12 @@ from .background import background_map, check_maps
 def _checked(maps, tags):
     "Maps of the tagged classes alone: what absent classes show is nothing"
     maps, tags = check_maps(maps), np.asarray(tags, bool)
-    if tags.shape != (len(maps),): raise SpmlError(f"tags have shape {tags.shape}, the maps {len(maps)} classes: one flag per class, background included")
-    if not tags.any(): raise SpmlError("an image without any tag cannot be labelled: tag it (background alone is a tag too) or leave it out")
+    if tags.shape != (len(maps),):
+        raise SpmlError(f"tags have shape {tags.shape}, the maps {len(maps)} classes: one flag per class, background "
+                        f"included")
+    if not tags.any():
+        raise SpmlError("an image without any tag cannot be labelled: tag it (background alone is a tag too) or "
+                        "leave it out")
     return maps*tags[:, None, None]
 
 def _with_background(maps, background): return np.concatenate([background[None], maps[1:]])
@@ -57,14 +61,17 @@ class SeedRule:
 
     def __post_init__(self):
         for k in ('share', 'winner', 'threshold', 'conflict', 'salient', 'strong', 'least'):
-            if getattr(self, k) is not None and not 0 <= getattr(self, k) <= 1: raise SpmlError(f"{k} {getattr(self, k)} is outside 0..1")
+            if getattr(self, k) is not None and not 0 <= getattr(self, k) <= 1:
+                raise SpmlError(f"{k} {getattr(self, k)} is outside 0..1")
 
 SEED_RULES = dict(
     spml=SeedRule(share=.2, source='Ke et al. 2021, A.4'),
     plain=SeedRule(source='the strongest score, everywhere'),
     drs=SeedRule(threshold=.2, conflict=.9, rivals=2, salient=1., source='Kim et al. 2021, released scripts'),
-    group=SeedRule(stretch=True, conflict=.9, salient=32/255, strong=.8, least=.01, source='Li et al. 2021, released scripts'),
-    mcis=SeedRule(stretch=True, threshold=.3, also_background=True, conflict=.99, salient=32/255, strong=.95, least=.01, source='Sun et al. 2020, released scripts'))
+    group=SeedRule(stretch=True, conflict=.9, salient=32/255, strong=.8, least=.01,
+                   source='Li et al. 2021, released scripts'),
+    mcis=SeedRule(stretch=True, threshold=.3, also_background=True, conflict=.99, salient=32/255, strong=.95, least=.01,
+                  source='Sun et al. 2020, released scripts'))
 
 # %% ../../nbs/api/cams/33_labels.ipynb #3d300008
 def seed_labels(
@@ -83,7 +90,8 @@ def seed_labels(
     label, best, total = scores.argmax(0), scores.max(0), scores.sum(0)
     unsure = (best < rule.winner) | (np.divide(best, total, out=np.ones_like(best), where=total > 0) < rule.share)
     unsure |= (scores > rule.conflict).sum(0) > rule.rivals
-    if rule.salient is not None: unsure |= (label == 0) & ((1 - background >= rule.salient) | (maps[1:].max(0) > rule.strong))
+    if rule.salient is not None:
+        unsure |= (label == 0) & ((1 - background >= rule.salient) | (maps[1:].max(0) > rule.strong))
     if ((label > 0) & ~unsure).mean() < rule.least: unsure[:] = True
     return np.where(unsure, UNLABELLED, label).astype(np.uint8)
 

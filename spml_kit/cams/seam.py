@@ -51,7 +51,8 @@ class SeamNet(TagNet):
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)
-        if not 0 < scale < 1: raise SpmlError(f"scale {scale} must lie between 0 and 1: the second view is smaller than the first")
+        if not 0 < scale < 1:
+            raise SpmlError(f"scale {scale} must lie between 0 and 1: the second view is smaller than the first")
         self.scale, self.refine, n = scale, refine, self.backbone.feature_info.channels()
         self.middle, self.last = (nn.Conv2d(i, o, 1, bias=False) for i, o in zip(n[-2:], widths))
         self.compare = nn.Conv2d(3 + sum(widths), 3 + sum(widths), 1, bias=False)
@@ -63,7 +64,8 @@ class SeamNet(TagNet):
         features = self.features(x)
         raw = self.classify(features)
         fit = lambda o: F.interpolate(o, raw.shape[-2:], mode='bilinear', align_corners=False)
-        what = [fit((x - self.mean)/self.std), fit(self.middle(features[-2].detach()).relu()), fit(self.last(features[-1].detach()).relu())]
+        what = [fit((x - self.mean)/self.std), fit(self.middle(features[-2].detach()).relu()),
+                fit(self.last(features[-1].detach()).relu())]
         return raw, share_evidence(seed_maps(scaled_maps(raw.detach())), self.compare(torch.cat(what, 1)))
 
     def maps(self,
@@ -77,7 +79,8 @@ class SeamNet(TagNet):
     ): # in evaluation (B,C-1) logits of the tags; in training raw and refined maps of both views
         "What `SeamLoss` and the metric take"
         if not self.training: return super().forward(x)
-        return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear', align_corners=False))
+        return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear',
+                                                       align_corners=False))
 
 # %% ../../nbs/api/cams/63_seam.ipynb #f7c76496
 class SeamLoss(MultiTermLoss):
@@ -114,7 +117,8 @@ class SeamLoss(MultiTermLoss):
         "Loss of a batch; in evaluation that of the tags"
         if isinstance(pred, torch.Tensor): return self.classify(pred, labels, regions, tags)
         raws, refineds = pred[0::2], pred[1::2]
-        told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None, None].float() # background is in every tagged image; an untagged one counts nowhere
+        told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None,
+            None].float() # background is in every tagged image; an untagged one counts nowhere
         fit = lambda o: F.interpolate(o, raws[0].shape[-2:], mode='bilinear', align_corners=False)
         one, two = (fit(scaled_maps(o.float())*told[:, 1:]) for o in raws)
         refined = [fit(scaled_maps(o.float())*told) for o in refineds]

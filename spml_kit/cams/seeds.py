@@ -24,14 +24,16 @@ def label_quality(
     if len(labels) != len(masks): raise SpmlError(f"{len(labels)} label maps for {len(masks)} masks; each needs one")
     counts = np.zeros((C, C + 1), np.int64) # the last column: unlabelled
     for label, mask in zip(labels, masks):
-        if label.shape != mask.shape: raise SpmlError(f"labels are {label.shape}, their mask {mask.shape}: they must agree")
+        if label.shape != mask.shape:
+            raise SpmlError(f"labels are {label.shape}, their mask {mask.shape}: they must agree")
         known = mask < C
         counts += np.bincount(mask[known].astype(int)*(C + 1) + np.where(label >= UNLABELLED, C, label)[known], minlength=C*(C + 1)).reshape(C, C + 1)
     confusion = Confusion(C)
     confusion.counts = counts[:, :C]
     percent = lambda part, whole: float(100*part.sum()/max(whole.sum(), 1))
     own = counts.diagonal()[1:]
-    return dict(miou=confusion.mean_iou(present_only=True), precision=percent(own, counts[:, 1:C]), recall=percent(own, counts[1:]),
+    return dict(miou=confusion.mean_iou(present_only=True), precision=percent(own, counts[:, 1:C]),
+                recall=percent(own, counts[1:]),
                 coverage=percent(counts[1:, 1:C], counts[1:]), unlabelled=percent(counts[:, C], counts))
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #70694800
@@ -54,7 +56,8 @@ def seed_quality(
     maps, masks = list(maps), list(masks)
     if len(maps) != len(masks): raise SpmlError(f"{len(maps)} maps for {len(masks)} masks; each needs one")
     n = round(tune*len(maps))
-    if not 0 < n < len(maps): raise SpmlError(f"{len(maps)} images, of which {n} choose the threshold: both parts need some")
+    if not 0 < n < len(maps):
+        raise SpmlError(f"{len(maps)} images, of which {n} choose the threshold: both parts need some")
     if not all(0 <= t <= 1 for t in thresholds): raise SpmlError(f"thresholds {thresholds} must lie in 0..1")
     quality = lambda t, at: label_quality([threshold_labels(m, t) for m in maps[at]], masks[at], len(maps[0]))
     best = max(thresholds, key=lambda t: quality(t, slice(n))['miou'])
@@ -73,8 +76,10 @@ def threshold_plane(
     rows = []
     for alpha in alphas:
         won = [winning_class(m, t, alpha, normalise) for m, t in zip(maps, tags)]
-        rows.append([label_quality([np.where(s < th, UNLABELLED, c) for c, s in won], masks, len(maps[0])) for th in thresholds])
-    return dict(alphas=tuple(alphas), thresholds=tuple(thresholds), **{k: np.array([[q[k] for q in row] for row in rows]) for k in rows[0][0]})
+        rows.append([label_quality([np.where(s < th, UNLABELLED, c) for c, s in won], masks, len(maps[0]))
+                     for th in thresholds])
+    return dict(alphas=tuple(alphas), thresholds=tuple(thresholds),
+                **{k: np.array([[q[k] for q in row] for row in rows]) for k in rows[0][0]})
 
 def plane_figure(
     plane:dict, # what `threshold_plane` returns
@@ -84,8 +89,11 @@ def plane_figure(
     fig, axs = plt.subplots(1, len(entries), figsize=(3.9*len(entries), 3.4), layout='constrained', squeeze=False)
     for ax, name in zip(axs[0], entries):
         ax.imshow(plane[name], cmap='cividis', aspect='auto', vmin=0, vmax=100)
-        for (r, c), v in np.ndenumerate(plane[name]): ax.text(c, r, f'{v:.0f}', ha='center', va='center', fontsize=8, color='white' if v < 50 else 'black')
-        ax.set(title=name, xlabel='threshold', ylabel='alpha', xticks=range(len(plane['thresholds'])), yticks=range(len(plane['alphas'])))
-        ax.set_xticklabels([f'{t:g}' for t in plane['thresholds']]); ax.set_yticklabels([f'{a:g}' for a in plane['alphas']])
+        for (r, c), v in np.ndenumerate(plane[name]):
+            ax.text(c, r, f'{v:.0f}', ha='center', va='center', fontsize=8, color='white' if v < 50 else 'black')
+        ax.set(title=name, xlabel='threshold', ylabel='alpha', xticks=range(len(plane['thresholds'])),
+               yticks=range(len(plane['alphas'])))
+        ax.set_xticklabels([f'{t:g}' for t in plane['thresholds']]); ax.set_yticklabels([f'{a:g}'
+            for a in plane['alphas']])
     plt.close(fig)
     return fig

@@ -17,7 +17,8 @@ from ..files import *
 def _draw(labels, xy, value, width):
     xy, r = np.asarray(xy, float).reshape(-1, 2), width/2
     n = np.maximum(np.ceil(np.hypot(*np.diff(xy, axis=0).T)*2), 1).astype(int) # samples at most half a pixel apart
-    at = np.concatenate([a + (b - a)*np.linspace(0, 1, k, endpoint=False)[:, None] for a,b,k in zip(xy[:-1], xy[1:], n)] + [xy[-1:]])
+    at = np.concatenate([a + (b - a)*np.linspace(0, 1, k, endpoint=False)[:, None]
+                         for a,b,k in zip(xy[:-1], xy[1:], n)] + [xy[-1:]])
     k = int(np.ceil(r)) + 1
     dy, dx = np.mgrid[-k:k+1, -k:k+1].reshape(2, -1)
     for some in np.array_split(at, 1 + len(at)*len(dx)//2_000_000): # a wide brush would want much memory
@@ -34,7 +35,9 @@ def check_inside(
     (h, w), xy = size, np.asarray(xy, float).reshape(-1, 2)
     bad = xy[~((xy >= 0) & (xy <= (w, h))).all(1)]
     hint = 'coordinates begin at 0' if len(bad) and (bad >= -1).all() and (bad <= (w, h)).all() else 'was it annotated on an image of another size?'
-    if len(bad): raise SpmlError(f"{name}: point ({bad[0][0]:g}, {bad[0][1]:g}) lies outside the image of {w:g}x{h:g} (width x height); {hint}")
+    if len(bad):
+        raise SpmlError(f"{name}: point ({bad[0][0]:g}, {bad[0][1]:g}) lies outside the image of {w:g}x{h:g} (width x "
+                        f"height); {hint}")
 
 # %% ../../nbs/api/data/10_annotations.ipynb #a6ad2160
 class Annotation:
@@ -66,15 +69,20 @@ def _tidy(self, n, **ids):
     for k,v in ids.items():
         given = np.asarray(v).reshape(-1)
         with np.errstate(invalid='ignore'): v = given.astype(int)
-        if not np.array_equal(v, given): raise SpmlError(f"{type(self).__name__}: {k} are whole numbers, got {given[v != given][0]}")
-        if n is not None and len(v) != n: raise SpmlError(f"{type(self).__name__}: {n} marks but {len(v)} {k}; give one for each")
-        if k != 'instances' and len(v) and not 0 <= v.min() <= v.max() < MAX_CLASSES: raise SpmlError(f"{type(self).__name__}: class ids are 0..{MAX_CLASSES-1}, got {v.min()}..{v.max()}")
+        if not np.array_equal(v, given):
+            raise SpmlError(f"{type(self).__name__}: {k} are whole numbers, got {given[v != given][0]}")
+        if n is not None and len(v) != n:
+            raise SpmlError(f"{type(self).__name__}: {n} marks but {len(v)} {k}; give one for each")
+        if k != 'instances' and len(v) and not 0 <= v.min() <= v.max() < MAX_CLASSES:
+            raise SpmlError(f"{type(self).__name__}: class ids are 0..{MAX_CLASSES-1}, got {v.min()}..{v.max()}")
         setattr(self, k, v)
 
 MAX_WIDTH = 500 # pixels that a mark may be wide
 
+# %% ../../nbs/api/data/10_annotations.ipynb #1a183af1
 def _check_width(self):
-    if not 0 < self.width <= MAX_WIDTH: raise SpmlError(f"{type(self).__name__}: marks {self.width} pixels wide; it is above 0 and at most {MAX_WIDTH}")
+    if not 0 < self.width <= MAX_WIDTH:
+        raise SpmlError(f"{type(self).__name__}: marks {self.width} pixels wide; it is above 0 and at most {MAX_WIDTH}")
 
 # %% ../../nbs/api/data/10_annotations.ipynb #8082e860
 @dataclass(eq=False)
@@ -128,10 +136,14 @@ class Keypoints(Annotation):
     def __post_init__(self):
         self.xy = np.asarray(self.xy, float).reshape(-1, 2)
         _tidy(self, len(self.xy), parts=self.parts, instances=self.instances)
-        if not 0 < self.background <= self.labelled < 1: raise SpmlError(f"Keypoints: background {self.background} and labelled {self.labelled} must be 0 < background <= labelled < 1")
+        if not 0 < self.background <= self.labelled < 1:
+            raise SpmlError(f"Keypoints: background {self.background} and labelled {self.labelled} must be 0 < "
+                            f"background <= labelled < 1")
         if self.scale is None: return
         self.scale = np.asarray(self.scale, float).reshape(-1)
-        if len(self.scale) != len(self.xy) or not ((self.scale*self.sigma > 0) & np.isfinite(self.scale*self.sigma)).all(): raise SpmlError(f"Keypoints: {len(self.xy)} marks need as many finite scales above 0, and a sigma above 0")
+        if len(self.scale) != len(self.xy) or not ((self.scale*self.sigma > 0)
+                                                   & np.isfinite(self.scale*self.sigma)).all():
+            raise SpmlError(f"Keypoints: {len(self.xy)} marks need as many finite scales above 0, and a sigma above 0")
 
     def to_labels(self,
         size:tuple,        # (H,W) of the image
@@ -159,7 +171,8 @@ class Boxes(Annotation):
     def __post_init__(self):
         self.boxes = np.asarray(self.boxes, float).reshape(-1, 4)
         _tidy(self, len(self.boxes), classes=self.classes)
-        for b in self.boxes[~(self.boxes[:, 2:] > self.boxes[:, :2]).all(1)]: raise SpmlError(f"Boxes: box {b.tolist()} is empty; the order is x0, y0, x1, y1")
+        for b in self.boxes[~(self.boxes[:, 2:] > self.boxes[:, :2]).all(1)]:
+            raise SpmlError(f"Boxes: box {b.tolist()} is empty; the order is x0, y0, x1, y1")
 
     def to_labels(self, size, name='annotation'):
         "Background outside all boxes, unlabelled inside"

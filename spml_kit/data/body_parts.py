@@ -33,9 +33,11 @@ class ClothesSet(VocSet):
         masks:bool=True,    # may masks be opened?
     ):
         path = Path(root)/'labels.json'
-        if not path.is_file(): raise SpmlError(f"{path}: no such file; it names the parts, and `root` is the folder that holds it")
+        if not path.is_file():
+            raise SpmlError(f"{path}: no such file; it names the parts, and `root` is the folder that holds it")
         parts = said.get('parts') if isinstance(said := read_json(path, object), dict) else None
-        if not isinstance(parts, list) or not parts: raise SpmlError(f"{path}: no list 'parts'; it must name the parts, background first")
+        if not isinstance(parts, list) or not parts:
+            raise SpmlError(f"{path}: no list 'parts'; it must name the parts, background first")
         self.table = Classes(tuple(parts))
         super().__init__(root, split, max_size, self.table, masks)
 
@@ -49,14 +51,17 @@ class DensePoseSet(ImageSet):
         masks:bool=True,  # may masks be opened? False for a list of point masks
     ):
         self.root, path = Path(root), Path(root)/listed
-        if not path.is_file(): raise SpmlError(f"{path}: no such list; it has a line `image mask` for each image, paths below {root}")
+        if not path.is_file():
+            raise SpmlError(f"{path}: no such list; it has a line `image mask` for each image, paths below {root}")
         self.files = {}
         for k, line in enumerate(read_text(path).splitlines(), 1):
             words = line.split()
             if not words: continue
             if len(words) < 2: raise SpmlError(f"{path}, line {k}: '{line}' must name an image and a mask")
             name, files = Path(words[0]).stem, [inside(self.root, w.lstrip('/')) for w in words[:2]]
-            if name in self.files: raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {self.files[name][0]}; names must differ, label maps are written by name")
+            if name in self.files:
+                raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {self.files[name][0]}; names "
+                                f"must differ, label maps are written by name")
             self.files[name] = files
         super().__init__(list(self.files), PART_CLASSES, masks, max_size)
 
@@ -69,5 +74,6 @@ class DensePoseSet(ImageSet):
     )->np.ndarray: # (H,W) uint8, 0..14, 254, 255; give the method to `WeakSet` as annotation
         "The point mask that the list names"
         path, size = self.files[self.names[i]][1], self.image(i).shape[:2]
-        said = check_labels(read_index_png(path), MAX_CLASSES, str(path), self.stored_size(i)) # any code may stand for unknown
+        said = check_labels(read_index_png(path), MAX_CLASSES, str(path),
+                            self.stored_size(i)) # any code may stand for unknown
         return reduce_labels(np.where(said < len(PART_CLASSES), said, np.where(said == VOID, VOID, UNLABELLED)).astype(np.uint8), size)

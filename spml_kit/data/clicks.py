@@ -27,7 +27,8 @@ def animal_clicks(
 
     def clicks(i):
         animals, (h, w) = said.get(images.names[i], []), images.stored_size(i)
-        found = [(x, y, images.classes.id(a['cls'])) for a in animals if a['cls'] in images.classes.names for x, y, _ in a['points']]
+        found = [(x, y, images.classes.id(a['cls'])) for a in animals if a['cls'] in images.classes.names
+                 for x, y, _ in a['points']]
         if background:
             free = np.ones((h, w), bool)
             free[8:-8, 8:-8] = False

@@ -20,7 +20,8 @@ from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, 
 KINDS = {k.__name__.lower(): k for k in (Tags, Boxes, Points, Scribbles, Keypoints)}
 
 def _not_empty(ann, name):
-    if not len(ann): raise SpmlError(f"{name}: the annotation is empty; mark something, or leave the image out of the list")
+    if not len(ann):
+        raise SpmlError(f"{name}: the annotation is empty; mark something, or leave the image out of the list")
     return ann
 
 def annotation_from_json(
@@ -28,12 +29,15 @@ def annotation_from_json(
     name='annotation', # where it comes from, for messages
 )->Annotation:
     "One of the five annotations"
-    if not isinstance(d, dict) or 'spml_kit' not in d: raise SpmlError(f"{name}: not an annotation of this kit; it needs \"spml_kit\": 1 and \"kind\"")
-    if d['spml_kit'] != 1: raise SpmlError(f"{name}: version {d['spml_kit']} of the format; this kit reads version 1, update the kit")
+    if not isinstance(d, dict) or 'spml_kit' not in d:
+        raise SpmlError(f"{name}: not an annotation of this kit; it needs \"spml_kit\": 1 and \"kind\"")
+    if d['spml_kit'] != 1:
+        raise SpmlError(f"{name}: version {d['spml_kit']} of the format; this kit reads version 1, update the kit")
     if str(d.get('kind')) not in KINDS: raise SpmlError(f"{name}: kind '{d.get('kind')}' is not one of {list(KINDS)}")
     try: return _not_empty(KINDS[d['kind']](**{k: v for k,v in d.items() if k not in ('spml_kit', 'kind', 'by')}), name)
     except SpmlError as e: raise SpmlError(f"{name}: {e}" if not str(e).startswith(str(name)) else str(e)) from None
-    except (TypeError, ValueError, OverflowError) as e: raise SpmlError(f"{name}: damaged {d['kind']} ({e}); export it again") from None
+    except (TypeError, ValueError, OverflowError) as e:
+        raise SpmlError(f"{name}: damaged {d['kind']} ({e}); export it again") from None
 
 def write_annotation(
     path,           # file to write, `.json`
@@ -48,22 +52,28 @@ def _read_xml(path, element):
     "Size and elements of one kind, all names in lower case"
     raw = read_bytes(path)
     try: root = ET.fromstring(raw)
-    except (ET.ParseError, LookupError, ValueError) as e: raise SpmlError(f"{path}: not XML ({e}); cut short, or not written as XML") from None
+    except (ET.ParseError, LookupError, ValueError) as e:
+        raise SpmlError(f"{path}: not XML ({e}); cut short, or not written as XML") from None
     for e in root.iter(): e.tag = e.tag.lower()
     size = tuple(_number(root, f'size/{k}', path) for k in ('height', 'width'))
     found = root.findall(f'.//{element}')
-    if not found: raise SpmlError(f"{path}: the annotation is empty, no <{element}>; mark something, or leave the image out of the list")
+    if not found:
+        raise SpmlError(f"{path}: the annotation is empty, no <{element}>; mark something, or leave the image out of "
+                        f"the list")
     return size, found
 
 def _number(e, key, path):
     try:
         if np.isfinite(value := float(e.findtext(key))): return value
         raise ValueError
-    except (TypeError, ValueError): raise SpmlError(f"{path}: <{key}> of a <{e.tag}> is '{e.findtext(key)}', not a number; export it again") from None
+    except (TypeError, ValueError):
+        raise SpmlError(f"{path}: <{key}> of a <{e.tag}> is '{e.findtext(key)}', not a number; export it again") from None
 
 def _class_id(e, key, classes, path):
     name = (e.findtext(key) or '').strip()
-    if name not in classes.names: raise SpmlError(f"{path}: class '{name}' is not one of {list(classes.names)}; rename it in the file or add it to the class table")
+    if name not in classes.names:
+        raise SpmlError(f"{path}: class '{name}' is not one of {list(classes.names)}; rename it in the file or add it "
+                        f"to the class table")
     return classes.id(name)
 
 def read_scribblesup_xml(
@@ -84,8 +94,11 @@ def read_voc_boxes(
 )->Boxes: # 0-based and half-open
     "Object boxes"
     size, found = _read_xml(path, 'object')
-    boxes = np.array([[_number(e, f'bndbox/{k}', path) for k in ('xmin', 'ymin', 'xmax', 'ymax')] for e in found]) - [1, 1, 0, 0]
-    if (boxes[:, :2] == -1).any(): raise SpmlError(f"{path}: xmin or ymin of a box is 0, but PASCAL VOC counts pixels from 1; add 1 to the coordinates of this file, or write 1")
+    boxes = np.array([[_number(e, f'bndbox/{k}', path) for k in ('xmin', 'ymin', 'xmax', 'ymax')] for e in found]) - [1,
+        1, 0, 0]
+    if (boxes[:, :2] == -1).any():
+        raise SpmlError(f"{path}: xmin or ymin of a box is 0, but PASCAL VOC counts pixels from 1; add 1 to the "
+                        f"coordinates of this file, or write 1")
     check_inside(boxes, size, path)
     try: return Boxes(boxes, [_class_id(e, 'name', classes, path) for e in found])
     except SpmlError as e: raise SpmlError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
@@ -98,7 +111,8 @@ def read_annotation(
     "Read an annotation, whatever its form"
     path = Path(path)
     if path.suffix.lower() == '.json': return annotation_from_json(read_json(path, object), path)
-    if path.suffix.lower() != '.xml': raise SpmlError(f"{path}: annotations are .json or .xml; label maps (.png) are read by read_label_png")
+    if path.suffix.lower() != '.xml':
+        raise SpmlError(f"{path}: annotations are .json or .xml; label maps (.png) are read by read_label_png")
     if classes is None: raise SpmlError(f"{path}: XML holds class names; give `classes`")
     try: return read_scribblesup_xml(path, classes)
     except SpmlError as e:
@@ -114,7 +128,10 @@ def read_label_png(
 )->np.ndarray: # (H,W) uint8
     "Read weak labels from an index PNG"
     labels = check_labels(read_index_png(path), n_classes, str(path), size)
-    if not (labels < n_classes).any(): raise SpmlError(f"{path}: no pixel is labelled; mark something, or leave the image out of the list")
+    if not (labels < n_classes).any():
+        raise SpmlError(f"{path}: no pixel is labelled; mark something, or leave the image out of the list")
     if remap255: return np.where(labels == VOID, UNLABELLED, labels).astype(np.uint8)
-    if (labels == VOID).mean() > .5: raise SpmlError(f"{path}: {(labels == VOID).mean():.0%} of the pixels are void (255); if 255 means \"no scribble\" here, set remap255=True")
+    if (labels == VOID).mean() > .5:
+        raise SpmlError(f"{path}: {(labels == VOID).mean():.0%} of the pixels are void (255); if 255 means \"no "
+                        f"scribble\" here, set remap255=True")
     return labels

@@ -42,7 +42,8 @@ def resize(
 )->np.ndarray: # the same kind
     "Image: bilinear with antialiasing; ids: nearest"
     if pixels.shape[:2] == tuple(size): return pixels
-    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR if pixels.ndim == 3 else Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(pixels).resize(size[::-1],
+                                                   Image.Resampling.BILINEAR if pixels.ndim == 3 else Image.Resampling.NEAREST))
 
 # %% ../../nbs/api/data/14_images.ipynb #a86985e5
 def reduce_labels(
@@ -53,13 +54,16 @@ def reduce_labels(
     out = resize(labels, size)
     if out.shape == labels.shape or not (labels == UNLABELLED).any(): return out
     out, (H, W), (y, x) = out.ravel().copy(), labels.shape, np.nonzero(labels < UNLABELLED)
-    pairs, votes = np.unique((y*size[0]//H*size[1] + x*size[1]//W)*256 + labels[y, x].astype(np.int64), return_counts=True)
-    cell, said = np.divmod(pairs[np.argsort(votes, kind='stable')], 256) # the last word has the label that most pixels give
+    pairs, votes = np.unique((y*size[0]//H*size[1] + x*size[1]//W)*256 + labels[y, x].astype(np.int64),
+                             return_counts=True)
+    cell, said = np.divmod(pairs[np.argsort(votes, kind='stable')],
+                           256) # the last word has the label that most pixels give
     bare = out[cell] == UNLABELLED
     out[cell[bare]] = said[bare]
     for c in np.setdiff1d(said, out):
         here = cell[said == c]
-        out[here[np.bincount(out, minlength=256)[out[here]].argmax()]] = c # in the place of the class that can best spare it
+        # in the place of the class that can best spare it
+        out[here[np.bincount(out, minlength=256)[out[here]].argmax()]] = c
     return out.reshape(size)
 
 # %% ../../nbs/api/data/14_images.ipynb #13b05198
@@ -73,10 +77,12 @@ class ImageSet:
         file_classes:Classes=None, # classes as the files count them; those that are not in `classes` become void
     ):
         if not len(names): raise SpmlError(f"{type(self).__name__}: no images in this set")
-        if max_size is not None and max_size < 1: raise SpmlError(f"max_size={max_size}: the longer side has at least 1 pixel; None takes images as they are")
+        if max_size is not None and max_size < 1:
+            raise SpmlError(f"max_size={max_size}: the longer side has at least 1 pixel; None takes images as they are")
         for name in names: inside('', name) # files are read and written by these names
         self.names, self.classes, self.masks, self.max_size = list(names), classes, masks, max_size
-        self.file_classes, self.ids = file_classes or classes, np.full(256, VOID, np.uint8) # ids: class id of each value in a file
+        self.file_classes, self.ids = file_classes or classes, np.full(256, VOID,
+            np.uint8) # ids: class id of each value in a file
         self.ids[UNLABELLED] = UNLABELLED
         for k, name in enumerate(classes.names): self.ids[self.file_classes.id(name)] = k
         self._memory, self._stored = BoundedCache(), {}
@@ -111,10 +117,13 @@ class ImageSet:
         size = self.image(i).shape[:2]
         return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], size))
 
-    def _read_mask(self, i, path): return check_labels(read_index_png(path), len(self.file_classes), str(path), self.stored_size(i), unlabelled=False)
+    def _read_mask(self, i, path): return check_labels(read_index_png(path), len(self.file_classes), str(path),
+                                                       self.stored_size(i), unlabelled=False)
 
     def _refuse_closed(self, i):
-        if not self.masks: raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak annotation has to come from elsewhere")
+        if not self.masks:
+            raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak "
+                            f"annotation has to come from elsewhere")
 
     def take(self,
         n:int,      # images to take; 0 or more than there are: all
@@ -137,7 +146,8 @@ class ImageSet:
         i:int, # which
     )->Boxes: # in pixels of the file
         "What the set itself tells of its objects, without a look at the mask"
-        raise SpmlError(f"{self.names[i]}: this set comes without boxes and tags; give a folder of annotations, or a function")
+        raise SpmlError(f"{self.names[i]}: this set comes without boxes and tags; give a folder of annotations, or a "
+                        f"function")
 
     def other_boxes(self,
         i:int, # which
@@ -183,7 +193,8 @@ class SceneSet(ImageSet):
 # %% ../../nbs/api/data/14_images.ipynb #3743e9df
 class VocSet(ImageSet):
     "A split of a data set in VOC layout: JPEGImages, ImageSets/Segmentation, SegmentationClass, SegmentationClassAug"
-    table, folders = VOC_CLASSES, ('SegmentationClass', 'SegmentationClassAug') # classes as the files count them; where masks are
+    table, folders = VOC_CLASSES, ('SegmentationClass',
+                                   'SegmentationClassAug') # classes as the files count them; where masks are
     def __init__(self,
         root,                # folder VOC2012
         split:str='train',   # name of a list in ImageSets/Segmentation
@@ -194,10 +205,14 @@ class VocSet(ImageSet):
         self.root = Path(root)
         lists = self.root/'ImageSets'/'Segmentation'
         if not (lists/f'{split}.txt').exists():
-            raise SpmlError(f"{lists}/{split}.txt: no such list; there are {sorted(p.stem for p in lists.glob('*.txt'))}; `root` is the folder that holds JPEGImages and ImageSets")
+            raise SpmlError(f"{lists}/{split}.txt: no such list; there are "
+                            f"{sorted(p.stem for p in lists.glob('*.txt'))}; `root` is the folder that holds "
+                            f"JPEGImages and ImageSets")
         names = ' '.join(read_lines(lists/f'{split}.txt')).split()
         twice = [n for n, k in Counter(names).items() if k > 1]
-        if twice: raise SpmlError(f"{lists}/{split}.txt: {len(twice)} names stand there more than once, the first is {twice[0]}; list each image once")
+        if twice:
+            raise SpmlError(f"{lists}/{split}.txt: {len(twice)} names stand there more than once, the first is "
+                            f"{twice[0]}; list each image once")
         super().__init__(names, classes, masks, max_size, self.table)
 
     def _image(self, i): return read_image(self.root/'JPEGImages'/f'{self.names[i]}.jpg')
@@ -205,7 +220,8 @@ class VocSet(ImageSet):
     def _mask(self, i):
         paths = [self.root/folder/f'{self.names[i]}.png' for folder in self.folders]
         path = next((p for p in paths if p.exists()), None)
-        if path is None: raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
+        if path is None:
+            raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
         return self._read_mask(i, path)
 
     def _objects(self, i):
@@ -254,7 +270,8 @@ def _why_no_image(stem, folder, stems):
     return f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG' if other else did_you_mean(stem, stems)
 
 def _only_background(where, void):
-    return f"{where}: no mask holds a class other than background (0)" + (f"; 255 is read as void, which is never scored: where it means the object, write 1 in its place" if void else "; there is nothing to score")
+    return f"{where}: no mask holds a class other than background (0)" + (f"; 255 is read as void, which is never "
+                                                            f"scored: where it means the object, write 1 in its place" if void else "; there is nothing to score")
 
 # %% ../../nbs/api/data/14_images.ipynb #68a8144b
 class FolderSet(ImageSet):
@@ -302,15 +319,20 @@ def folder_sets(
 )->tuple: # training FolderSet with closed masks, FolderSet to predict (and score, where there are masks)
     "Training and test set of one's own folder"
     images, labels, masks = (Path(root)/k for k in ('images', 'labels', 'masks'))
-    if not labels.is_dir(): raise SpmlError(f"{labels}: no such folder; put a label PNG, XML or JSON there for each image to train on, named as the image")
+    if not labels.is_dir():
+        raise SpmlError(f"{labels}: no such folder; put a label PNG, XML or JSON there for each image to train on, "
+                        f"named as the image")
     every = FolderSet(images, classes=('background', 'object')).names # the true table is read below
     stems = lambda folder: {p.stem: p.name for p in sorted(folder.iterdir()) if not p.name.startswith('.') and p.name != 'classes.txt'} if folder.is_dir() else {}
     drawn, true = stems(labels), stems(masks)
     train = [n for n in every if n in drawn]
-    if not train: raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png")
+    if not train:
+        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png")
     for folder, there in ((labels, drawn), (masks, true)):
         orphans = sorted(there.keys() - set(every))
-        if orphans: warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: " + ', '.join(f"{there[o]}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
+        if orphans:
+            warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: "
+                 + ', '.join(f"{there[o]}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
     test = [n for n in every if n not in drawn] or every
     scored = [n for n in test if n in true] or [n for n in every if n in true]
     closed = FolderSet(images, max_size=max_size, names=train)
@@ -328,4 +350,6 @@ def check_masks(
     if wrong: raise SpmlError(f"{len(wrong)} of {len(images)} masks cannot be used: " + '; '.join(wrong[:5]))
     where, void = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__), count[VOID]/count.sum()
     if not count[1:UNLABELLED].any(): raise SpmlError(_only_background(where, void > 0))
-    if void > 1/3: warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left out), and are not scored; where 255 means a class, write its id")
+    if void > 1/3:
+        warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left "
+             f"out), and are not scored; where 255 means a class, write its id")

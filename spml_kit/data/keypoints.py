@@ -24,12 +24,15 @@ def scaled(
     "Keypoints that know the size of their figure: the square root of its area"
     ids, which = np.unique(keypoints.instances, return_inverse=True)
     if isinstance(by, Boxes):
-        if len(by) != len(ids): raise SpmlError(f"{len(by)} boxes for keypoints of {len(ids)} figures; give one for each, in the order of their ids")
+        if len(by) != len(ids):
+            raise SpmlError(f"{len(by)} boxes for keypoints of {len(ids)} figures; give one for each, in the order of "
+                            f"their ids")
         x0, y0, x1, y1 = by.boxes.T
         size = np.sqrt((x1 - x0)*(y1 - y0))
     elif np.ndim(by) == 2:
         area = np.bincount(np.asarray(by).ravel(), minlength=ids.max(initial=0) + 1)[ids]
-        if (area == 0).any(): raise SpmlError(f"figure {ids[area == 0][0]} has keypoints but no pixel in the map of instances")
+        if (area == 0).any():
+            raise SpmlError(f"figure {ids[area == 0][0]} has keypoints but no pixel in the map of instances")
         size = np.sqrt(area)
     else: size = np.full(len(ids), float(by))
     return replace(keypoints, scale=size[which])
@@ -45,8 +48,11 @@ def simulate_keypoints(
 )->Keypoints: # with the figures' sizes
     "A click on every visible part: its pixel nearest to its centre (paper A.3)"
     for k in settings:
-        if k not in _SETTINGS: raise SpmlError(f"keypoints have no '{k}'{did_you_mean(k, _SETTINGS)} (there are: {', '.join(_SETTINGS)})")
-    if isinstance(scale, str) and scale not in ('mask', 'box'): raise SpmlError(f"keypoints: scale '{scale}' is not 'mask' or 'box'{did_you_mean(scale, ('mask', 'box'))}, nor a number of pixels")
+        if k not in _SETTINGS:
+            raise SpmlError(f"keypoints have no '{k}'{did_you_mean(k, _SETTINGS)} (there are: {', '.join(_SETTINGS)})")
+    if isinstance(scale, str) and scale not in ('mask', 'box'):
+        raise SpmlError(f"keypoints: scale '{scale}' is not 'mask' or 'box'{did_you_mean(scale, ('mask', 'box'))}, nor "
+                        f"a number of pixels")
     there = (parts > 0) & (parts < UNLABELLED)
     owner = there.astype(int) if instances is None else np.where(there, instances, 0).astype(int)
     pieces = label(np.where(there, parts, 0), background=0, connectivity=1) if instances is None else owner*256 + parts

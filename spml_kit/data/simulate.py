@@ -23,7 +23,8 @@ def _depth(piece):
     step = max(1, -(-max(piece.shape)//64))
     while True:
         h, w = (-(-n//step) for n in piece.shape)
-        cells = np.pad(piece, ((0, h*step - piece.shape[0]), (0, w*step - piece.shape[1]))).reshape(h, step, w, step).all((1, 3))
+        cells = np.pad(piece, ((0, h*step - piece.shape[0]), (0, w*step - piece.shape[1]))).reshape(h, step, w,
+            step).all((1, 3))
         if cells.any() or step == 1: break
         step = 1
     d = ndi.distance_transform_edt(np.pad(cells, 1))[1:-1, 1:-1]
@@ -58,14 +59,16 @@ def _stroke(piece, width, rng):
 def _marks(mask, instances, width, mark, rng):
     "[(class, xy)]: `mark` on every piece that is large enough, on one or two of the background, at least one for each class"
     mask = np.asarray(mask)
-    key = mask.astype(np.int32) if instances is None else mask.astype(np.int32) + 256*np.asarray(instances, np.int32)*(mask > 0)
+    key = mask.astype(np.int32) if instances is None else mask.astype(np.int32) + 256*np.asarray(instances,
+        np.int32)*(mask > 0)
     key[mask == VOID] = -1
     pieces = label(key, background=-1, connectivity=1)
     area, boxes, out = np.bincount(pieces.ravel())[1:], ndi.find_objects(pieces), []
     inside = lambda i: pieces[boxes[i]] == i + 1
     class_of = np.array([mask[w][inside(i)][0] for i,w in enumerate(boxes)], int)
     ground = [i for i in np.argsort(-area, kind='stable') if class_of[i] == 0][:2]
-    for i in [*np.flatnonzero((class_of > 0) & (area >= TINY*mask.size)), *ground[:1], *(i for i in ground[1:] if area[i] >= .1*mask.size)]:
+    for i in [*np.flatnonzero((class_of > 0) & (area >= TINY*mask.size)), *ground[:1],
+              *(i for i in ground[1:] if area[i] >= .1*mask.size)]:
         xy = mark(inside(i), width, rng)
         if xy is not None: out.append((int(class_of[i]), xy + [boxes[i][1].start, boxes[i][0].start]))
     void = ndi.distance_transform_edt(mask != VOID) <= width/2 if (mask == VOID).any() else False

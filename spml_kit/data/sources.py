@@ -32,7 +32,8 @@ class Source:
         full_split:str='',       # list of training images with masks, where that is another
         seed:int=0,      # of the choice of images
     ):
-        if self.needs_root and not Path(root).is_dir(): raise SpmlError(f"root '{root}': no such folder; it must name the folder that holds the images")
+        if self.needs_root and not Path(root).is_dir():
+            raise SpmlError(f"root '{root}': no such folder; it must name the folder that holds the images")
         self.root, self.size, self.n_train, self.n_valid, self.seed = Path(root), size, n_train, n_valid, seed
         self.classes, self.train_split, self.valid_split, self.full_split = Classes(tuple(classes)) if classes else None, train_split, valid_split, full_split
 
@@ -62,7 +63,9 @@ def said(self:Source,
     annotation:str,  # of the experiment
 ): # what `WeakSet` takes as annotation
     "What was said of the images"
-    if annotation == 'clicks': raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {type(self).__name__} has none; take keypoints, or points")
+    if annotation == 'clicks':
+        raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {type(self).__name__} has none; take "
+                        f"keypoints, or points")
     return annotation
 
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009
@@ -78,7 +81,8 @@ class Parts(Scenes):
 
 class Voc(Source):
     "PASCAL VOC, or a data set in its layout"
-    def _of(self, split, masks=True): return VocSet(self.root, split, max_size=self.size, classes=self.classes or VOC_CLASSES, masks=masks)
+    def _of(self, split, masks=True): return VocSet(self.root, split, max_size=self.size, classes=self.classes
+                                                    or VOC_CLASSES, masks=masks)
     def _train(self, masks): return self._of(self.train_split, masks)
     def _valid(self): return self._of(self.valid_split)
     def said(self, images, annotation): return animal_clicks(images, background='border', seed=self.seed) if annotation == 'clicks' else annotation
@@ -101,14 +105,19 @@ class Folder(Source):
 class DensePose(Source):
     "Lists of images and their point masks or masks, as the release has them"
     train_masks = False
-    def _train(self, masks): return DensePoseSet(self.root, self.full_split if masks else self.train_split, self.size, masks)
+    def _train(self, masks): return DensePoseSet(self.root, self.full_split if masks else self.train_split, self.size,
+                                                 masks)
     def _valid(self): return DensePoseSet(self.root, self.valid_split, self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation):
-        if annotation not in ('keypoints', 'full'): raise SpmlError(f"annotation '{annotation}': the images of densepose have keypoints, or full with full_split")
+        if annotation not in ('keypoints', 'full'):
+            raise SpmlError(f"annotation '{annotation}': the images of densepose have keypoints, or full with "
+                            f"full_split")
         return images.points if annotation == 'keypoints' else annotation
 
-SOURCES = {name: f'spml_kit.data.sources:{cls.__name__}' for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes, densepose=DensePose).items()}
+SOURCES = {name: f'spml_kit.data.sources:{cls.__name__}'
+           for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes,
+                                 densepose=DensePose).items()}
 
 def named_source(
     data:str, # one of `SOURCES`, or package.module:name

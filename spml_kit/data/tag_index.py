@@ -19,7 +19,8 @@ class TagIndex:
         tags, # (N,C) bool, classes of each image, background in column 0
     ):
         self.tags = np.array(tags, bool)
-        if self.tags.ndim != 2 or not self.tags.size: raise SpmlError(f"tags are an (N,C) table, one row an image; this has shape {self.tags.shape}")
+        if self.tags.ndim != 2 or not self.tags.size:
+            raise SpmlError(f"tags are an (N,C) table, one row an image; this has shape {self.tags.shape}")
         self.tags[:, 0] = False
         sets, self.of_set = np.unique(self.tags, axis=0, return_inverse=True)
         self.of_set = self.of_set.ravel()

@@ -39,8 +39,12 @@ def rescale(
     if tuple(old) == tuple(new) or isinstance(annotation, Tags): return annotation
     old, new = np.array(old[::-1]), np.array(new[::-1])
     ratio = new/old
-    move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5, np.minimum(xy, 0)) # pixel centres are at integers; inside stays inside
-    if isinstance(annotation, Boxes): return replace(annotation, boxes=annotation.boxes*np.tile(new, 2)/np.tile(old, 2)) # in this order a box that ends with the image still does
+    move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5,
+                                 np.minimum(xy, 0)) # pixel centres are at integers; inside stays inside
+    if isinstance(annotation, Boxes):
+        return replace(annotation,
+                       boxes=annotation.boxes*np.tile(new, 2)/np.tile(old,
+                           2)) # in this order a box that ends with the image still does
     if isinstance(annotation, Scribbles): return replace(annotation, strokes=[move(s) for s in annotation.strokes])
     sized = dict(scale=annotation.scale*np.sqrt(ratio.prod())) if isinstance(annotation, Keypoints) and annotation.scale is not None else {}
     return replace(annotation, xy=move(annotation.xy), **sized)
@@ -65,18 +69,23 @@ class WeakSet:
         file_ids:bool=False,      # do PNG and JSON files count classes as the mask files do, rather than 0..C-1 of `images.classes`?
         keypoints:dict=None,      # of simulated keypoints: `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
     ):
-        if not isinstance(remap255, (bool, np.bool_, type(None))): raise SpmlError(f"remap255={remap255!r} is not True, False or None")
+        if not isinstance(remap255, (bool, np.bool_, type(None))):
+            raise SpmlError(f"remap255={remap255!r} is not True, False or None")
         self.keypoints = keypoints
-        simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints or {}) # what is wrong with them is said now, not at the first image
+        simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints
+                           or {}) # what is wrong with them is said now, not at the first image
         self.images, self.annotation, self.length, self.width, self.seed = images, annotation, length, width, seed
         self.classes, self.names, self.c = images.classes, images.names, len(images.classes)
         self.given_tags, self.remap255, self.asks255, self.file_ids, self._memory, self._region_memory = tags, bool(remap255), remap255 is None, file_ids, BoundedCache(), BoundedCache()
         self.covered = {} # name to the classes whose marks lie under others wholly
         self.regions = RegionCache(regions) if isinstance(regions, (str, Path)) else regions
         if annotation in SIMULATED:
-            if not images.masks: raise SpmlError(f"annotation '{annotation}' is made from masks, and those of this set are closed (masks=False or no mask folder); give a folder or a function")
+            if not images.masks:
+                raise SpmlError(f"annotation '{annotation}' is made from masks, and those of this set are closed "
+                                f"(masks=False or no mask folder); give a folder or a function")
         elif annotation not in SAID and not callable(annotation) and not Path(annotation).is_dir():
-            raise SpmlError(f"annotation '{annotation}' is neither one of {[*SIMULATED, *SAID]} nor a folder that exists")
+            raise SpmlError(f"annotation '{annotation}' is neither one of {[*SIMULATED, *SAID]} nor a folder "
+                            f"that exists")
 
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return self.sample(i)
@@ -84,9 +93,12 @@ class WeakSet:
     def _simulated(self, i):
         mask = self.images.mask(i)
         if self.annotation == 'full': return mask
-        if self.annotation == 'keypoints': return simulate_keypoints(mask, self.images.instances(i), **self.keypoints or {}).to_labels(mask.shape, self.names[i])
+        if self.annotation == 'keypoints':
+            return simulate_keypoints(mask, self.images.instances(i), **self.keypoints or {}).to_labels(mask.shape,
+                self.names[i])
         more = dict(seed=self.seed, key=self.names[i], instances=self.images.instances(i)) | ({} if self.width is None else dict(width=self.width))
-        drawn = simulate_points(mask, **more) if self.annotation == 'points' else simulate_scribbles(mask, length=self.length, **more)
+        drawn = simulate_points(mask, **more) if self.annotation == 'points' else simulate_scribbles(mask,
+            length=self.length, **more)
         return drawn.to_labels(mask.shape, self.names[i])
 
     def _given(self, i): # what was said, where, and the class id of each number in it
@@ -95,14 +107,21 @@ class WeakSet:
         if self.annotation in SAID:
             said = self.images.boxes(i)
             return said if self.annotation == 'boxes' else Tags(said.classes), f'{self.annotation} of {self.names[i]}', as_is
-        paths = [p for p in (Path(self.annotation)/f'{self.names[i]}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)]
-        if len(paths) != 1: raise SpmlError(f"{self.annotation}: {[p.name for p in paths] or 'no .png, .json or .xml'} for {self.names[i]}; one is needed")
+        paths = [p for p in (Path(self.annotation)/f'{self.names[i]}{s}' for s in ('.png', '.json', '.xml'))
+                 if is_there(p)]
+        if len(paths) != 1:
+            raise SpmlError(f"{self.annotation}: {[p.name for p in paths] or 'no .png, .json or .xml'} for "
+                            f"{self.names[i]}; one is needed")
         path, ids = paths[0], self.images.ids if self.file_ids else as_is
         if path.suffix == '.json': return read_annotation(path), path, ids
         if path.suffix == '.xml': return read_annotation(path, self.images.file_classes), path, self.images.ids
-        try: labels = check_labels(read_index_png(path), len(self.images.file_classes if self.file_ids else self.classes), str(path), self.images.stored_size(i))
-        except SpmlError as e: raise SpmlError(f"{e}; if the file counts classes as the mask files do, set file_ids=True" if len(self.images.file_classes) > self.c else str(e)) from None
-        return reduce_labels(np.where(labels == VOID, UNLABELLED, labels).astype(np.uint8) if self.remap255 else labels, self.images.image(i).shape[:2]), path, ids
+        try:
+            labels = check_labels(read_index_png(path),
+                                  len(self.images.file_classes if self.file_ids else self.classes), str(path), self.images.stored_size(i))
+        except SpmlError as e:
+            raise SpmlError(f"{e}; if the file counts classes as the mask files do, set file_ids=True" if len(self.images.file_classes) > self.c else str(e)) from None
+        return reduce_labels(np.where(labels == VOID, UNLABELLED, labels).astype(np.uint8) if self.remap255 else labels,
+                             self.images.image(i).shape[:2]), path, ids
 
     def _weak(self, i): # labels and tags
         if self.annotation in SIMULATED: labels = self._simulated(i); return labels, tags_of(labels, self.c)
@@ -116,7 +135,8 @@ class WeakSet:
                 other = rescale(Boxes(more := self.images.other_boxes(i), np.zeros(len(more), int)), old, size).to_labels(size, source)
                 said = np.where(said == 0, other, said)
         labels = check_labels(ids[check_labels(said, 254, str(source), size)], self.c, str(source))
-        if marked and (lost := {*named.tolist()} - {*np.unique(labels).tolist(), VOID}): self.covered[self.names[i]] = sorted(lost)
+        if marked and (lost := {*named.tolist()} - {*np.unique(labels).tolist(), VOID}):
+            self.covered[self.names[i]] = sorted(lost)
         return labels, tags_of(np.append(labels, named).astype(np.uint8), self.c)
 
     def boxes(self,
@@ -124,16 +144,21 @@ class WeakSet:
     )->Boxes: # in pixels of the image as `sample` gives it
         "The boxes drawn on an image"
         said, source, ids = (None, f'{self.annotation} of {self.names[i]}', None) if self.annotation in SIMULATED else self._given(i)
-        if not isinstance(said, Boxes): raise SpmlError(f"{source}: there are no boxes here; use annotation='boxes', or a folder or function that gives boxes")
+        if not isinstance(said, Boxes):
+            raise SpmlError(f"{source}: there are no boxes here; use annotation='boxes', or a folder or function that "
+                            f"gives boxes")
         kept = ids[said.classes] != VOID
-        return rescale(Boxes(said.boxes[kept], ids[said.classes[kept]]), self.images.stored_size(i), self.images.image(i).shape[:2])
+        return rescale(Boxes(said.boxes[kept], ids[said.classes[kept]]), self.images.stored_size(i),
+                       self.images.image(i).shape[:2])
 
     def _regions(self, i):
         image = self.images.image(i)
         if isinstance(self.regions, int): regions = oversegment(image, n=self.regions)
         elif callable(self.regions): regions = as_regions(self.regions(image), n=MOST_REGIONS)
         else: regions = self.regions.read(self.names[i], image.shape[:2])
-        if regions.shape != image.shape[:2]: raise SpmlError(f"regions of {self.names[i]} are {regions.shape}, the image {image.shape[:2]}: they must agree")
+        if regions.shape != image.shape[:2]:
+            raise SpmlError(f"regions of {self.names[i]} are {regions.shape}, the image {image.shape[:2]}: they "
+                            f"must agree")
         return regions.astype(np.uint16) if regions.max() < 2**16 else regions
 
     def tags(self,
@@ -168,19 +193,29 @@ def check_weak_set(
     pixels, named, empty, full, void, wrong = np.zeros(weak.c, np.int64), np.zeros(weak.c, np.int64), 0, 0, 0., []
     for i in range(len(weak)):
         try: labels, tags = (s := weak.sample(i)).labels, s.tags
-        except Exception as e: wrong.append(str(e) if isinstance(e, SpmlError) else f'{weak.names[i]}: {type(e).__name__}: {e}'); continue
+        except Exception as e:
+            wrong.append(str(e) if isinstance(e, SpmlError) else f'{weak.names[i]}: {type(e).__name__}: {e}'); continue
         named += tags
         count = np.bincount(labels.ravel(), minlength=256)
         pixels, empty, full, void = pixels + count[:weak.c], empty + (count[:weak.c].sum() == 0), full + (count[:weak.c].sum() == labels.size), void + count[VOID]/labels.size
     if wrong: raise SpmlError(f"{len(wrong)} of {len(weak)} images cannot be used: " + '; '.join(wrong[:5]))
     if weak.asks255 and isinstance(weak.annotation, (str, Path)) and void > len(weak)/2:
-        raise SpmlError(f"{weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void indeed, remap255=False (on the command line: -p remap255 True, or -p mostly_void True)")
+        raise SpmlError(f"{weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in "
+                        f"training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void "
+                        f"indeed, remap255=False (on the command line: -p remap255 True, or -p mostly_void True)")
     if weak.covered:
-        what = '; '.join(f"{name}: {', '.join(weak.classes.names[c] for c in lost)}" for name, lost in [*weak.covered.items()][:5])
-        warn(f"in {len(weak.covered)} of {len(weak)} images all marks of a class lie under others' at the size of training, so that no pixel is left to it: {what}; a larger size keeps them apart")
-    if by_tags and not named[1:].any(): raise SpmlError(f"none of {len(weak)} images is tagged with a class other than '{weak.classes.names[0]}'; tag what is in them")
+        what = '; '.join(f"{name}: {', '.join(weak.classes.names[c] for c in lost)}"
+                         for name, lost in [*weak.covered.items()][:5])
+        warn(f"in {len(weak.covered)} of {len(weak)} images all marks of a class lie under others' at the size of "
+             f"training, so that no pixel is left to it: {what}; a larger size keeps them apart")
+    if by_tags and not named[1:].any():
+        raise SpmlError(f"none of {len(weak)} images is tagged with a class other than '{weak.classes.names[0]}'; tag "
+                        f"what is in them")
     if not by_tags and (pixels > 0).sum() < 2:
         only = [weak.classes.names[k] for k in np.flatnonzero(pixels)]
-        raise SpmlError((f"only '{only[0]}' is labelled" if only else "no pixel is labelled") + f" in {len(weak)} images: there is nothing to tell apart"
+        raise SpmlError((f"only '{only[0]}' is labelled" if only else "no pixel is labelled")
+                        + f" in {len(weak)} images: there is nothing to tell apart"
                         + (f"; {void/len(weak):.0%} is void (255): where 255 means \"nothing drawn\", set remap255=True" if void > len(weak)/2 else "; annotate at least two classes"))
-    return {'images': len(weak), 'without labels': int(empty), 'labelled everywhere': int(full), 'pixels': dict(zip(weak.classes.names, pixels.tolist())), 'tags': dict(zip(weak.classes.names, named.tolist()))}
+    return {'images': len(weak), 'without labels': int(empty), 'labelled everywhere': int(full),
+            'pixels': dict(zip(weak.classes.names, pixels.tolist())), 'tags': dict(zip(weak.classes.names,
+                named.tolist()))}

@@ -24,10 +24,12 @@ class Kernel:
     srgb:float=None  # standard deviation of the colour in grey levels, > 0; None: colour does not matter
 
     def __post_init__(self):
-        if not (math.isfinite(self.weight) and self.weight >= 0): raise SpmlError(f"weight={self.weight}: a kernel's weight is a number, 0 or more")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise SpmlError(f"weight={self.weight}: a kernel's weight is a number, 0 or more")
         for name in ('sxy', 'srgb'):
             s = getattr(self, name)
-            if not (name == 'srgb' and s is None) and not (math.isfinite(s) and s > 0): raise SpmlError(f"{name}={s}: a standard deviation is a positive number")
+            if not (name == 'srgb' and s is None) and not (math.isfinite(s) and s > 0):
+                raise SpmlError(f"{name}={s}: a standard deviation is a positive number")
 
     def features(self,
         image, # (H,W,3) uint8 RGB, tensor or array
@@ -71,7 +73,8 @@ class Rows:
     start:torch.Tensor       # (n,) int32, where each row starts in `index`
     weight:torch.Tensor=None # (E,) float32, the entries; None: all 1
 
-    def __matmul__(self, values): return F.embedding_bag(self.index, values, self.start, mode='sum', per_sample_weights=self.weight)
+    def __matmul__(self, values): return F.embedding_bag(self.index, values, self.start, mode='sum',
+                                                         per_sample_weights=self.weight)
 
 # %% ../../nbs/api/infer/74_crf.ipynb #b0ae5143
 def enclosing_simplex(
@@ -99,7 +102,8 @@ def _corner_keys(zero, rank, images=1):
     digit = zero[:, :d] - zero[:, :d].amin(0) + 2 # room for a step beyond either end
     base = (digit.amax(0) + 3)*(d+1)
     if base.double().log2().sum() + math.log2(images) > 62:
-        raise SpmlError(f"features reach {2**base.double().log2().max().item():.0f} lattice cells, too many to count: choose larger sxy and srgb")
+        raise SpmlError(f"features reach {2**base.double().log2().max().item():.0f} lattice cells, too many to count: "
+                        f"choose larger sxy and srgb")
     place = F.pad(base[:-1].cumprod(0), (1, 0), value=1)
     down = torch.empty_like(rank).scatter_(1, d - rank, F.pad(place, (0, 1)).expand_as(rank))
     corner = torch.arange(d+1, device=zero.device)
@@ -124,6 +128,7 @@ class Lattice:
         for blur in self.blurs: values = blur @ values
         return self.slice @ values
 
+# %% ../../nbs/api/infer/74_crf.ipynb #aa111cf5
 def permutohedral(
     features:torch.Tensor, # (N,d) or (B,n,d) in standard deviations
 )->Lattice: # on the device of the features; its points are the N = B n rows
@@ -138,7 +143,8 @@ def permutohedral(
     first = F.pad(key.diff() != 0, (1, 0), value=True)
     heads = first.nonzero()[:, 0]
     key, M = key[heads], len(heads)
-    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device).scatter_(0, order, first.cumsum(0, dtype=torch.int32) - 1)
+    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device).scatter_(0, order,
+        first.cumsum(0, dtype=torch.int32) - 1)
     start = F.pad(heads.int(), (0, 1), value=N*(d+1)) # row M is nowhere: empty
     own, blurs = integers(M+1), []
     for step in steps:
@@ -168,13 +174,19 @@ def _softmax(logits, count):
 def _check(image, scores, iterations):
     image = np.ascontiguousarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise SpmlError(f"image is {image.dtype} of shape {image.shape}: the field compares colours of a (H,W,3) uint8 RGB image, as `read_image` returns it")
+        raise SpmlError(f"image is {image.dtype} of shape {image.shape}: the field compares colours of a (H,W,3) uint8 "
+                        f"RGB image, as `read_image` returns it")
     scores = scores.detach() if isinstance(scores, torch.Tensor) else torch.tensor(np.ascontiguousarray(scores))
     if scores.ndim != 3 or scores.shape[1:] != image.shape[:2]:
-        raise SpmlError(f"scores have shape {tuple(scores.shape)}, the image {image.shape[0]}x{image.shape[1]} (height x width): expected (C,{image.shape[0]},{image.shape[1]}); resize the scores first")
-    if len(scores) < 2: raise SpmlError(f"{len(scores)} class(es) in the scores: background and at least one more are needed")
-    if not scores.isfinite().all(): raise SpmlError("the scores are not finite: `normalise_scores` divides by class maxima without making NaN")
-    if scores.min() < 0: raise SpmlError(f"score {scores.min():.3g} is negative: scores are probabilities; pass logits through a softmax first")
+        raise SpmlError(f"scores have shape {tuple(scores.shape)}, the image {image.shape[0]}x{image.shape[1]} (height "
+                        f"x width): expected (C,{image.shape[0]},{image.shape[1]}); resize the scores first")
+    if len(scores) < 2:
+        raise SpmlError(f"{len(scores)} class(es) in the scores: background and at least one more are needed")
+    if not scores.isfinite().all():
+        raise SpmlError("the scores are not finite: `normalise_scores` divides by class maxima without making NaN")
+    if scores.min() < 0:
+        raise SpmlError(f"score {scores.min():.3g} is negative: scores are probabilities; pass logits through a "
+                        f"softmax first")
     if iterations < 0: raise SpmlError(f"iterations={iterations}: 0 or more")
     return torch.tensor(image, device=scores.device), scores.float()
 

@@ -64,6 +64,7 @@ class CrfCrossEntropy(MultiTermLoss):
         if not self.training: return known
         size = pred[1].shape[-2:]
         with torch.autocast(pred[1].device.type, enabled=False):
-            apart = crf_disagreement(pred[1].float().softmax(1), self.images, Kernel(1., self.sxy*max(size), self.srgb), resize_labels(labels, size) != VOID)
+            apart = crf_disagreement(pred[1].float().softmax(1), self.images, Kernel(1., self.sxy*max(size), self.srgb),
+                                     resize_labels(labels, size) != VOID)
         self.record(dict(labelled=known, disagreement=apart))
         return known + self.weight*apart

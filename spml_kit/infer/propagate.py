@@ -54,10 +54,14 @@ def random_walk(
     "Scores after `steps` steps on the embedding: each pixel takes the mean of those like it"
     grid = scores.shape[1:]
     if scores.ndim not in (2, 3) or (views.shape[2:] if scores.ndim == 3 else views.shape[1:2]) != grid or views.ndim != scores.ndim + 1:
-        raise SpmlError(f"scores {tuple(scores.shape)} and views {tuple(views.shape)} do not fit: expected (C,n) and (V,n,D), or (C,h,w) and (V,D,h,w)")
-    if grid.numel() > MAX_NODES: raise SpmlError(f"a walk on {grid.numel()} pixels needs all their pairs: resize scores and views to an eighth of the image first")
+        raise SpmlError(f"scores {tuple(scores.shape)} and views {tuple(views.shape)} do not fit: expected (C,n) and "
+                        f"(V,n,D), or (C,h,w) and (V,D,h,w)")
+    if grid.numel() > MAX_NODES:
+        raise SpmlError(f"a walk on {grid.numel()} pixels needs all their pairs: resize scores and views to an eighth "
+                        f"of the image first")
     if steps < 0: raise SpmlError(f"steps={steps}: a walk has no negative length")
-    if not scores.isfinite().all(): raise SpmlError("the scores are not finite: `normalise_scores` divides by class maxima without making NaN")
+    if not scores.isfinite().all():
+        raise SpmlError("the scores are not finite: `normalise_scores` divides by class maxima without making NaN")
     if scores.ndim == 3: views = views.flatten(2).transpose(1, 2)
     dtype = torch.promote_types(torch.promote_types(scores.dtype, views.dtype), torch.float32)
     out, views, n = scores.flatten(1).to(dtype), F.normalize(views.to(scores.device, dtype), dim=-1), grid.numel()

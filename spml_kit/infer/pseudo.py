@@ -35,7 +35,8 @@ def scores_to_labels(
     keep_annotated:bool=True, # do annotated pixels keep their label? the paper: False
 )->np.ndarray: # (H,W) uint8, every pixel labelled; void stays void
     "From scores to a label map: draw the borders, take the winner, keep what was annotated"
-    if set(refine) - set(REFINE): raise SpmlError(f"refine {refine}: a tuple of names out of {list(REFINE)}, or an empty one")
+    if set(refine) - set(REFINE):
+        raise SpmlError(f"refine {refine}: a tuple of names out of {list(REFINE)}, or an empty one")
     for name in refine: scores = REFINE[name](scores, sample)
     stays = sample.labels != UNLABELLED if keep_annotated else sample.labels == VOID
     return np.where(stays, sample.labels, scores.argmax(0).byte().cpu().numpy())
@@ -45,7 +46,8 @@ def _walk_grid(size, stride): return [max(1, n//stride) for n in size]
 # %% ../../nbs/api/infer/78_pseudo.ipynb #4c5faa1d
 def _walked(seen, size, present, scores, stride, steps):
     "`random_walk_scores` of an image of this size, from its views"
-    if not np.any(present): raise SpmlError("an image without any known class cannot be pseudo-labelled: annotate it or leave it out")
+    if not np.any(present):
+        raise SpmlError("an image without any known class cannot be pseudo-labelled: annotate it or leave it out")
     grid = _walk_grid(size, stride)
     if scores is None:
         prob = torch.stack([resize_maps(logits, grid).softmax(0) for _, logits in seen]).mean(0)
@@ -57,15 +59,18 @@ def _spread(v, sample, grid, stride):
     "`nearest_segment_scores` of an image, from its embedding"
     C, size = len(sample.tags), sample.image.shape[:2]
     v = resize_maps(v, [max(1, n//2) for n in size])[None]
-    labels, regions, tags = (torch.as_tensor(o[None], device=v.device) for o in (sample.labels, sample.regions, sample.tags))
+    labels, regions, tags = (torch.as_tensor(o[None], device=v.device)
+                             for o in (sample.labels, sample.regions, sample.tags))
     seg = make_segments(v, labels, regions, tags, grid)
     known = seg.protos.label < UNLABELLED
-    if not known.any(): raise SpmlError("an image without any labelled pixel cannot be pseudo-labelled: annotate it or leave it out")
+    if not known.any():
+        raise SpmlError("an image without any labelled pixel cannot be pseudo-labelled: annotate it or leave it out")
     near = F.one_hot(seg.protos.label[known][(seg.v @ seg.protos.mu[known].T).argmax(1)].long(), C).to(v.dtype)
     m = len(seg.protos)
     share = v.new_zeros(m, C).index_add(0, seg.own, near)/torch.bincount(seg.own, minlength=m)[:,None]
     shares = v.new_zeros(v.shape[-2]*v.shape[-1], C).index_copy(0, seg.pixel, share[seg.own]).T.view(C, *v.shape[-2:])
-    return normalise_scores(resize_maps(shares, _walk_grid(size, stride)), torch.as_tensor(sample.tags, device=v.device))
+    return normalise_scores(resize_maps(shares, _walk_grid(size, stride)),
+                            torch.as_tensor(sample.tags, device=v.device))
 
 # %% ../../nbs/api/infer/78_pseudo.ipynb #4c5faa1a
 def random_walk_scores(

@@ -47,7 +47,8 @@ def nearest(
     device = mu.device.type
     chunk = (2**22 if device == 'cpu' else 2**27) if chunk is None else chunk
     if k < 1 or chunk < 1: raise SpmlError(f"k={k}, chunk={chunk}: both must be at least 1")
-    if q.ndim != 2 or q.shape[1] != mu.shape[1]: raise SpmlError(f"queries have shape {tuple(q.shape)}, prototypes {tuple(mu.shape)}: expected (Q,D) and (M,D)")
+    if q.ndim != 2 or q.shape[1] != mu.shape[1]:
+        raise SpmlError(f"queries have shape {tuple(q.shape)}, prototypes {tuple(mu.shape)}: expected (Q,D) and (M,D)")
     if not q.isfinite().all(): raise SpmlError("the queries are not finite: did the embedding diverge?")
     cols = min(len(mu), 8192 if device == 'cpu' else 2**19, chunk)
     out = [_scan(rows, mu, min(k, len(mu)), cols) for rows in q.to(mu).split(max(1, chunk//cols))]
@@ -64,13 +65,18 @@ class SegmentIndex:
     ):
         mu, label, image = mu.detach(), torch.as_tensor(label).long(), torch.as_tensor(image).long()
         if mu.ndim != 2 or label.shape != (len(mu),) or image.shape != (len(mu),):
-            raise SpmlError(f"prototypes {tuple(mu.shape)}, labels {tuple(label.shape)}, images {tuple(image.shape)}: expected (M,D), (M,) and (M,)")
+            raise SpmlError(f"prototypes {tuple(mu.shape)}, labels {tuple(label.shape)}, images {tuple(image.shape)}: "
+                            f"expected (M,D), (M,) and (M,)")
         row = (label < n_classes).nonzero()[:, 0]
-        if not len(row): raise SpmlError(f"none of {len(mu)} segments has a class below {n_classes}: there is nothing to retrieve; were the labels read as 255?")
+        if not len(row):
+            raise SpmlError(f"none of {len(mu)} segments has a class below {n_classes}: there is nothing to retrieve; "
+                            f"were the labels read as 255?")
         norm = mu[row.to(mu.device)].float().norm(dim=1)
-        if not ((norm - 1).abs() < .01).logical_or(norm == 0).all(): raise SpmlError("prototypes must be unit vectors (or zero): normalise them")
+        if not ((norm - 1).abs() < .01).logical_or(norm == 0).all():
+            raise SpmlError("prototypes must be unit vectors (or zero): normalise them")
         self.mu = mu[row.to(mu.device)]
-        self.label, self.image, self.row = (o.to(mu.device)[row.to(mu.device)] for o in (label, image, torch.arange(len(mu))))
+        self.label, self.image, self.row = (o.to(mu.device)[row.to(mu.device)]
+                                            for o in (label, image, torch.arange(len(mu))))
         self.faiss = None
 
     def __len__(self): return len(self.mu)
@@ -83,8 +89,11 @@ class SegmentIndex:
     )->tuple: # (Q,k) similarity, (Q,k) place in the index
         "The k most similar segments"
         if self.faiss is None: return nearest(q, self.mu, k, chunk)
-        found = [torch.from_numpy(o).to(self.mu.device) for o in self.faiss.search(q.float().cpu().numpy(), min(k, len(self)))]
-        if (found[1] < 0).any(): raise SpmlError(f"faiss looked at fewer than {k} segments for some query: raise `index.faiss.nprobe`, or ask for fewer")
+        found = [torch.from_numpy(o).to(self.mu.device)
+                 for o in self.faiss.search(q.float().cpu().numpy(), min(k, len(self)))]
+        if (found[1] < 0).any():
+            raise SpmlError(f"faiss looked at fewer than {k} segments for some query: raise `index.faiss.nprobe`, or "
+                            f"ask for fewer")
         return tuple(found)
 
     def use_faiss(self,
@@ -92,10 +101,12 @@ class SegmentIndex:
     )->'SegmentIndex': # itself
         "Let faiss look for the neighbours; its index is `self.faiss`"
         try: import faiss
-        except ImportError as e: raise SpmlError(f"use_faiss needs the package faiss ({e}): pip install faiss-cpu") from None
+        except ImportError as e:
+            raise SpmlError(f"use_faiss needs the package faiss ({e}): pip install faiss-cpu") from None
         rows = self.mu.float().cpu().numpy()
         try: search = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError: raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; try 'Flat' or 'IVF1024,Flat'") from None
+        except RuntimeError:
+            raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; try 'Flat' or 'IVF1024,Flat'") from None
         search.train(rows)
         search.add(rows)
         self.faiss = search
@@ -107,9 +118,12 @@ class SegmentIndex:
         k:int=20,        # how many segments vote
     )->torch.Tensor: # (Q,C) share of the votes, rows sum to 1
         "Share of the k nearest segments that carry each class"
-        if self.label.max() >= n_classes: raise SpmlError(f"the index holds class {self.label.max()}, asked for {n_classes} classes: build it with n_classes={n_classes}")
+        if self.label.max() >= n_classes:
+            raise SpmlError(f"the index holds class {self.label.max()}, asked for {n_classes} classes: build it with "
+                            f"n_classes={n_classes}")
         label = self.label[self.nearest(q, k)[1]]
-        votes = torch.zeros(len(label), n_classes, device=label.device).scatter_add_(1, label, torch.ones_like(label, dtype=torch.float32))
+        votes = torch.zeros(len(label), n_classes, device=label.device).scatter_add_(1, label,
+            torch.ones_like(label, dtype=torch.float32))
         return votes / label.shape[1]
 
     def predict(self,
@@ -127,7 +141,9 @@ class SegmentIndex:
     )->pd.DataFrame: # similarity, label, image, row; nearest first
         "Which training segments stand behind a prediction"
         sim, i = (o[0] for o in self.nearest(q[None], k))
-        return pd.DataFrame({n: o.tolist() for n,o in dict(similarity=sim, label=self.label[i], image=self.image[i], row=self.row[i]).items()})
+        return pd.DataFrame({n: o.tolist()
+                             for n,o in dict(similarity=sim, label=self.label[i], image=self.image[i],
+                                             row=self.row[i]).items()})
 
     def save(self,
         path, # safetensors file
@@ -142,7 +158,8 @@ class SegmentIndex:
     ):
         "Read an index"
         t, meta = load_tensors(path, device)
-        if meta.get('kind') != 'SegmentIndex': raise SpmlError(f"{path}: holds {sorted(t)}, no SegmentIndex: give a file that SegmentIndex.save wrote")
+        if meta.get('kind') != 'SegmentIndex':
+            raise SpmlError(f"{path}: holds {sorted(t)}, no SegmentIndex: give a file that SegmentIndex.save wrote")
         index = cls(t['mu'], t['label'], t['image'])
         index.row = t['row']
         return index
@@ -177,5 +194,6 @@ def normalise_votes(
     floor:float=.15,      # smallest divisor
 )->torch.Tensor: # (C,...)
     "Divide each present class by its maximum over the image"
-    top = votes.flatten(1).amax(1).clamp_min(floor).where(present.bool(), torch.ones((), dtype=votes.dtype, device=votes.device))
+    top = votes.flatten(1).amax(1).clamp_min(floor).where(present.bool(),
+                                                          torch.ones((), dtype=votes.dtype, device=votes.device))
     return votes / top.view(-1, *[1]*(votes.ndim-1))

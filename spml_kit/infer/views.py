@@ -54,7 +54,8 @@ def _shown(model, image, scale, flip, crop):
     "What the network is shown of a view: (3,H,W) with the mean colour around it; the size of the view in it"
     mean = model.embed.mean.view(1, 3, 1, 1)
     x = torch.from_numpy(np.ascontiguousarray(image)).to(mean.device).permute(2, 0, 1)[None].float()/255
-    if scale != 1: x = F.interpolate(x, [max(1, int(scale*n)) for n in x.shape[-2:]], mode='bilinear', align_corners=False)
+    if scale != 1:
+        x = F.interpolate(x, [max(1, int(scale*n)) for n in x.shape[-2:]], mode='bilinear', align_corners=False)
     if flip: x = x.flip(-1)
     h, w = x.shape[-2:]
     least = crop or 32

@@ -50,7 +50,9 @@ class ScheduleCB(Callback):
 
     def before_batch(self):
         if not self.training: return
-        if len(self.multipliers) != len(self.opt.hypers): raise SpmlError(f"recipe: {len(self.multipliers)} multipliers {self.multipliers} for {len(self.opt.hypers)} groups of parameters; give one for each")
+        if len(self.multipliers) != len(self.opt.hypers):
+            raise SpmlError(f"recipe: {len(self.multipliers)} multipliers {self.multipliers} for "
+                            f"{len(self.opt.hypers)} groups of parameters; give one for each")
         total = self.n_epoch*len(self.dls.train)
         at = self.epoch*len(self.dls.train) + self.iter
         if self.drops: lr = lr_step(at, self.base, total, self.drops)
@@ -66,18 +68,22 @@ class LossCB(Callback):
     def before_validate(self): self.loss_func.eval()
     def before_batch(self): self.loss_func.images = self.xb[0]
     def after_loss(self):
-        if self.training and not self.loss.isfinite().all(): raise SpmlError(self._where(f'the loss is {float(self.loss.detach().mean())}'))
+        if self.training and not self.loss.isfinite().all():
+            raise SpmlError(self._where(f'the loss is {float(self.loss.detach().mean())}'))
     def after_step(self):
         lengths = torch._foreach_norm([p for p in self.model.parameters() if p.requires_grad])
-        if not torch.stack([n.double() for n in lengths]).sum().isfinite(): raise SpmlError(self._where('a weight is not finite after this step'))
+        if not torch.stack([n.double() for n in lengths]).sum().isfinite():
+            raise SpmlError(self._where('a weight is not finite after this step'))
         self.loss_func.after_step()
 
     def _where(self, what):
         train, parts = self.dls.train, getattr(self.loss_func, 'latest', {})
         wrong = ', '.join(f'{k} {float(v)}' for k, v in parts.items() if not v.isfinite().all())
         seen = f", images {', '.join(train.names_at(self.epoch, self.iter))}" if hasattr(train, 'names_at') else ''
-        return (f"round {self.epoch + 1}, step {self.iter + 1}: {what}{f' ({wrong})' if wrong else ''}, learning rate {self.opt.hypers[-1]['lr']:.3g}{seen}. "
-                "Training has stopped, and the checkpoint of the last whole round is kept; lower the learning rate, or see whether these images hold numbers that are not finite")
+        return (f"round {self.epoch + 1}, step {self.iter + 1}: {what}{f' ({wrong})' if wrong else ''}, learning rate "
+                f"{self.opt.hypers[-1]['lr']:.3g}{seen}. "
+                "Training has stopped, and the checkpoint of the last whole round is kept; lower the learning rate, or "
+                "see whether these images hold numbers that are not finite")
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #f15c4767
 class HistoryCB(Callback):
@@ -90,9 +96,12 @@ class HistoryCB(Callback):
 
     def after_epoch(self):
         if self.epoch < len(self.learn.history): return # a round that a resumed run skips
-        row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train), loss=float(all_mean(torch.stack(self.losses).mean())))
+        row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train),
+                   loss=float(all_mean(torch.stack(self.losses).mean())))
         begun = self.learn.history[0]['loss'] if self.learn.history else float(self.losses[0])
-        if row['loss'] > self.far*max(begun, .1): print(f"round {self.epoch + 1}: the loss is {row['loss']:.3g} and began at {begun:.3g}: training has diverged; lower the learning rate", flush=True)
+        if row['loss'] > self.far*max(begun, .1):
+            print(f"round {self.epoch + 1}: the loss is {row['loss']:.3g} and began at {begun:.3g}: training has "
+                  f"diverged; lower the learning rate", flush=True)
         values = dict(zip(self.recorder.metric_names[3:], self.recorder.values[-1][2:]))
         self.learn.history.append(row | {k: None if v is None else float(v) for k,v in values.items()})
 
@@ -105,8 +114,10 @@ class LineCB(Callback):
     ): self.label = label
     def after_epoch(self):
         row = self.learn.history[-1]
-        if row['round'] == self.epoch: print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
-                                             '  '.join(f'{k} {v:.3f}' for k,v in row.items() if k not in ('round', 'steps') and v is not None), flush=True)
+        if row['round'] == self.epoch:
+            print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
+                                             '  '.join(f'{k} {v:.3f}' for k,v in row.items()
+                                                       if k not in ('round', 'steps') and v is not None), flush=True)
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #b0fa2eee
 class TermMetric(Metric):
@@ -116,7 +127,8 @@ class TermMetric(Metric):
         part:str,  # one of its names
     ): self.loss_func, self.part = loss_func, part
     def reset(self):
-        if not hasattr(self.loss_func, 'round_means') or self.part == self.loss_func.names[0]: self.loss_func.round_means = self.loss_func.means()
+        if not hasattr(self.loss_func, 'round_means') or self.part == self.loss_func.names[0]:
+            self.loss_func.round_means = self.loss_func.means()
     def accumulate(self, learn): "Nothing: the loss has added it up"
     @property
     def name(self): return self.part

@@ -40,23 +40,33 @@ def save_run(
     for i, state in enumerate(learn.opt.state_dict()['state']):
         tensors |= {f'opt.{i}.{k}': v for k,v in state.items() if torch.is_tensor(v)}
         numbers.append({k: v for k,v in state.items() if not torch.is_tensor(v)})
-    if hasattr(learn.loss_func, 'bank'): tensors |= {f'bank.{k}': v for k,v in learn.loss_func.bank.state_dict().items()}
+    if hasattr(learn.loss_func, 'bank'):
+        tensors |= {f'bank.{k}': v for k,v in learn.loss_func.bank.state_dict().items()}
     tensors['random'] = gather(torch.get_rng_state())
     if torch.cuda.is_available(): tensors['random_gpu'] = gather(torch.cuda.get_rng_state())
-    if rank() == 0: save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
+    if rank() == 0:
+        save_tensors(file, tensors, rounds=rounds, settings=learn.settings, numbers=numbers, history=learn.history)
     barrier()
 
 # %% ../../nbs/api/learn/62_checkpoint.ipynb #c2608531
 def _check_meta(file, tensors, meta):
     "Refuse a checkpoint whose metadata `save_run` did not write so"
-    wrong = [k for k, kind in dict(rounds=int, settings=dict, numbers=list, history=list).items() if not isinstance(meta.get(k), kind)]
+    wrong = [k for k, kind in dict(rounds=int, settings=dict, numbers=list, history=list).items()
+             if not isinstance(meta.get(k), kind)]
     if not wrong and not isinstance(meta['settings'].get('recipe'), dict): wrong = ['settings']
-    if not wrong and not (all(isinstance(n, dict) for n in meta['numbers']) and all(k.split('.')[1].isdecimal() and int(k.split('.')[1]) < len(meta['numbers']) for k in tensors if k.startswith('opt.'))): wrong = ['numbers']
+    if not wrong and not (all(isinstance(n, dict) for n in meta['numbers'])
+                          and all(k.split('.')[1].isdecimal() and int(k.split('.')[1]) < len(meta['numbers'])
+                                  for k in tensors if k.startswith('opt.'))):
+        wrong = ['numbers']
     if not wrong and 'random' not in tensors: wrong = ['random']
-    if wrong: raise SpmlError(f"{file}: not a checkpoint of training, or changed: {wrong[0]} is {meta.get(wrong[0])!r}; delete it, or choose another folder")
+    if wrong:
+        raise SpmlError(f"{file}: not a checkpoint of training, or changed: {wrong[0]} is {meta.get(wrong[0])!r}; "
+                        f"delete it, or choose another folder")
     rounds, history = meta['rounds'], meta['history']
-    if not rounds == len(history) or not all(isinstance(row, dict) and row.get('round') == k for k, row in enumerate(history)):
-        raise SpmlError(f"{file}: its metadata was changed: {rounds} rounds, but a history of {len(history)}; delete it, or choose another folder")
+    if not rounds == len(history) or not all(isinstance(row, dict) and row.get('round') == k
+                                             for k, row in enumerate(history)):
+        raise SpmlError(f"{file}: its metadata was changed: {rounds} rounds, but a history of {len(history)}; delete "
+                        f"it, or choose another folder")
 
 def read_run(
     learn:Learner, # a learner built as the saved one was
@@ -67,11 +77,15 @@ def read_run(
     _check_meta(file, tensors, meta)
     ours, theirs = learn.model.state_dict(), {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
     wrong = unlike(theirs, ours)
-    if wrong: raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {wrong[0]}; use the recipe it was trained with, or delete it")
+    if wrong:
+        raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {wrong[0]}; use the "
+                        f"recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), renamed_keys(meta['settings'])
     ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))
     for k in ours:
-        if ours[k] != theirs.get(k): raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the same, another folder, or delete it")
+        if ours[k] != theirs.get(k):
+            raise SpmlError(f"{file}: checkpoint of another run, {k} was {theirs.get(k)} and is now {ours[k]}; use the "
+                            f"same, another folder, or delete it")
     return tensors, meta
 
 # %% ../../nbs/api/learn/62_checkpoint.ipynb #bafba87c
@@ -82,7 +96,9 @@ def load_run(
     "Put the state of a run back"
     tensors, meta = read_run(learn, file)
     try: _put_back(learn, tensors, meta)
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as e: raise SpmlError(f"{file}: its tensors are not those of such a run ({str(e).splitlines()[0]}); it was changed: delete it, or choose another folder") from None
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as e:
+        raise SpmlError(f"{file}: its tensors are not those of such a run ({str(e).splitlines()[0]}); it was changed: "
+                        f"delete it, or choose another folder") from None
     return meta['rounds']
 
 def _put_back(learn, tensors, meta):
@@ -93,11 +109,13 @@ def _put_back(learn, tensors, meta):
     params = [p for p, *_ in learn.opt.all_params()]
     for k, v in part('opt.').items():
         i, name = k.split('.', 1)
-        if v.shape != params[int(i)].shape: raise ValueError(f"opt.{k} is {tuple(v.shape)}, its parameter {tuple(params[int(i)].shape)}")
+        if v.shape != params[int(i)].shape:
+            raise ValueError(f"opt.{k} is {tuple(v.shape)}, its parameter {tuple(params[int(i)].shape)}")
         state[int(i)][name] = v
     learn.opt.load_state_dict({'state': state, 'hypers': learn.opt.hypers})
     if hasattr(learn.loss_func, 'bank'): learn.loss_func.bank.load_state_dict(part('bank.'))
     own = lambda states, now: (rows := states.cpu().view(-1, len(now)))[rank() % len(rows)].clone() # a run may go on with more or fewer processes
     torch.set_rng_state(own(tensors['random'], torch.get_rng_state()))
-    if 'random_gpu' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(own(tensors['random_gpu'], torch.cuda.get_rng_state()))
+    if 'random_gpu' in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own(tensors['random_gpu'], torch.cuda.get_rng_state()))
     learn.history = meta['history']

@@ -28,7 +28,8 @@ from ..method.contrast import relation_loss
 def join_processes():
     "Meet the processes that a launcher has started, each on a GPU of its own if there are any; alone, do nothing"
     if num_distrib() < 2 or dist.is_initialized(): return
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) # where each sees its own GPU only, all are number 0
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) # where each sees its own GPU only, all are number 0
     dist.init_process_group() # tensors on GPUs by NCCL, others by Gloo
     atexit.register(dist.destroy_process_group)
 
@@ -120,7 +121,9 @@ def joint_relation_loss(
     if world_size() == 1: return loss
     ids, _ = relation.groups(candidates if relation.scope == 'memory' else seg.protos)
     anchors = ids[seg.own] >= 0
-    if relation.scope == 'image': anchors = anchors.new_zeros(len(seg.protos.tags), dtype=torch.long).index_add(0, seg.protos.image[seg.own].long(), anchors.long()) > 0
+    if relation.scope == 'image':
+        anchors = anchors.new_zeros(len(seg.protos.tags), dtype=torch.long).index_add(0,
+            seg.protos.image[seg.own].long(), anchors.long()) > 0
     return joint_mean(loss, anchors.sum())
 
 # %% ../../nbs/api/learn/59_distributed.ipynb #f7b6482f
@@ -132,20 +135,28 @@ def _from_first(tensors):
         dist.broadcast(flat, 0)
         for t, part in zip(some, flat.split([t.numel() for t in some])): t.copy_(part.view_as(t))
 
+# %% ../../nbs/api/learn/59_distributed.ipynb #dbdd0ce3
 class ProcessesCB(Callback):
     "With several processes, each takes its part of every batch, and all take the same step"
     order = 9 # before mixed precision and fastai's DistributedTrainer
     def before_fit(self):
         n = world_size()
-        if hasattr(self.learn, 'distributed_trainer'): raise SpmlError("distrib_ctx of fastai takes the activations out of timm's norm layers; leave it away, join_processes() at the start of the script suffices")
-        if n < num_distrib(): raise SpmlError(f"{num_distrib()} processes were launched, but have not met: call join_processes() at the start of the script")
+        if hasattr(self.learn, 'distributed_trainer'):
+            raise SpmlError("distrib_ctx of fastai takes the activations out of timm's norm layers; leave it away, "
+                            "join_processes() at the start of the script suffices")
+        if n < num_distrib():
+            raise SpmlError(f"{num_distrib()} processes were launched, but have not met: call join_processes() at the "
+                            f"start of the script")
         self.run = n > 1
         if not self.run: return
         for dl in self.dls.loaders:
-            if dl.bs % n or len(dl.dataset) < n: raise SpmlError(f"batches of {dl.bs} from {len(dl.dataset)} images cannot be shared by {n} processes: the batch must be a multiple of {n}, and no process without an image")
+            if dl.bs % n or len(dl.dataset) < n:
+                raise SpmlError(f"batches of {dl.bs} from {len(dl.dataset)} images cannot be shared by {n} processes: "
+                                f"the batch must be a multiple of {n}, and no process without an image")
             dl.process = rank(), n
         if next(self.model.parameters()).is_cuda: convert_sync_batchnorm(self.model) # timm's, which keeps activations
-        self.together, self.learn.to_detach = DistributedDataParallel(self.model), partial(to_detach, gather=False) # added up below
+        self.together, self.learn.to_detach = DistributedDataParallel(self.model), partial(to_detach,
+            gather=False) # added up below
         if rank() > 0:
             self.learn.logger = noop
             for cb in self.learn.cbs:
@@ -158,7 +169,8 @@ class ProcessesCB(Callback):
 
     def after_validate(self):
         for m in [self.recorder.loss, *self.metrics]:
-            if hasattr(m, 'total'): m.total, m.count = all_sum(torch.tensor([float(m.total), m.count], dtype=torch.double)).tolist()
+            if hasattr(m, 'total'):
+                m.total, m.count = all_sum(torch.tensor([float(m.total), m.count], dtype=torch.double)).tolist()
 
     def after_fit(self):
         del self.learn.to_detach

@@ -46,4 +46,5 @@ def head_learner(
     seed_everything(seed)
     fresh = SegNet(FrozenEmbed(model.embed), SoftmaxHead(recipe.dim, dls.c, .65))
     recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
-    return kit_learner(dls, fresh, CrossEntropy(), recipe, 'head', lambda m: spml_splitter(m)[2:], [head_score(dls)], seed, path)
+    return kit_learner(dls, fresh, CrossEntropy(), recipe, 'head', lambda m: spml_splitter(m)[2:], [head_score(dls)],
+                       seed, path)

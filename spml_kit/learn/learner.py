@@ -55,8 +55,10 @@ def run_settings(
     train = learn.dls.train
     stream = {k: getattr(train, k) for k in ('bs', *getattr(train, 'settings', ())) if k != 'round'}
     return dict(method=method, seed=seed, images=len(train.dataset), recipe=learn.recipe.settings(), stream=stream,
-                relations=[(r.name, r.kappa, r.weight, r.scope, r.location, r.anchors, getattr(r.code, 'keywords', {})) for r in getattr(learn.loss_func, 'relations', [])],
-                loss={k: v for k,v in vars(learn.loss_func).items() if isinstance(v, (bool, int, float, str, tuple)) and k[0] != '_' and k not in ('training', 'count')})
+                relations=[(r.name, r.kappa, r.weight, r.scope, r.location, r.anchors, getattr(r.code, 'keywords', {}))
+                           for r in getattr(learn.loss_func, 'relations', [])],
+                loss={k: v for k,v in vars(learn.loss_func).items() if isinstance(v, (bool, int, float, str, tuple))
+                      and k[0] != '_' and k not in ('training', 'count')})
 
 # %% ../../nbs/api/learn/63_learner.ipynb #63a00001
 def kit_learner(
@@ -74,7 +76,8 @@ def kit_learner(
     "The Learner of every system of the kit: its losses, history, weight decay (none on biases) and settings"
     groups = len(splitter(model))
     if len(recipe.multipliers) != groups:
-        raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} groups of parameters")
+        raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} "
+                        f"groups of parameters")
     learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter, path=path,
                     metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics], cbs=[LossCB(), HistoryCB()],
                     wd=[0 if k % 2 else recipe.wd for k in range(groups)], wd_bn_bias=True, train_bn=False, **kwargs)
@@ -101,7 +104,8 @@ def spml_learner(
     **kwargs, # further arguments of `Learner`
 )->Learner:
     "A fastai Learner for weak labels"
-    if not isinstance(method, MultiTermLoss) and method not in ('spml', 'cross_entropy'): raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
+    if not isinstance(method, MultiTermLoss) and method not in ('spml', 'cross_entropy'):
+        raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
     loss = method if isinstance(method, MultiTermLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
@@ -121,11 +125,13 @@ def fit_poly(self:Learner,
 ):
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
-    self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
+    self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr
+                                                           or self.recipe.lr)
     if checkpoint and not resume and is_there(file): read_run(self, file) # refuses to write over another run
     if resume and is_there(file): done = load_run(self, file)
     else: seed_everything(self.settings['seed'] + rank())
-    if done > rounds: raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
+    if done > rounds:
+        raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return
     r = self.recipe
     own = [ProcessesCB(), ScheduleCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)] + ([CheckpointCB(file)] if checkpoint or resume else [])

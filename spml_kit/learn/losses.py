@@ -72,7 +72,8 @@ class SpmlLoss(MultiTermLoss):
         embedding_scale:float=1.,     # as in `make_segments`
     ):
         super().__init__()
-        if len({r.name for r in relations}) < len(relations): raise SpmlError(f"relations share a name: {[r.name for r in relations]}; name them apart")
+        if len({r.name for r in relations}) < len(relations):
+            raise SpmlError(f"relations share a name: {[r.name for r in relations]}; name them apart")
         self.relations, self.grid, self.iterations, self.head_weight, self.own_negative = relations, grid, iterations, head_weight, own_negative
         self.bank, self.protos, self.colours, self.embedding_scale = MemoryBank(memory), None, colours, embedding_scale
 
@@ -91,7 +92,8 @@ class SpmlLoss(MultiTermLoss):
     )->Segments:
         "Segments of a batch as this loss makes them"
         local = location_colours(images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
-        return make_segments(emb, labels, regions, tags, local=local, embedding_scale=self.embedding_scale, **dict(grid=self.grid, iterations=self.iterations) | options)
+        return make_segments(emb, labels, regions, tags, local=local, embedding_scale=self.embedding_scale,
+                             **dict(grid=self.grid, iterations=self.iterations) | options)
 
     def forward(self,
         pred:tuple,           # (B,D,h,w) raw embedding, (B,C,h,w) logits
@@ -106,7 +108,8 @@ class SpmlLoss(MultiTermLoss):
             if not self.training: return head
             seg = gather_segments(self.segments(self.images, emb, labels, regions, tags))
             candidates = self.bank.candidates(seg.protos)
-            parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations if r.weight}
+            parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations
+                     if r.weight}
         self.protos = seg.protos
         self.record(parts | dict(head=head))
         return sum(r.weight*parts[r.name] for r in self.relations if r.weight) + self.head_weight*head

@@ -51,8 +51,10 @@ class Annotator(anywidget.AnyWidget):
         placeholder = Classes(('background', 'object')) # the table is asked for once there are images
         self.paths = FolderSet(images if images.is_dir() else self.folder, classes=placeholder).paths
         self.names, self.classes = list(self.paths), class_table(self.folder, classes)
-        super().__init__(count=len(self.names), palette=[dict(name=n, key=KEYS[i] if i < len(KEYS) else '', colour='rgb(%d,%d,%d)' % tuple(c))
-                                                         for i,(n,c) in enumerate(zip(self.classes.names, class_colours(len(self.classes))))])
+        super().__init__(count=len(self.names),
+                         palette=[dict(name=n, key=KEYS[i] if i < len(KEYS) else '', colour='rgb(%d,%d,%d)' % tuple(c))
+                                                         for i,(n,c) in enumerate(zip(self.classes.names,
+                                                             class_colours(len(self.classes))))])
         self.on_msg(lambda _, content, buffers: self._receive(content))
         self.observe(lambda change: self._trait_set(change), ['index', 'preview', 'brush'])
         self.go(index)
@@ -63,7 +65,8 @@ class Annotator(anywidget.AnyWidget):
 def _encode(pixels):
     "Bytes of a picture: JPEG for photographs, PNG where there is transparency"
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, *(('JPEG',) if pixels.shape[2] == 3 else ('PNG',)), **(dict(quality=92) if pixels.shape[2] == 3 else dict(compress_level=1)))
+    Image.fromarray(pixels).save(out, *(('JPEG',) if pixels.shape[2] == 3 else ('PNG',)),
+                                 **(dict(quality=92) if pixels.shape[2] == 3 else dict(compress_level=1)))
     return out.getvalue()
 
 @patch
@@ -77,13 +80,15 @@ def go(self:Annotator,
         image = read_image(self.paths[name])
         said = read_drawing(self.folder, name, len(self.classes), image.shape[:2])
         self.image, self.labels = image, drawn_labels(said, image.shape[:2], name)
-        if mend_labels(self.folder, name, said, self.labels, self.classes.palette): status = 'the label file did not follow from the drawing, and was written anew'
+        if mend_labels(self.folder, name, said, self.labels, self.classes.palette):
+            status = 'the label file did not follow from the drawing, and was written anew'
     except (SpmlError, OSError) as e: status, said = str(e), {}
     marks, brush = to_marks(said)
     self._quiet = True
     with self.hold_sync():
         self.index, self.name, self.failed, self.status, self.spread = index, name, self.image is None, status, b''
-        self.picture, self.size = (b'', [60, 80]) if self.image is None else (_encode(self.image), list(self.image.shape[:2]))
+        self.picture, self.size = (b'', [60, 80]) if self.image is None else (_encode(self.image),
+            list(self.image.shape[:2]))
         self.marks, self.brush = [vars(m) for m in marks], brush or self.brush
         self._note()
     self._quiet = False
@@ -141,7 +146,8 @@ def add(self:Annotator,
     "Add a mark to the image"
     c = self.current if c is None else self.classes.id(c) if isinstance(c, str) else int(c)
     mark = Mark(kind, c, xy)
-    if kind == 'scribbles' and len(mark.xy) > 2: mark = replace(mark, xy=approximate_polygon(np.array(mark.xy), .3).round(1)) # what the eye does not miss
+    if kind == 'scribbles' and len(mark.xy) > 2:
+        mark = replace(mark, xy=approximate_polygon(np.array(mark.xy), .3).round(1)) # what the eye does not miss
     if mark.kind == 'tags' and mark in self._drawing(): return
     self._change([*self._drawing(), mark])
 
@@ -164,6 +170,7 @@ def add_box(self:Annotator,
     c=None, # class id or name; None: the chosen one
 ): "Draw a box"; self.add('boxes', np.reshape(box, (2, 2)), c)
 
+# %% ../../nbs/api/look/94a_annotate.ipynb #138fe041
 @patch
 def set_tag(self:Annotator,
     c,            # class id or name
@@ -191,13 +198,15 @@ def erase(self:Annotator,
     "Remove the mark under a point, if there is one"
     marks = self._drawing()
     far = [_distance(m, x, y) for m in marks]
-    if far and min(far) <= self.brush + max(self.size)/100: self._change(marks[:(at := int(np.argmin(far)))] + marks[at + 1:])
+    if far and min(far) <= self.brush + max(self.size)/100:
+        self._change(marks[:(at := int(np.argmin(far)))] + marks[at + 1:])
 
 @patch
 def save(self:Annotator)->Path: # the file in `labels`, or None where nothing is drawn
     "Write the drawing once more; every change has done so already"
     if self.image is None: raise SpmlError(self.status)
-    return write_drawing(self.folder, self.name, to_annotations(self._drawing(), self.brush), self.labels, self.classes.palette)
+    return write_drawing(self.folder, self.name, to_annotations(self._drawing(), self.brush), self.labels,
+                         self.classes.palette)
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #d0210fb0
 @patch
@@ -264,8 +273,10 @@ def figure(self:Annotator)->plt.Figure:
     ink = drawn_labels(said, (h, w))
     rim = ndi.binary_dilation(ink < UNLABELLED, iterations=max(1, max(h, w)//160)) & (ink == UNLABELLED)
     paint = lambda labels, under: np.where((labels < UNLABELLED)[..., None], colours[labels], under)
-    panels = {'drawing': paint(ink, np.where(rim[..., None], np.uint8(255), self.image)), 'label map': paint(self.labels, np.uint8(90))}
-    try: panels['propagated'] = (.5*colours[self.spread_drawing()[0]] + .5*resize(self.image, self._seen[1].shape)).round().astype(np.uint8)
+    panels = {'drawing': paint(ink, np.where(rim[..., None], np.uint8(255), self.image)),
+              'label map': paint(self.labels, np.uint8(90))}
+    try:
+        panels['propagated'] = (.5*colours[self.spread_drawing()[0]] + .5*resize(self.image, self._seen[1].shape)).round().astype(np.uint8)
     except SpmlError: "Nothing to tell apart yet: two panels"
     fig, axs = plt.subplots(1, len(panels), figsize=(2.8*len(panels), 2.8*h/w + .7), layout='constrained')
     for ax,(title,picture) in zip(axs, panels.items()):
@@ -274,8 +285,10 @@ def figure(self:Annotator)->plt.Figure:
         if m.kind == 'tags': continue
         (x, y), (u, v) = m.xy[0], m.xy[-1]
         if m.kind == 'boxes':
-            for width,colour in ((4, 'w'), (2, colours[m.c]/255)): axs[0].add_patch(Rectangle((x - .5, y - .5), u - x, v - y, fill=False, lw=width, ec=colour))
-        axs[0].text(min(x + self.brush, w - 8), max(y - self.brush, 6), self.palette[m.c]['key'], fontsize=8, weight='bold', bbox=dict(boxstyle='square,pad=.1', fc='w', ec='none', alpha=.8))
+            for width,colour in ((4, 'w'), (2, colours[m.c]/255)):
+                axs[0].add_patch(Rectangle((x - .5, y - .5), u - x, v - y, fill=False, lw=width, ec=colour))
+        axs[0].text(min(x + self.brush, w - 8), max(y - self.brush, 6), self.palette[m.c]['key'], fontsize=8,
+                    weight='bold', bbox=dict(boxstyle='square,pad=.1', fc='w', ec='none', alpha=.8))
     seen = sorted({m.c for m in marks} | set(np.unique(self.labels[self.labels < UNLABELLED]).tolist()))
     tags = {m.c for m in marks if m.kind == 'tags'}
     fig.legend(handles=[Patch(fc=colours[c]/255, label=f"{self.palette[c]['key']} {self.classes.names[c]}" + (' (tag)' if c in tags else '')) for c in seen],
@@ -283,6 +296,7 @@ def figure(self:Annotator)->plt.Figure:
     plt.close(fig)
     return fig
 
+# %% ../../nbs/api/look/94a_annotate.ipynb #03c95a7f
 @patch
 def _repr_mimebundle_(self:Annotator, **kwargs):
     "The page, and the twin for whoever opens the saved notebook without a kernel"

@@ -40,7 +40,9 @@ class Mark:
         if self.kind not in DRAWN: raise SpmlError(f"a mark of kind '{self.kind}': it is one of {list(DRAWN)}")
         object.__setattr__(self, 'xy', tuple((float(x), float(y)) for x,y in self.xy))
         n, least = len(self.xy), dict(scribbles=1, points=1, boxes=2, tags=0)[self.kind]
-        if n < least or self.kind != 'scribbles' and n > least: raise SpmlError(f"a mark of kind '{self.kind}' with {n} points; it has {least}{' or more' if self.kind == 'scribbles' else ''}")
+        if n < least or self.kind != 'scribbles' and n > least:
+            raise SpmlError(f"a mark of kind '{self.kind}' with {n} points; it has "
+                            f"{least}{' or more' if self.kind == 'scribbles' else ''}")
 
 DRAWN = 'tags', 'boxes', 'scribbles', 'points' # from the vaguest to the most exact
 
@@ -63,8 +65,10 @@ def to_marks(
     annotations:dict, # kind to Annotation
 )->tuple: # list of `Mark`; width of the brush, or None where nothing tells it
     "The marks of an image's annotations"
-    where = dict(tags=lambda a: [()]*len(a.classes), boxes=lambda a: a.boxes.reshape(-1, 2, 2), scribbles=lambda a: a.strokes, points=lambda a: a.xy[:,None])
-    marks = [Mark(k, int(c), xy) for k in DRAWN if k in annotations for c,xy in zip(annotations[k].classes, where[k](annotations[k]))]
+    where = dict(tags=lambda a: [()]*len(a.classes), boxes=lambda a: a.boxes.reshape(-1, 2, 2),
+                 scribbles=lambda a: a.strokes, points=lambda a: a.xy[:,None])
+    marks = [Mark(k, int(c), xy) for k in DRAWN if k in annotations
+             for c,xy in zip(annotations[k].classes, where[k](annotations[k]))]
     widths = [annotations[k].width/n for k,n in (('scribbles', 1), ('points', 2)) if k in annotations]
     return marks, widths[0] if widths else None
 
@@ -100,13 +104,15 @@ def _agrees(path, annotations):
 def _own(path, annotations):
     "Did a drawing leave this label file? Versions before 0.2 did not write so into it"
     try:
-        if path.suffix == '.png' and written_by(path) == ANNOTATOR or path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR: return True
+        if path.suffix == '.png' and written_by(path) == ANNOTATOR or path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR:
+            return True
         return _agrees(path, annotations)
     except SpmlError: return False # no labels of this kit
 
 def _check_own(folder, name, annotations):
     for path in _label_files(folder, name):
-        if not _own(path, annotations): raise SpmlError(f"{path}: labels that were not drawn here; move them to another folder to draw on {name}")
+        if not _own(path, annotations):
+            raise SpmlError(f"{path}: labels that were not drawn here; move them to another folder to draw on {name}")
 
 # %% ../../nbs/api/look/94_drawings.ipynb #94b397cb
 def write_labels(
@@ -136,7 +142,8 @@ def write_drawing(
     paths = {kind: inside(Path(folder)/kind, name, '.json') for kind in DRAWN}
     before = {kind: read_annotation(p) for kind, p in paths.items() if is_there(p)}
     _check_own(folder, name, before)
-    if not annotations: write_labels(folder, name, {}, labels) # first: labels without a drawing would be taken for somebody else's
+    if not annotations:
+        write_labels(folder, name, {}, labels) # first: labels without a drawing would be taken for somebody else's
     for kind, path in paths.items():
         if kind not in annotations: path.unlink(missing_ok=True)
         elif before.get(kind) != annotations[kind]: write_annotation(path, annotations[kind])
@@ -169,15 +176,21 @@ def read_drawing(
         path = folder/kind/f'{name}.json'
         if not is_there(path): continue
         out[kind] = ann = read_annotation(path)
-        if not isinstance(ann, KINDS[kind]): raise SpmlError(f"{path}: holds {type(ann).__name__.lower()}, not {kind}; move it to the folder of its kind")
-        if ann.classes.max() >= n_classes: raise SpmlError(f"{path}: class id {ann.classes.max()}, but the class table has {n_classes} classes; give the table that it was drawn with")
+        if not isinstance(ann, KINDS[kind]):
+            raise SpmlError(f"{path}: holds {type(ann).__name__.lower()}, not {kind}; move it to the folder of its kind")
+        if ann.classes.max() >= n_classes:
+            raise SpmlError(f"{path}: class id {ann.classes.max()}, but the class table has {n_classes} classes; give "
+                            f"the table that it was drawn with")
         drawn_labels({kind: ann}, size, path)
     paths = _label_files(folder, name)
-    if paths and not out: raise SpmlError(f"{paths[0]}: labels that were not drawn here; move them to another folder to draw on {name}")
+    if paths and not out:
+        raise SpmlError(f"{paths[0]}: labels that were not drawn here; move them to another folder to draw on {name}")
     for path in paths:
         if path.suffix != '.png': continue
         try: check_labels(read_index_png(path), n_classes, str(path), size)
-        except SpmlError as e: raise SpmlError(f"{e}; if the image was replaced, put the old one back, or delete this file and {name}.json in {', '.join(out)}") from None
+        except SpmlError as e:
+            raise SpmlError(f"{e}; if the image was replaced, put the old one back, or delete this file and "
+                            f"{name}.json in {', '.join(out)}") from None
     _check_own(folder, name, out)
     return out
 
@@ -189,13 +202,20 @@ def class_table(
     "The class table of a folder"
     path = Path(folder)/'classes.txt'
     there = read_class_names(path) if is_there(path) else []
-    if classes is None and not there: raise SpmlError(f"{path}: no such file; write the class names there, one a line, background first, or give classes=[...]")
+    if classes is None and not there:
+        raise SpmlError(f"{path}: no such file; write the class names there, one a line, background first, or give "
+                        f"classes=[...]")
     table = Classes(tuple(there if classes is None else getattr(classes, 'names', classes)))
-    if list(table.names[:len(there)]) != there: raise SpmlError(f"{path}: the classes here are {there}, not {list(table.names)}; keep their order and add new ones at the end, or delete the file to begin anew")
+    if list(table.names[:len(there)]) != there:
+        raise SpmlError(f"{path}: the classes here are {there}, not {list(table.names)}; keep their order and add new "
+                        f"ones at the end, or delete the file to begin anew")
     if len(table) > len(there):
         text = read_text(path).rstrip('\n') + '\n' if there else ''
-        if there and read_lines(path) != there: raise SpmlError(f"{path}: add {', '.join(table.names[len(there):])} there: its lines have a form of their own")
-        with atomic_path(path) as tmp: tmp.write_text(text + '\n'.join(table.names[len(there):]) + '\n', encoding='utf-8')
+        if there and read_lines(path) != there:
+            raise SpmlError(f"{path}: add {', '.join(table.names[len(there):])} there: its lines have a form of "
+                            f"their own")
+        with atomic_path(path) as tmp:
+            tmp.write_text(text + '\n'.join(table.names[len(there):]) + '\n', encoding='utf-8')
     return table
 
 # %% ../../nbs/api/look/94_drawings.ipynb #5696b201
@@ -247,7 +267,8 @@ def spread_labels(
 )->tuple: # (H,W) uint8 label map, (H,W) certainty 0..1
     "Label every pixel as the drawn pixels that are most like it"
     y, x = np.nonzero(labels < UNLABELLED)
-    if len(np.unique(labels[y, x])) < 2: raise SpmlError("there is nothing to tell apart yet: draw strokes or dots of at least two classes")
+    if len(np.unique(labels[y, x])) < 2:
+        raise SpmlError("there is nothing to tell apart yet: draw strokes or dots of at least two classes")
     (h, w), columns = features.shape[1:], features.flatten(1).T
     cell = y*h//labels.shape[0]*w + x*w//labels.shape[1]
     far = []

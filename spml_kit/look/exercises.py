@@ -36,7 +36,8 @@ def check(
     def run(tests):
         said, tried = '', True
         try: tests(*map(_written, functions))
-        except Unwritten: said, tried = f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, then this one.', False
+        except Unwritten:
+            said, tried = f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, then this one.', False
         except AssertionError as e:
             where = [o for o in traceback.extract_tb(e.__traceback__) if o.name == tests.__name__]
             said = f'{names}: not right yet. This does not hold:\n    {_line(where[-1])}\n    {str(e).strip()}'

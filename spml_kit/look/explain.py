@@ -26,7 +26,8 @@ from ..method.relations import Relation, relation_sets
 
 # %% ../../nbs/api/look/91_explain.ipynb #0b243b34
 PULL, PUSH = '#0072B2', '#D55E00'
-MACHADO = np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]]) # severity 1, on linear RGB
+MACHADO = np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413],
+                    [-.011820, .042940, .968881]]) # severity 1, on linear RGB
 
 def rgb_of(
     colour:str, # '#rrggbb'
@@ -119,8 +120,11 @@ def forces_table(
     for side, share in (('pull', -forces.share), ('push', forces.share)):
         for j in share.argsort(descending=True, stable=True)[:n].tolist():
             image = int(forces.protos.image[j])
-            if share[j] > 0: rows.append((side, 100*float(share[j]), float(forces.similarity[j]), name(int(forces.protos.label[j])), image if image < n_images else 'memory'))
-    return pd.DataFrame(rows, columns=['side', 'share', 'similarity', 'label', 'image']).round({'share': 1, 'similarity': 2})
+            if share[j] > 0:
+                rows.append((side, 100*float(share[j]), float(forces.similarity[j]), name(int(forces.protos.label[j])),
+                             image if image < n_images else 'memory'))
+    return pd.DataFrame(rows, columns=['side', 'share', 'similarity', 'label', 'image']).round({'share': 1,
+        'similarity': 2})
 
 # %% ../../nbs/api/look/91_explain.ipynb #661f494c
 def grow(
@@ -176,7 +180,8 @@ def memory_strip(
     per_row, strongest = width//CELL, np.argsort(-np.abs(force), kind='stable')
     order = strongest[:per_row*rows][force[strongest[:per_row*rows]] != 0]
     order = order[np.lexsort((force[order], label[order]))]
-    cells = paint_forces(np.full((len(order), CELL, CELL, 3), 200, np.uint8), np.broadcast_to(force[order][:, None, None], (len(order), CELL, CELL)))
+    cells = paint_forces(np.full((len(order), CELL, CELL, 3), 200, np.uint8),
+                         np.broadcast_to(force[order][:, None, None], (len(order), CELL, CELL)))
     cells[:, -2:], cells[:, :, -1] = classes.palette[label[order]][:, None, None], 255
     strip = np.full((-(-len(order)//per_row)*CELL, width, 3), 255, np.uint8)
     for k, cell in enumerate(cells): strip[k//per_row*CELL:][:CELL, k % per_row*CELL:][:, :CELL] = cell
@@ -212,12 +217,15 @@ def view_figure(
         axs = [*np.atleast_1d(rest[0].subplots(1, extra))]
         if view.bars:
             ax, names = axs.pop(0), [*view.bars][::-1]
-            ax.barh(names, [view.bars[k][0] for k in names], color=[(*view.bars[k], '#666666')[2] for k in names], edgecolor='#666666')
-            for i, k in enumerate(names): ax.text(max(view.bars[k][0], 0), i, f' {view.bars[k][1]}', va='center', fontsize='small')
+            ax.barh(names, [view.bars[k][0] for k in names], color=[(*view.bars[k], '#666666')[2] for k in names],
+                    edgecolor='#666666')
+            for i, k in enumerate(names):
+                ax.text(max(view.bars[k][0], 0), i, f' {view.bars[k][1]}', va='center', fontsize='small')
             ax.spines[['top', 'right', 'bottom']].set_visible(False); ax.set(xticks=[], ylim=(min(len(names) - 4, 0) - .6, len(names) - .4)); ax.margins(x=.35)
         for ax, (title, table) in zip(axs, below):
             ax.axis('off'); ax.set_title(title, fontsize='medium', loc='left')
-            ax.text(0, 1, table.to_string(index=False) if len(table) else 'none', family='monospace', fontsize=7.5, va='top', transform=ax.transAxes)
+            ax.text(0, 1, table.to_string(index=False) if len(table) else 'none', family='monospace', fontsize=7.5,
+                    va='top', transform=ax.transAxes)
     plt.close(fig)
     return fig
 
@@ -231,4 +239,5 @@ def division_errors(
     if not known.any(): raise SpmlError("the mask is all void: nothing to compare with")
     parts, pieces = components(np.where(known, mask, -1), background=-1, connectivity=1)[known], np.asarray(pieces)[known]
     over, under = variation_of_information(parts, pieces)
-    return dict(leak=100*(1 - partition_scores(pieces[None], [np.asarray(mask, int)[known][None]])['purity']), under=float(under), over=float(over))
+    return dict(leak=100*(1 - partition_scores(pieces[None], [np.asarray(mask, int)[known][None]])['purity']),
+                under=float(under), over=float(over))

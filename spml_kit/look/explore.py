@@ -28,7 +28,8 @@ from .inputs import check_pixel, chosen, images_of, labels_of, loss_of, pixel_of
 # %% ../../nbs/api/look/93_explore.ipynb #17b2e5a7
 def _batches(given, which):
     "Batches of the same images by kind of annotation, the given one first"
-    if not isinstance(given, WeakSet): return {'as given': tuple(torch.as_tensor(o)[chosen(which, len(given[0]))].cpu() for o in given)}
+    if not isinstance(given, WeakSet):
+        return {'as given': tuple(torch.as_tensor(o)[chosen(which, len(given[0]))].cpu() for o in given)}
     first, out = given.annotation if isinstance(given.annotation, str) and given.annotation in (*SIMULATED, *SAID) else 'as given', {}
     for kind in (first, *(k for k in (*SIMULATED, *SAID) if k != first)):
         try:
@@ -61,27 +62,36 @@ class explore_relations(Explorer):
         self.relations, self.bank = {r.name: replace(r, anchors=1.) for r in (*self.loss.relations, *relations)}, MemoryBank(64)
         for p in self.loss.bank.batches: self.bank.push(Prototypes(**{k: v.cpu() for k, v in vars(p).items()}))
         learn.model.eval()
-        with torch.no_grad(): emb, logits = (o.float().cpu() for o in learn.model(self.images.to(next(learn.model.parameters()).device)))
+        with torch.no_grad():
+            emb, logits = (o.float().cpu() for o in learn.model(self.images.to(next(learn.model.parameters()).device)))
         self.emb, self.logits = emb, F.interpolate(logits, self.size, mode='bilinear', align_corners=False)
         self._trees, self._made, names = [hierarchy_of(gradient_contours(o)) for o in self.rgb], (None, None), [*self.relations]
         first = self.relations[names[0]]
         super().__init__('relations', dict(
-            relation=W.Dropdown(options=names, description='relation', tooltip='whose pull and push the second picture shows'),
-            second=W.Dropdown(options=['none', *names], value=[*names, 'none'][1], description='beside it', tooltip='a second relation, to compare'),
+            relation=W.Dropdown(options=names, description='relation',
+                                tooltip='whose pull and push the second picture shows'),
+            second=W.Dropdown(options=['none', *names], value=[*names, 'none'][1], description='beside it',
+                              tooltip='a second relation, to compare'),
             kappa=W.FloatSlider(first.kappa, min=.5, max=60, step=.5, description='concentration',
                 tooltip='kappa of the relation: high ones look at the most similar segments only'),
-            weight=W.FloatSlider(first.weight, min=0, max=2, step=.05, description='weight', tooltip='lambda of the relation in the total loss'),
-            clusters=W.IntSlider(self.loss.grid[0], min=1, max=12, description='clusters a side', tooltip='k-means starts from so many bands down and across'),
-            iterations=W.IntSlider(self.loss.iterations, min=0, max=20, description='k-means steps', tooltip='0 leaves the grid as it is'),
-            regions=W.IntSlider(0, min=0, max=100, description='regions', tooltip='contour regions an image; 0: as the batch has them'),
-            annotation=W.Dropdown(options=[*self.batches], description='annotation', tooltip='what the labels were made of'),
+            weight=W.FloatSlider(first.weight, min=0, max=2, step=.05, description='weight',
+                                 tooltip='lambda of the relation in the total loss'),
+            clusters=W.IntSlider(self.loss.grid[0], min=1, max=12, description='clusters a side',
+                                 tooltip='k-means starts from so many bands down and across'),
+            iterations=W.IntSlider(self.loss.iterations, min=0, max=20, description='k-means steps',
+                                   tooltip='0 leaves the grid as it is'),
+            regions=W.IntSlider(0, min=0, max=100, description='regions',
+                                tooltip='contour regions an image; 0: as the batch has them'),
+            annotation=W.Dropdown(options=[*self.batches], description='annotation',
+                                  tooltip='what the labels were made of'),
             memory=W.Checkbox(len(self.bank) > 0, description='memory bank', disabled=not len(self.bank),
                 tooltip='compare with the segments of the last batches too?')), 3, width=270)
         self.observe(self.refresh, 'point')
         seg = self.segments()[0]
         if not len(seg.v): raise SpmlError('every pixel of these images is void: nothing takes part in training')
         label = seg.protos.label[seg.own]
-        good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0] # a stroke is a good place to begin
+        # a stroke is a good place to begin
+        good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0]
         self.point = pixel_of(int(seg.pixel[good[len(good)//2]]), seg.shape, self.size)
         self.refresh()
 
@@ -101,7 +111,8 @@ class explore_relations(Explorer):
             self.kappa.value, self.weight.value = self.relations[change.new].kappa, self.relations[change.new].weight
             self._held = False
         if change and change.get('owner') in (self.kappa, self.weight) and not self._held:
-            self.relations[self.relation.value] = replace(self.relations[self.relation.value], kappa=self.kappa.value, weight=self.weight.value)
+            self.relations[self.relation.value] = replace(self.relations[self.relation.value], kappa=self.kappa.value,
+                                                          weight=self.weight.value)
         super().refresh()
 
     def click(self, k, x, y):
@@ -133,24 +144,30 @@ class explore_relations(Explorer):
         check_pixel(self.point, len(self.rgb), self.size)
         (seg, candidates), (H, W_), n = self.segments(), self.size, len(self.rgb)
         row = int(seg.map(torch.arange(len(seg.v)))[i, y*seg.shape[1]//H, x*seg.shape[2]//W_])
-        if row < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes part in nothing.')
+        if row < 0:
+            raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes '
+                            f'part in nothing.')
         names = [self.relation.value] + ([self.second.value] if self.second.value != 'none' else [])
         forces = [pixel_forces(self.relations[k], seg, candidates, row, self.loss.own_negative) for k in names]
-        shown, labels = self.seen.shape[1:3], self.batches[self.annotation.value][1][:, ::self.step, ::self.step].numpy()
+        shown, labels = self.seen.shape[1:3], self.batches[self.annotation.value][1][:, ::self.step,
+            ::self.step].numpy()
         owned = grow(seg.map() == forces[0].own, shown)
         def marked(pictures): # own segment and pixel
             out = [outline(p, o) if o.any() else p for p, o in zip(pictures, owned)]
             out[i] = cross(out[i], x//self.step, y//self.step)
             return mosaic(out)
-        batch = marked([overlay((p//2 + draw_regions(p, s)//2), l, self.classes, 1) for p, s, l in zip(self.seen, grow(seg.map(), shown), labels)])
+        batch = marked([overlay((p//2 + draw_regions(p, s)//2), l, self.classes, 1)
+                        for p, s, l in zip(self.seen, grow(seg.map(), shown), labels)])
         pictures, tables, self.shown, self.strip, m = {'the batch: labels and segments': batch}, {}, [], batch.shape[1], len(seg.protos)
         for f in forces:
             picture, order = marked(paint_forces(self.seen, grow(seg.map(f.gradient[seg.own], fill=0.), shown))), ()
             if len(f.protos) > m:
-                strip, order = memory_strip(f.gradient[m:].numpy(), f.protos.label[m:].numpy(), self.classes, self.strip)
+                strip, order = memory_strip(f.gradient[m:].numpy(), f.protos.label[m:].numpy(), self.classes,
+                                            self.strip)
                 picture = np.concatenate([picture, np.full((GAP, self.strip, 3), 255, np.uint8), strip])
             self.shown.append((f, [m + int(k) for k in order]))
-            pictures[f'{f.relation.name}: blue pulls, red pushes' + ('\nbelow: the strongest of the memory' if len(order) else '')] = picture
+            pictures[f'{f.relation.name}: blue pulls, red pushes'
+                     + ('\nbelow: the strongest of the memory' if len(order) else '')] = picture
             tables[f.relation.name] = forces_table(f, self.classes, n)
         parts = self.parts(seg, candidates, row)
         weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}

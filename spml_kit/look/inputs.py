@@ -62,7 +62,8 @@ def check_pixel(
 ):
     "Refuse a pixel that is nowhere"
     i, x, y = point
-    if not (0 <= i < n and 0 <= x < size[1] and 0 <= y < size[0]): raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
+    if not (0 <= i < n and 0 <= x < size[1] and 0 <= y < size[0]):
+        raise SpmlError(f'There is no pixel ({x}, {y}) in an image {i}.')
 
 def pixel_of(
     cell:int,    # place in the flattened grid

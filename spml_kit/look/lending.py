@@ -42,11 +42,15 @@ class explore_affinity(Explorer):
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen, self.nearness = self.rgb[:, ::self.step, ::self.step], {}
-        trained = feature_affinity().code.keywords | next((getattr(r.code, 'keywords', {}) for r in loss.relations if r.name == 'affinity'), {}) # the defaults where it is not trained
-        self.alone = 'without a label it ' + ('is positive to every segment' if trained['unmatched'] == 'all' else 'is left out')
+        trained = feature_affinity().code.keywords | next((getattr(r.code, 'keywords', {}) for r in loss.relations
+                                                           if r.name == 'affinity'), {}) # the defaults where it is not trained
+        self.alone = 'without a label it ' + ('is positive to every segment' if trained['unmatched'] == 'all' else 'is '
+                                                            'left out')
         super().__init__('affinity', dict(
-            threshold=W.FloatSlider(trained['threshold'], min=-1, max=1, step=.01, description='threshold', tooltip='least cosine at which a label is lent'),
-            across=W.Checkbox(trained['across'], description='across images', tooltip='may segments of other images lend?')), 3, width=300)
+            threshold=W.FloatSlider(trained['threshold'], min=-1, max=1, step=.01, description='threshold',
+                                    tooltip='least cosine at which a label is lent'),
+            across=W.Checkbox(trained['across'], description='across images', tooltip='may segments of other '
+                                                            'images lend?')), 3, width=300)
         self.observe(self.refresh, 'point')
         cells = torch.bincount(self.seg.own)
         largest = int((cells*~self.given).argmax()) # without a label
@@ -58,7 +62,8 @@ class explore_affinity(Explorer):
         small, m = resize_labels(masks, self.seg.shape[1:]).flatten()[self.seg.pixel], len(self.seg.protos)
         known = small < len(self.classes)
         if not known.any(): return torch.full((m,), VOID)
-        return torch.where(torch.bincount(self.seg.own[known], minlength=m) > 0, majority_labels(small[known], self.seg.own[known], m), VOID)
+        return torch.where(torch.bincount(self.seg.own[known], minlength=m) > 0,
+                           majority_labels(small[known], self.seg.own[known], m), VOID)
 
     def click(self, k, x, y):
         at = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3])
@@ -71,29 +76,40 @@ class explore_affinity(Explorer):
         seg, protos, names = self.seg, self.seg.protos, self.classes.names
         me = int(seg.map()[i, y*seg.shape[1]//self.size[0], x*seg.shape[2]//self.size[1]])
         if me < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void: it takes part in nothing.')
-        label, lender, cosine = nearest_labels(protos.mu_loc, protos.label, protos.image, self.threshold.value, self.across.value)
+        label, lender, cosine = nearest_labels(protos.mu_loc, protos.label, protos.image, self.threshold.value,
+                                               self.across.value)
         shown = self.seen.shape[1:3]
         cells = seg.map()
-        them, mine = (grow((cells == s) & (cells >= 0), shown) for s in (int(lender[me]), me)) # -1: nobody, and in the map void
+        them, mine = (grow((cells == s) & (cells >= 0), shown)
+                      for s in (int(lender[me]), me)) # -1: nobody, and in the map void
         def marked(pictures): # the segment with a cross, its lender outlined too
-            out = [outline(outline(p, b) if b.any() else p, a) if a.any() else outline(p, b) if b.any() else p for p, a, b in zip(pictures, mine, them)]
+            out = [outline(outline(p, b) if b.any() else p, a) if a.any() else outline(p, b) if b.any() else p
+                   for p, a, b in zip(pictures, mine, them)]
             out[i] = cross(out[i], x//self.step, y//self.step)
             return mosaic(out)
-        painted = lambda values: marked([overlay(p, l, self.classes, .6) for p, l in zip(self.seen, grow(seg.map(values[seg.own].byte(), fill=VOID), shown))])
+        painted = lambda values: marked([overlay(p, l, self.classes, .6)
+                                         for p, l in zip(self.seen,
+                                                         grow(seg.map(values[seg.own].byte(), fill=VOID), shown))])
         lent = torch.where(label < 0, UNLABELLED, label)
-        pictures = {'what was annotated': painted(protos.label), 'once labels are lent\nthe cross and its lender are outlined': painted(lent),
+        pictures = {'what was annotated': painted(protos.label),
+                    'once labels are lent\nthe cross and its lender are outlined': painted(lent),
                     'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine[seg.own], fill=0.), shown), 0, 1)))}
         where = f'A segment of {int((seg.own == me).sum())} cells of image {i}'
-        if self.given[me]: said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
+        if self.given[me]:
+            said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
         elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend; {self.alone}.'
         else:
             of = f"'{names[int(protos.label[lender[me]])]}' of image {int(protos.image[lender[me]])}, cosine {cosine[me]:.2f}"
             said = f'{where}: the nearest labelled one is {of}; ' + ('it lends its label.' if label[me] >= 0 else f'too far: {self.alone}.')
         loans = ~self.given & (label >= 0)
         said += f' {int(loans.sum())} of {int((~self.given).sum())} unlabelled segments find a label'
-        if self.truth is not None and (judged := loans & (self.truth < VOID)).any(): said += f', {100*(label == self.truth)[judged].float().mean():.0f} % of them the right one'
+        if self.truth is not None and (judged := loans & (self.truth < VOID)).any():
+            said += f', {100*(label == self.truth)[judged].float().mean():.0f} % of them the right one'
         may = self.given & ((protos.image == protos.image[me]) | self.across.value)
-        near = {int(k): float((protos.mu_loc[may & (protos.label == k)] @ protos.mu_loc[me]).max()) for k in protos.label[may].unique()}
-        bars = {names[k]: (near[k], f'{near[k]:.2f} cosine of the nearest', hex_of(self.classes.palette[k])) for k in sorted(near, key=near.get, reverse=True)}
-        if self.across.value: said += '. In training, segments of the memory bank are asked too; they are not shown here'
+        near = {int(k): float((protos.mu_loc[may & (protos.label == k)] @ protos.mu_loc[me]).max())
+                for k in protos.label[may].unique()}
+        bars = {names[k]: (near[k], f'{near[k]:.2f} cosine of the nearest', hex_of(self.classes.palette[k]))
+                for k in sorted(near, key=near.get, reverse=True)}
+        if self.across.value:
+            said += '. In training, segments of the memory bank are asked too; they are not shown here'
         return View(said + '.', pictures, bars)

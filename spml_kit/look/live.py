@@ -39,7 +39,8 @@ class LossCurves:
         loss:float=None, # of the last step, where the loss has no parts
     ):
         "Add a point to each curve"
-        sums, count = {k: float(v) for k,v in getattr(self.loss_func, 'sums', {}).items()}, getattr(self.loss_func, 'count', 0)
+        sums, count = {k: float(v) for k,v in getattr(self.loss_func, 'sums', {}).items()}, getattr(self.loss_func,
+            'count', 0)
         old, n = self.last if count >= self.last[1] else ({}, 0) # a new round has begun
         self.last = sums, count
         new = {k: (v - old.get(k, 0))/(count - n) for k,v in sums.items()} if count > n else {} if sums or loss is None else {'loss': loss}
@@ -59,7 +60,8 @@ def answer_while_busy(
     widget, # an ipywidgets widget
 ):      # the same widget
     "Let a widget's messages be handled while a cell runs, where the kernel has subshells (ipykernel 7)"
-    if hasattr(widget.comm, '_reply_subshell_for'): widget.comm._reply_subshell_for = lambda data, asked: asked # ipykernel 7.4 would take the main thread
+    if hasattr(widget.comm, '_reply_subshell_for'):
+        widget.comm._reply_subshell_for = lambda data, asked: asked # ipykernel 7.4 would take the main thread
     return widget
 
 # %% ../../nbs/api/look/95_live.ipynb #b25428e8
@@ -73,7 +75,8 @@ class LiveCB(Callback):
         stride:int=8,    # of the pseudo-labels' random walk, pixels
         show:bool=True,  # in the notebook? `figure()` gives the same picture
     ):
-        if min(images, every, stride) < 1: raise SpmlError(f"LiveCB: images={images}, every={every}, stride={stride} must be at least 1")
+        if min(images, every, stride) < 1:
+            raise SpmlError(f"LiveCB: images={images}, every={every}, stride={stride} must be at least 1")
         self.weak, self.n_images, self.every, self.stride, self.show = weak, images, every, stride, show
         self.curves, self.quality, self.maps, self.stopped, self.note, self.view, self.next_draw = None, {}, [], False, '', None, 0
 
@@ -138,33 +141,41 @@ def _look(self:LiveCB):
     for i,s in islice(known, self.n_images):
         pseudo = random_walk_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored).argmax(0).byte().cpu().numpy()
         truth = weak.images.mask(i) if weak.images.masks else s.labels
-        self.maps.append([s.image, s.labels, predict_head(self.model, s.image), pseudo, *([truth] if weak.images.masks else [])])
+        self.maps.append([s.image, s.labels, predict_head(self.model, s.image), pseudo,
+                          *([truth] if weak.images.masks else [])])
         confusion.add(pseudo, truth)
     self.quality[len(self.learn.history)] = confusion.mean_iou(present_only=True)
     self.model.train(was)
 
+# %% ../../nbs/api/look/95_live.ipynb #bc867689
 @patch
 def figure(self:LiveCB)->plt.Figure:
     "The state of the run: losses, quality, predictions"
-    if self.curves is None: raise SpmlError("nothing to show yet: give the callback to fit_poly(..., cbs=LiveCB()) first")
+    if self.curves is None:
+        raise SpmlError("nothing to show yet: give the callback to fit_poly(..., cbs=LiveCB()) first")
     rows, cols = len(self.maps), max(map(len, self.maps), default=1)
     shape = self.maps[0][0].shape if rows else (1, 1)
     fig = plt.figure(figsize=(4 + 1.3*cols, max(3.6, 1.45*rows*shape[0]/shape[1] + .5)), layout='constrained')
     left, right = fig.subfigures(1, 2, width_ratios=(4, 1.3*cols))
     losses, quality = left.subplots(2, 1)
-    for k,(name,values) in enumerate(self.curves.parts.items()): losses.plot(self.curves.steps[-len(values):], values, color=OKABE_ITO[k % 8], marker='osD^vP*X'[k % 8], ms=3, lw=1, label=name)
+    for k,(name,values) in enumerate(self.curves.parts.items()):
+        losses.plot(self.curves.steps[-len(values):], values, color=OKABE_ITO[k % 8], marker='osD^vP*X'[k % 8], ms=3,
+                    lw=1, label=name)
     score = {r['round'] + 1: s for r in self.rows if (s := r.get('miou', r.get('agreement'))) is not None}
-    for k,(name,values) in enumerate({f'pseudo-labels against {self.judge}': self.quality, 'head on validation': score}.items()):
+    for k,(name,values) in enumerate({f'pseudo-labels against {self.judge}': self.quality,
+                                      'head on validation': score}.items()):
         quality.plot(list(values), list(values.values()), color=OKABE_ITO[k], marker='os'[k], ms=4, lw=1, label=name)
     losses.set(xlabel='step', title='parts of the loss'); quality.set(xlabel='round', title='mIoU, %' if self.judge == 'masks' else 'agreement with weak labels, %', ylim=(0, 100)); quality.xaxis.get_major_locator().set_params(integer=True)
     for ax in (losses, quality):
         ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=.3)
         if ax.has_data(): ax.legend(frameon=False, fontsize='x-small')
-    for i,(ax,a) in enumerate(zip(right.subplots(max(rows, 1), cols, squeeze=False).flat, sum(self.maps, []) or [np.zeros((1, 1, 3), np.uint8)])):
+    for i,(ax,a) in enumerate(zip(right.subplots(max(rows, 1), cols, squeeze=False).flat, sum(self.maps, [])
+                                  or [np.zeros((1, 1, 3), np.uint8)])):
         ax.imshow(a if a.ndim == 3 else self.classes.colour(a), interpolation='nearest'); ax.axis('off')
         if i < cols: ax.set_title(('image', 'weak labels', 'head', 'pseudo-labels', 'mask')[i], fontsize='small')
     seen = sorted({int(v) for row in self.maps for a in row[1:] for v in np.unique(a)} & set(range(len(self.classes))))
-    right.legend(handles=[Patch(fc=self.classes.palette[v]/255, label=self.classes.names[v]) for v in seen], loc='outside lower center', ncols=cols, frameon=False, fontsize='x-small')
+    right.legend(handles=[Patch(fc=self.classes.palette[v]/255, label=self.classes.names[v]) for v in seen],
+                 loc='outside lower center', ncols=cols, frameon=False, fontsize='x-small')
     plt.close(fig)
     return fig
 
@@ -179,7 +190,8 @@ def _image(self:LiveCB):
 def _open(self:LiveCB):
     "Show picture and button, if there is a notebook"
     if not (self.show and hasattr(get_ipython(), 'kernel')): return
-    self.button = ipywidgets.Button(description='Stop', icon='stop', tooltip='end training after this step; fit_poly(..., resume=True) goes on', layout=dict(width='10em'))
+    self.button = ipywidgets.Button(description='Stop', icon='stop',
+                                    tooltip='end training after this step; fit_poly(..., resume=True) goes on', layout=dict(width='10em'))
     self.button.on_click(lambda _: self.stop())
     self.place = display(answer_while_busy(self.button), display_id=True)
     self.view = display(self._image(), display_id=True)

@@ -61,10 +61,12 @@ def snapshots(
         for path in sorted(Path(folder).glob('*.safetensors')) if folder else ():
             state = {k[6:]: v for k, v in load_tensors(path)[0].items() if k.startswith('model.')}
             try: model.load_state_dict(state)
-            except RuntimeError: raise SpmlError(f"{path}: snapshot of another network; use the recipe it was trained with") from None
+            except RuntimeError:
+                raise SpmlError(f"{path}: snapshot of another network; use the recipe it was trained with") from None
             out[int(path.stem) if path.stem.isdigit() else path.stem] = embed()
     finally: model.load_state_dict(now)
-    if folder and not out: raise SpmlError(f"{folder}: no snapshots here; train with fit_poly(..., cbs=SnapshotCB({str(folder)!r}))")
+    if folder and not out:
+        raise SpmlError(f"{folder}: no snapshots here; train with fit_poly(..., cbs=SnapshotCB({str(folder)!r}))")
     return out | {'now': embed()}
 
 # %% ../../nbs/api/look/93b_nearness.ipynb #9fe4c5a8
@@ -85,14 +87,18 @@ class explore_embedding(Explorer):
             samples = [images.sample(i) for i in which] if isinstance(images, WeakSet) else None
             x = picture_batch([s.image for s in samples] if samples else [images.image(i) for i in which])
             if samples: labels = pad_batch([s.labels for s in samples], VOID).long()
-        self.rgb, self.seen, self.labels = (255*x).round().byte().permute(0, 2, 3, 1).numpy(), snapshots(learn.model, x, folder), labels
+        self.rgb, self.seen, self.labels = (255*x).round().byte().permute(0, 2, 3, 1).numpy(), snapshots(learn.model, x,
+            folder), labels
         self.size, self.step_px = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         steps, B = [*self.seen], len(self.rgb)
-        self.colours = dict(zip(steps, embedding_rgb(torch.cat([*self.seen.values()])).reshape(len(steps), B, *self.seen['now'].shape[-2:], 3)))
+        self.colours = dict(zip(steps, embedding_rgb(torch.cat([*self.seen.values()])).reshape(len(steps), B,
+            *self.seen['now'].shape[-2:], 3)))
         super().__init__('embedding', dict(
             step=W.SelectionSlider(options=steps, value='now', description='step', tooltip='steps of training done'),
-            follow=W.Checkbox(True, description='follow the pointer', tooltip='else a click or the arrow keys choose the pixel')), 4, width=270)
-        for p in self.pictures[:3]: p.observe(lambda change, k=self.pictures.index(p): change.new and self.click(k, *change.new), 'hover')
+            follow=W.Checkbox(True, description='follow the pointer', tooltip='else a click or the arrow keys choose '
+                                                            'the pixel')), 4, width=270)
+        for p in self.pictures[:3]:
+            p.observe(lambda change, k=self.pictures.index(p): change.new and self.click(k, *change.new), 'hover')
         self.follow.observe(self._follow, 'value')
         self.observe(self.refresh, 'point')
         self.point = 0, self.size[1]//2, self.size[0]//2
@@ -118,17 +124,22 @@ class explore_embedding(Explorer):
         v, s = self.seen[self.step.value], self.step_px
         h, w = v.shape[-2:]
         cosine = torch.einsum('bdhw,d->bhw', v, v[i, :, y*h//self.size[0], x*w//self.size[1]])
-        at = lambda pictures: mosaic([cross(p, x//s, y//s) if k == i else p for k, p in enumerate(np.ascontiguousarray(o[::s, ::s]) for o in pictures)])
+        at = lambda pictures: mosaic([cross(p, x//s, y//s) if k == i else p
+                                      for k, p in enumerate(np.ascontiguousarray(o[::s, ::s]) for o in pictures)])
         rows, columns = (np.arange(n)*m//n for n, m in zip(self.size, (h, w)))
         big = lambda o: o[:, rows[:, None], columns]
-        pictures = {'images': at(self.rgb), f'embedding, step {self.step.value}': at(big(self.colours[self.step.value])),
+        pictures = {'images': at(self.rgb),
+                    f'embedding, step {self.step.value}': at(big(self.colours[self.step.value])),
                     'cosine with the pixel under the cross\ndark -1, bright 1': at(big(heat(cosine.numpy(), -1)))}
-        if len(self.seen) > 1: pictures[f'image {i} over the steps\n{", ".join(map(str, self.seen))}'] = mosaic([c[i] for c in self.colours.values()], 3)
+        if len(self.seen) > 1:
+            pictures[f'image {i} over the steps\n{", ".join(map(str, self.seen))}'] = mosaic([c[i]
+                for c in self.colours.values()], 3)
         said, bars = f'Pixel ({x}, {y}) of image {i} at step {self.step.value}: {(cosine > .8).float().mean():.0%} of all pixels have a cosine above 0.8.', None
         if self.labels is not None:
             small = resize_labels(self.labels, (h, w))
             mean = {int(k): float(cosine[small == k].mean()) for k in small[small < UNLABELLED].unique()}
-            bars = {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels', hex_of(self.classes.palette[k]))
+            bars = {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels',
+                                            hex_of(self.classes.palette[k]))
                     for k in sorted(mean, key=mean.get, reverse=True)}
             own = int(self.labels[i, y, x])
             if own < len(self.classes): said += f" It is labelled '{self.classes.names[own]}'."
@@ -186,6 +197,7 @@ def _framed(crop, colour, width=3):
     out[:], out[width:-width, width:-width] = colour, crop
     return out
 
+# %% ../../nbs/api/look/93b_nearness.ipynb #5e2868e3
 def show_neighbours(
     model,  # `SegNet`
     store:SegmentStore, # of training images
@@ -203,15 +215,19 @@ def show_neighbours(
     for image in images:
         own, mu = (o.cpu() for o in image_segments(embed_view(model, image)[0], grid))
         sim, at = index.nearest(mu, k)
-        votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(), minlength=len(mu))
+        votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(),
+            minlength=len(mu))
         called = votes.argmax(1)
         largest = [max((called == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in called.unique()]
-        for s in sorted(largest, key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:max_rows]: # things before background
+        for s in sorted(largest,
+                        key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:max_rows]: # things before background
             inside = (own == s).view(image.shape[:2]).numpy()
             crops = [_framed(crop_around(image, inside, size), classes.palette[called[s]])]
             crops += [_framed(store.crop(train, j, size), classes.palette[index.label[j]]) for j in at[s].tolist()]
-            rows.append((crops, f'{classes.names[called[s]]}\n{int(votes[s, called[s]])} of {k}', [f'{classes.names[index.label[j]]} {v:.2f}' for j, v in zip(at[s], sim[s])]))
-    fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.1*(k + 1), 1.25*len(rows)), dpi=70, layout='constrained', squeeze=False) # about a dot per pixel
+            rows.append((crops, f'{classes.names[called[s]]}\n{int(votes[s, called[s]])} of {k}',
+                         [f'{classes.names[index.label[j]]} {v:.2f}' for j, v in zip(at[s], sim[s])]))
+    fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.1*(k + 1), 1.25*len(rows)), dpi=70, layout='constrained',
+                             squeeze=False) # about a dot per pixel
     for line, (crops, called, names) in zip(axes, rows):
         for ax, crop, title in zip(line, crops, ['', *names]):
             ax.imshow(crop); ax.set_title(title, fontsize=7, pad=2); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
@@ -227,7 +243,8 @@ def project(
     "A map of segments, on which others can be placed"
     if method == 'umap':
         try: from umap import UMAP
-        except ImportError: raise SpmlError("the map by UMAP needs the package umap-learn: pip install umap-learn, or take 'pca'") from None
+        except ImportError:
+            raise SpmlError("the map by UMAP needs the package umap-learn: pip install umap-learn, or take 'pca'") from None
         fitted = UMAP(metric='cosine', random_state=0).fit(mu.cpu().numpy())
         place = lambda v: fitted.transform(v.cpu().numpy())
     else:
@@ -246,6 +263,7 @@ def on_map(
     "Where a place of the map is in its picture"
     return np.rint(RIM + xy*(MAP - 1 - 2*RIM)).astype(int)
 
+# %% ../../nbs/api/look/93b_nearness.ipynb #c61c5887
 def scatter(
     xy:np.ndarray,      # (n,2) in 0..1
     colours:np.ndarray, # (n,3) uint8
@@ -276,18 +294,24 @@ class explore_retrieval(Explorer):
     ):
         self.model, self.queries, self.classes, self.grid = getattr(learn, 'model', learn), queries, queries.classes, grid
         if labels is None:
-            if not isinstance(train, WeakSet): raise SpmlError("labels=None makes pseudo-labels of a WeakSet; give one, or the label maps of the training images")
+            if not isinstance(train, WeakSet):
+                raise SpmlError("labels=None makes pseudo-labels of a WeakSet; give one, or the label maps of the "
+                                "training images")
             labels = pseudo_labels(self.model, train, refine=('regions',), stride=4, progress=False)
         self.train = train.images if isinstance(train, WeakSet) else train
-        self.store = segment_store(self.model, (self.train.image(i) for i in range(len(self.train))), labels, len(self.classes), grid)
+        self.store = segment_store(self.model, (self.train.image(i) for i in range(len(self.train))), labels,
+                                   len(self.classes), grid)
         self._asked, self._maps, self.crop = {}, {}, min(CROP, *(n for m in self.store.maps for n in m.shape))
         there = [self.classes.names[k] for k in self.store.index.label.unique()]
         super().__init__('retrieval', dict(
-            image=W.IntSlider(0, min=0, max=len(queries) - 1, description='query', tooltip='which image; a new one needs a pass of the network'),
+            image=W.IntSlider(0, min=0, max=len(queries) - 1, description='query',
+                              tooltip='which image; a new one needs a pass of the network'),
             k=W.IntSlider(20, min=1, max=50, description='neighbours',
                 tooltip='how many segments vote; the first 15 are shown'),
-            only_class=W.Dropdown(options=['all', *there], description='class', tooltip='retrieve segments of this class only'),
-            only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1, description='image',
+            only_class=W.Dropdown(options=['all', *there], description='class',
+                                  tooltip='retrieve segments of this class only'),
+            only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1,
+                                  description='image',
                 tooltip='retrieve segments of this training image only'),
             method=W.Dropdown(options=['pca', 'umap'] if find_spec('umap') else ['pca'], description='map',
                 tooltip='main directions, or UMAP where umap-learn is installed')), 5, width=270)
@@ -342,7 +366,8 @@ class explore_retrieval(Explorer):
 
     def draw(self):
         (own, mu), places, index, i = self._query(), self._places(), self.store.index, self.image.value
-        image, (x, y) = self.queries.image(i), (min(v, n - 1) for v, n in zip(self.point, self.queries.image(i).shape[1::-1]))
+        image, (x, y) = self.queries.image(i), (min(v, n - 1)
+                                                for v, n in zip(self.point, self.queries.image(i).shape[1::-1]))
         sim, at = nearest(mu, index.mu[places], self.k.value)
         label, C, name = index.label[places][at], len(self.classes), self.classes.names
         votes = torch.nn.functional.one_hot(label, C).sum(1)
@@ -380,12 +405,14 @@ class explore_retrieval(Explorer):
         faint = np.ones(len(xy), bool); faint[places] = False
         colours[faint] = 225
         dots = scatter(xy, colours, at.tolist(), self.place)
-        pictures[f'all segments ({self.method.value})\ncross: query, square: the one shown'] = cross(dots, *on_map(place(mu[me:me + 1]))[0])
+        pictures[f'all segments ({self.method.value})\ncross: query, square: the one shown'] = cross(dots,
+            *on_map(place(mu[me:me + 1]))[0])
         there = int(index.image[self.place])
         far = self.train.image(there)
         s = view_step(far.shape[:2])
         pictures[f"{self.train.names[there]}: '{name[int(index.label[self.place])]}'"] = outline(np.ascontiguousarray(far[::s, ::s]), self.store.maps[there][::s, ::s] == self.place)
-        table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}', 'image': [self.train.names[int(index.image[j])] for j in at]})
+        table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}',
+                              'image': [self.train.names[int(index.image[j])] for j in at]})
         order = [k for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]]
         bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', hex_of(self.classes.palette[k])) for k in order}
         return View(said, pictures, bars, {'neighbours': table[:15]})

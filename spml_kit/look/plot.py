@@ -28,7 +28,8 @@ def overlay(
 )->np.ndarray: # (H,W,3) uint8
     "Paint a label map over an image"
     labels = np.asarray(labels)
-    if labels.shape != image.shape[:2]: raise SpmlError(f"labels are {labels.shape}, the image {image.shape[:2]}: they must agree")
+    if labels.shape != image.shape[:2]:
+        raise SpmlError(f"labels are {labels.shape}, the image {image.shape[:2]}: they must agree")
     weight = np.where(labels == UNLABELLED, 0, alpha)[..., None]
     return ((1-weight)*image + weight*classes.colour(labels)).round().astype(np.uint8)
 
@@ -39,7 +40,8 @@ def draw_regions(
 )->np.ndarray: # (H,W,3) uint8
     "Outline the regions on an image, one pixel wide"
     regions = np.asarray(regions)
-    if regions.shape != image.shape[:2]: raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: they must agree")
+    if regions.shape != image.shape[:2]:
+        raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: they must agree")
     out, last = image.copy(), np.zeros(regions.shape, bool) # last pixel of a region, going right or down
     last[:, :-1] |= regions[:, :-1] != regions[:, 1:]
     last[:-1] |= regions[:-1] != regions[1:]
@@ -51,13 +53,16 @@ def _picture(a, classes):
     a = np.asarray(a)
     if a.ndim == 3: return dict(X=a)
     if a.dtype == np.uint8 and classes is not None: return dict(X=classes.colour(a))
-    if a.dtype.kind in 'iu': return dict(X=rng_of(0, 'regions').permutation(int(a.max()) + 1)[a], cmap='twilight') # neighbours in different colours
+    if a.dtype.kind in 'iu':
+        return dict(X=rng_of(0, 'regions').permutation(int(a.max()) + 1)[a],
+                    cmap='twilight') # neighbours in different colours
     return dict(X=a, cmap='viridis')
 
 def _legend(fig, maps, classes):
     seen = sorted({int(v) for m in maps for v in np.unique(m)})
     name = {UNLABELLED: 'unlabelled', VOID: 'void', **dict(enumerate(classes.names))}
-    fig.legend(handles=[Patch(facecolor=classes.palette[v]/255, edgecolor='grey', label=name.get(v, f'{v}?')) for v in seen],
+    fig.legend(handles=[Patch(facecolor=classes.palette[v]/255, edgecolor='grey', label=name.get(v, f'{v}?'))
+                        for v in seen],
         loc='outside lower center', ncols=max(1, int(fig.get_figwidth()/1.3)), frameon=False, fontsize='small')
 
 def show_grid(
@@ -72,7 +77,8 @@ def show_grid(
     first = next((np.asarray(a) for r in rows for a in r if a is not None), None)
     if first is None: raise SpmlError("nothing to show: the rows are empty")
     n_cols = max(len(r) for r in rows)
-    fig, axs = plt.subplots(len(rows), n_cols, figsize=(width*n_cols, (width*first.shape[0]/first.shape[1] + .25)*len(rows) + .4), squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(len(rows), n_cols,
+                            figsize=(width*n_cols, (width*first.shape[0]/first.shape[1] + .25)*len(rows) + .4), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for r,row in enumerate(rows):
         for ax,a in zip(axs[r], row):
@@ -124,7 +130,8 @@ def per_class_bars(
 )->go.Figure:
     "A group of bars per class, a bar per method"
     fig = go.Figure([go.Bar(name=m, x=list(table.index), y=table[m].round(2).tolist(), marker_color=OKABE_ITO[i % len(OKABE_ITO)]) for i,m in enumerate(table.columns)])
-    return fig.update_layout(barmode='group', title=title, yaxis=dict(title='percent', range=[0, 100]), template='plotly_white', height=350, margin=dict(t=50, b=30))
+    return fig.update_layout(barmode='group', title=title, yaxis=dict(title='percent', range=[0, 100]),
+                             template='plotly_white', height=350, margin=dict(t=50, b=30))
 
 # %% ../../nbs/api/look/90_plot.ipynb #e574ef65
 def curve(
@@ -135,7 +142,8 @@ def curve(
 )->plt.Figure:
     "Lines of several methods"
     fig, ax = plt.subplots(figsize=(5, 3), layout='constrained')
-    for i,(name,(x,y)) in enumerate(runs.items()): ax.plot(x, y, color=OKABE_ITO[i % len(OKABE_ITO)], marker='osD^vP*X'[i % 8], ms=4, label=name)
+    for i,(name,(x,y)) in enumerate(runs.items()):
+        ax.plot(x, y, color=OKABE_ITO[i % len(OKABE_ITO)], marker='osD^vP*X'[i % 8], ms=4, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(alpha=.3); ax.legend(frameon=False)
@@ -148,13 +156,15 @@ def confusion_figure(
     classes:Classes,     # names
 )->plt.Figure:
     "The confusion matrix, rows in percent of the true class"
-    if len(classes) != confusion.n_classes: raise SpmlError(f"{len(classes)} class names for counts of {confusion.n_classes} classes")
+    if len(classes) != confusion.n_classes:
+        raise SpmlError(f"{len(classes)} class names for counts of {confusion.n_classes} classes")
     share = 100 * confusion.counts / np.maximum(confusion.counts.sum(1, keepdims=True), 1)
     n = len(classes)
     fig, ax = plt.subplots(figsize=(2 + .4*n, 1.5 + .4*n), layout='constrained')
     ax.imshow(share, vmin=0, vmax=100, cmap='cividis')
     for (r,c),v in np.ndenumerate(share):
-        if v >= .5: ax.text(c, r, f'{v:.0f}', ha='center', va='center', fontsize=8, color='white' if v < 50 else 'black')
+        if v >= .5:
+            ax.text(c, r, f'{v:.0f}', ha='center', va='center', fontsize=8, color='white' if v < 50 else 'black')
     ax.set(xlabel='predicted', ylabel='true', xticks=range(n), yticks=range(n), yticklabels=classes.names)
     ax.set_xticks(range(n), classes.names, rotation=45, ha='right')
     plt.close(fig)

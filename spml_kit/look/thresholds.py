@@ -48,12 +48,16 @@ class explore_background(Explorer):
         self.weak, self.truth, self.alphas, self.thresholds, self._kept, self._planes = weak, truth, alphas, thresholds, {}, {}
         numbers = ['miou', 'coverage', 'precision', 'recall', 'unlabelled'] if truth else ['unlabelled']
         super().__init__('background', dict(
-            image=W.IntSlider(0, min=0, max=len(weak) - 1, description='image', tooltip='which image; a new one needs a pass of the network'),
+            image=W.IntSlider(0, min=0, max=len(weak) - 1, description='image',
+                              tooltip='which image; a new one needs a pass of the network'),
             alpha=W.FloatSlider(6., min=.5, max=24, step=.5, description='alpha',
                 tooltip='power of the background: high ones leave it the pixels that no class claims at all'),
-            threshold=W.FloatSlider(.2, min=0, max=1, step=.01, description='threshold', tooltip='a weaker winner leaves its pixel unlabelled'),
-            normalise=W.Dropdown(options=NORMALISE, value='sum', description='normalise', tooltip='sum: a score is its share of all; none: as it is'),
-            plane=W.Dropdown(options=numbers, description='plane shows', tooltip='what the heat map of all pairs shows, in percent')), 6, width=230)
+            threshold=W.FloatSlider(.2, min=0, max=1, step=.01, description='threshold',
+                                    tooltip='a weaker winner leaves its pixel unlabelled'),
+            normalise=W.Dropdown(options=NORMALISE, value='sum', description='normalise',
+                                 tooltip='sum: a score is its share of all; none: as it is'),
+            plane=W.Dropdown(options=numbers, description='plane shows', tooltip='what the heat map of all pairs '
+                                                            'shows, in percent')), 6, width=230)
         self.point = tuple(n//2 for n in self._of(0)[1].shape[:0:-1])
         self.observe(self.refresh, 'point')
         self.refresh()
@@ -83,17 +87,22 @@ class explore_background(Explorer):
 
     def click(self, k, x, y):
         size, cell = self._of(self.image.value)[1].shape[1:], (y//PLANE_CELL, x//PLANE_CELL)
-        if k < len(self.view.pictures) - 1: self.point = tuple(min(v*view_step(size), n - 1) for v, n in zip((x, y), size[::-1]))
+        if k < len(self.view.pictures) - 1:
+            self.point = tuple(min(v*view_step(size), n - 1) for v, n in zip((x, y), size[::-1]))
         else:
-            with self.hold(): self.alpha.value, self.threshold.value = (o[min(c, len(o) - 1)] for o, c in zip((self.alphas, self.thresholds), cell))
+            with self.hold():
+                self.alpha.value, self.threshold.value = (o[min(c, len(o) - 1)]
+                                                          for o, c in zip((self.alphas, self.thresholds), cell))
 
     def draw(self):
         (s, maps, ids, mask), alpha, threshold, plane = self._of(self.image.value), self.alpha.value, self.threshold.value, self._plane(self.image.value)
-        classes, step, (x, y) = self.weak.classes, view_step(maps.shape[1:]), (min(v, n - 1) for v, n in zip(self.point, maps.shape[:0:-1]))
+        classes, step, (x, y) = self.weak.classes, view_step(maps.shape[1:]), (min(v, n - 1)
+            for v, n in zip(self.point, maps.shape[:0:-1]))
         labels, scores = self._labels(maps, ids, alpha, threshold), tag_scores(maps, alpha)
         name = lambda k: 'unlabelled' if k == UNLABELLED else classes.names[k]
         small = lambda o: cross(np.ascontiguousarray(o[::step, ::step]), x//step, y//step)
-        pictures = {'image': small(s.image), 'strongest class map': small(heat(scores[1:].max(0, initial=0))), 'background': small(heat(scores[0])),
+        pictures = {'image': small(s.image), 'strongest class map': small(heat(scores[1:].max(0, initial=0))),
+                    'background': small(heat(scores[0])),
                     'labels': small(overlay(s.image, labels, classes, .7))}
         said = f'alpha {alpha:g}, threshold {threshold:g}: {(labels == UNLABELLED).mean():.1%} of the pixels are unlabelled.'
         if mask is not None:
@@ -105,10 +114,12 @@ class explore_background(Explorer):
         best = np.unravel_index((-values if self.plane.value == 'unlabelled' else values).argmax(), values.shape)
         caption = f'{self.plane.value}: best {values[best]:.0f} % at {self.alphas[best[0]]:g}, {self.thresholds[best[1]]:g}\ndown: alpha {ends(self.alphas)}, right: threshold {ends(self.thresholds)}'
         at = (np.interp(v, o, range(len(o))) for v, o in ((threshold, self.thresholds), (alpha, self.alphas)))
-        cells = heat(values, values.min(), max(values.max(), values.min() + 1)).repeat(PLANE_CELL, 0).repeat(PLANE_CELL, 1)
+        cells = heat(values, values.min(), max(values.max(), values.min() + 1)).repeat(PLANE_CELL, 0).repeat(PLANE_CELL,
+            1)
         pictures[caption] = cross(cells, *(int((v + .5)*PLANE_CELL) for v in at))
         share = lambda k: float((labels == k).mean())
-        table = pd.DataFrame({'class': [name(k) for k in ids[:-1]], 'score': scores[:, y, x].round(2), 'share': (scores[:, y, x]/max(scores[:, y, x].sum(), 1e-12)).round(2)})
+        table = pd.DataFrame({'class': [name(k) for k in ids[:-1]], 'score': scores[:, y, x].round(2),
+                              'share': (scores[:, y, x]/max(scores[:, y, x].sum(), 1e-12)).round(2)})
         return View(f'{said} The pixel ({x}, {y}) is called {name(labels[y, x])}.', pictures,
                     {name(k): (share(k), f'{share(k):.1%} of the pixels', hex_of(classes.palette[k])) for k in ids}, {f'scores at ({x}, {y})': table})
 
@@ -127,11 +138,14 @@ class explore_regions(Explorer):
         grid = getattr(learn.loss_func, 'grid', (6, 6))[0] if learn else 6
         controls = dict(
             image=W.IntSlider(0, min=0, max=len(self.set) - 1, description='image', tooltip='which image'),
-            cut=W.Dropdown(options=['number', 'strength'], description='cut by', tooltip='the tree of regions is cut at a number of regions, or at a strength of contour'),
+            cut=W.Dropdown(options=['number', 'strength'], description='cut by',
+                           tooltip='the tree of regions is cut at a number of regions, or at a strength of contour'),
             number=W.IntSlider(24, min=1, max=150, description='regions', tooltip='how many, if cut by number'),
-            strength=W.FloatSlider(.2, min=0, max=1, step=.01, description='strength', tooltip='merges above it are undone, if cut by strength'))
+            strength=W.FloatSlider(.2, min=0, max=1, step=.01, description='strength',
+                                   tooltip='merges above it are undone, if cut by strength'))
         if learn: controls |= dict(
-            clusters=W.IntSlider(grid, min=1, max=12, description='clusters a side', tooltip='k-means starts from so many bands down and across'),
+            clusters=W.IntSlider(grid, min=1, max=12, description='clusters a side',
+                                 tooltip='k-means starts from so many bands down and across'),
             iteration=W.IntSlider(0, min=0, max=15, description='k-means step', tooltip='0 is the grid'))
         super().__init__('regions', controls, 5, width=230)
         self.point = tuple(n//2 for n in self.set.image(0).shape[1::-1])
@@ -153,7 +167,8 @@ class explore_regions(Explorer):
         if i not in self._embs:
             self.learn.model.eval()
             x, size = picture_batch([self.set.image(i)]), self.set.image(i).shape[:2]
-            with torch.no_grad(): emb = unit(self.learn.model(x.to(next(self.learn.model.parameters()).device))[0].float(), 1).cpu()
+            with torch.no_grad():
+                emb = unit(self.learn.model(x.to(next(self.learn.model.parameters()).device))[0].float(), 1).cpu()
             h, w = (-(-n*k//m) for n, k, m in zip(size, emb.shape[-2:], x.shape[-2:])) # without the padding
             emb = emb[..., :h, :w]
             self._embs[i] = with_location(emb.flatten(2).transpose(1, 2), locations(h, w)), (h, w)
@@ -168,7 +183,8 @@ class explore_regions(Explorer):
 
     def draw(self):
         i, image = self.image.value, self.set.image(self.image.value)
-        size, step, (x, y) = image.shape[:2], view_step(image.shape[:2]), (min(v, n - 1) for v, n in zip(self.point, image.shape[1::-1]))
+        size, step, (x, y) = image.shape[:2], view_step(image.shape[:2]), (min(v, n - 1)
+            for v, n in zip(self.point, image.shape[1::-1]))
         (strength, tree), mask = self._tree(i), self.set.mask(i) if self.set.masks else None
         pieces = {'regions': tree.regions(self.number.value) if self.cut.value == 'number' else tree.regions(threshold=self.strength.value)}
         said = f"{pieces['regions'].max() + 1} regions"
@@ -177,7 +193,8 @@ class explore_regions(Explorer):
             cluster = self.clusters_of(i, n, t)
             pieces[f'k-means after {t} steps'] = grow(cluster, size)
             small = resize_labels(torch.from_numpy(pieces['regions'])[None], cluster.shape)[0]
-            pieces['their cut: segments'] = grow(torch.unique(cluster*(int(small.max()) + 1) + small, return_inverse=True)[1], size)
+            pieces['their cut: segments'] = grow(torch.unique(cluster*(int(small.max()) + 1) + small,
+                return_inverse=True)[1], size)
             moved = (cluster != self.clusters_of(i, n, t - 1)).float().mean() if t else 0.
             said += f"; {len(cluster.unique())} clusters, the last step moved {moved:.1%} of the cells; {pieces['their cut: segments'].max() + 1} segments"
         small = lambda o: o[::step, ::step]
@@ -185,9 +202,13 @@ class explore_regions(Explorer):
         rows = []
         for name, p in pieces.items():
             inside = p == p[y, x]
-            pictures[name] = cross(outline(draw_regions(np.ascontiguousarray(small(image)), small(p)), small(inside)), x//step, y//step)
+            pictures[name] = cross(outline(draw_regions(np.ascontiguousarray(small(image)), small(p)), small(inside)),
+                                   x//step, y//step)
             errors = {} if mask is None else {k: round(v, 2) for k, v in division_errors(p, mask).items()}
-            rows.append({'pieces': name, 'number': len(np.unique(p)), 'under the cross': f'{inside.mean():.1%}', **errors})
+            rows.append({'pieces': name, 'number': len(np.unique(p)), 'under the cross': f'{inside.mean():.1%}',
+                         **errors})
         if mask is not None: pictures['mask (not used)'] = overlay(small(image), small(mask), self.set.classes, .7)
-        caption = 'the piece under the cross, as a share of the image' + ('' if mask is None else '; leak in %, under and over in bits')
-        return View(f"{said}. The pixel ({x}, {y}) lies in a region of {rows[0]['under the cross']} of the image.", pictures, None, {caption: pd.DataFrame(rows)})
+        caption = 'the piece under the cross, as a share of the image' + ('' if mask is None else '; leak in %, under '
+                                                            'and over in bits')
+        return View(f"{said}. The pixel ({x}, {y}) lies in a region of {rows[0]['under the cross']} of the image.",
+                    pictures, None, {caption: pd.DataFrame(rows)})

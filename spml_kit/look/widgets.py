@@ -89,7 +89,8 @@ class Explorer(W.VBox):
             setattr(self, k, w)
         self._words, self._below = W.HTML(), W.HTML()
         wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')
-        super().__init__([W.HBox([*controls.values()], layout=wrap), self._words, W.HBox(self.pictures, layout=wrap), self._below])
+        super().__init__([W.HBox([*controls.values()], layout=wrap), self._words, W.HBox(self.pictures, layout=wrap),
+                          self._below])
         self.add_class('spml-explorer'); self.add_class(f'spml-explore-{name}')
         for w in controls.values(): w.observe(self.refresh, 'value')
         for k, p in enumerate(self.pictures): p.observe(lambda change, k=k: self._clicked(k, *change.new), 'point')
@@ -139,7 +140,9 @@ class Explorer(W.VBox):
         for p, (caption, picture) in zip(self.pictures, v.pictures.items()): p.caption = caption; p.show(picture)
         for k, p in enumerate(self.pictures): p.layout.display = None if k < len(v.pictures) else 'none'
         top, parts = max([b[0] for b in (v.bars or {}).values()], default=0), []
-        if v.bars: parts.append('<table>' + ''.join(f'''<tr><td>{html.escape(k)}</td><td style="text-align:left"><span class="spml-bar" style="width:{round(160*max(b, 0)/max(top, 1e-12))}px;
+        if v.bars:
+            parts.append('<table>'
+                         + ''.join(f'''<tr><td>{html.escape(k)}</td><td style="text-align:left"><span class="spml-bar" style="width:{round(160*max(b, 0)/max(top, 1e-12))}px;
             background:{(*colour, '#666666')[0]}"></span> {html.escape(text)}</td></tr>''' for k, (b, text, *colour) in v.bars.items()) + '</table>')
         rows = lambda t: t.to_html(index=False, border=0) if len(t) else ': none'
         parts += [f'<div><b>{html.escape(k)}</b>{rows(t)}</div>' for k, t in (v.tables or {}).items()]
@@ -153,4 +156,5 @@ class Explorer(W.VBox):
         packed, small = io.BytesIO(), io.BytesIO()
         self.figure().savefig(packed, format='png', dpi=72)
         Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # it is saved with the notebook
-        return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}', 'image/jpeg': base64.b64encode(small.getvalue()).decode()}
+        return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}',
+                                                      'image/jpeg': base64.b64encode(small.getvalue()).decode()}

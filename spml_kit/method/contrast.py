@@ -65,7 +65,8 @@ def _pieces(anchor, own, ids, match, image, elements):
     key, order = (row if image is None else image[own])[anchor].sort(stable=True)
     order, (groups, counts) = anchor[order], key.unique_consecutive(return_counts=True)
     if image is not None:
-        ends = [torch.searchsorted(image, groups, right=right) for right in (False, True)] # segments are sorted by image
+        # segments are sorted by image
+        ends = [torch.searchsorted(image, groups, right=right) for right in (False, True)]
         counts, *ends = torch.stack([counts, *ends]).tolist() # a GPU is asked once
         for rows, lo, hi in zip(order.split(counts), *ends):
             cols = everything[lo:hi]
@@ -91,7 +92,8 @@ class _Contrast(torch.autograd.Function):
         each = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         dx, dmu = (torch.zeros_like(x), torch.zeros_like(mu)) if need else (None, None)
         for rows, cols, own, positive in pieces:
-            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own, positive, weight[rows], kappa, own_negative, need, held)
+            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own, positive, weight[rows], kappa, own_negative, need,
+                                         held)
             if need:
                 dx[rows] = gx
                 dmu.index_add_(0, cols, gmu)
@@ -157,4 +159,5 @@ def relation_loss(
     protos = candidates if candidates is not None and relation.scope == 'memory' else seg.protos
     ids, match = relation.groups(protos)
     x, mu = relation.features(seg, protos)
-    return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None, own_negative, anchors=relation.anchors)
+    return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None,
+                    own_negative, anchors=relation.anchors)

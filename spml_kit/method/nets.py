@@ -55,7 +55,8 @@ def location_colours(
     w:int, # columns
 )->torch.Tensor: # (B,h*w,5) rows (y,x,r,g,b): location from -0.5 to 0.5, colours from -1 to 1
     "Location and colour of every pixel of an (h,w) grid (paper A.3; reference `local_model.py:LocationColorNetwork`)"
-    if min(images.shape[-2:]) < 5: raise SpmlError(f"images of {tuple(images.shape[-2:])}: colours are smoothed over 5x5 pixels")
+    if min(images.shape[-2:]) < 5:
+        raise SpmlError(f"images of {tuple(images.shape[-2:])}: colours are smoothed over 5x5 pixels")
     away = torch.arange(-2., 3, device=images.device, dtype=images.dtype)
     kernel = torch.hypot(away[:,None], away)
     smooth = F.conv2d(images, (kernel/kernel.sum()).expand(3, 1, 5, 5), groups=3)
@@ -80,8 +81,10 @@ class _DepthwiseDilated(torch.autograd.Function):
         dx = F.conv2d(grad, weight.flip(2, 3), **ctx.reach) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]: return dx, None, None
         grad, wide = (o.permute(0, 2, 3, 1).contiguous() for o in (grad, F.pad(x, (p, p, p, p))))
-        held, (h, w) = torch.empty_like(grad), x.shape[-2:] # fresh memory for every product would take longer than the product
-        taps = [torch.mul(wide[:, i:i+h, j:j+w], grad, out=held).flatten(0, 2).sum(0) for i in range(0, 2*p + 1, d) for j in range(0, 2*p + 1, d)]
+        # fresh memory for every product would take longer than the product
+        held, (h, w) = torch.empty_like(grad), x.shape[-2:]
+        taps = [torch.mul(wide[:, i:i+h, j:j+w], grad, out=held).flatten(0, 2).sum(0) for i in range(0, 2*p + 1, d)
+                for j in range(0, 2*p + 1, d)]
         return dx, torch.stack(taps, 1).view_as(weight), None
 
 class DepthwiseDilated(nn.Conv2d):
@@ -93,7 +96,8 @@ class DepthwiseDilated(nn.Conv2d):
         "Can it take this layer's place?"
         if type(layer) is not nn.Conv2d: return False
         k, d = layer.kernel_size[0], layer.dilation[0]
-        return (layer.groups == layer.in_channels == layer.out_channels and k % 2 == 1 and d > 1 and layer.kernel_size == (k, k) and layer.dilation == (d, d)
+        return (layer.groups == layer.in_channels == layer.out_channels and k % 2 == 1 and d > 1
+                and layer.kernel_size == (k, k) and layer.dilation == (d, d)
                 and layer.padding == (d*(k//2),)*2 and layer.padding_mode == 'zeros' and layer.stride == (1, 1) and layer.bias is None)
 
     def forward(self,
@@ -110,12 +114,15 @@ class AdaptedNet(nn.Module):
         net:nn.Module, # (B,3,H,W) to a list of maps (B,C,h,w), finest first; `mean` and `std`, three numbers each, if it wants other colours than ImageNet's
     ):
         super().__init__()
-        self.net, self.mean, self.std = net, *(list(getattr(net, k, o)) for k, o in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)))
+        self.net, self.mean, self.std = net, *(list(getattr(net, k, o))
+                                               for k, o in (('mean', IMAGENET_DEFAULT_MEAN),
+                                                            ('std', IMAGENET_DEFAULT_STD)))
         was, net = net.training, net.eval()
         with torch.no_grad(): maps = net(torch.zeros(1, 3, 256, 256))
         net.train(was)
         if not isinstance(maps, (list, tuple)) or not all(isinstance(m, torch.Tensor) and m.ndim == 4 for m in maps):
-            raise SpmlError(f"{type(net).__name__} is no backbone: of an image (1,3,256,256) it must make a list of maps (1,C,h,w)")
+            raise SpmlError(f"{type(net).__name__} is no backbone: of an image (1,3,256,256) it must make a list of "
+                            f"maps (1,C,h,w)")
         self.feature_info = FeatureInfo([dict(num_chs=m.shape[1], reduction=round(256/m.shape[-1]), module='') for m in maps], [*range(len(maps))])
 
     def forward(self, x): return list(self.net(x))
@@ -131,6 +138,7 @@ def _packaged_weights(name):
     ours = timm.create_model(name).state_dict()
     return dict(zip(ours, theirs.values())) # the same tensors in the same order under other names
 
+# %% ../../nbs/api/method/40_nets.ipynb #1d27eb84
 def create_backbone(
     name:str='tf_efficientnet_lite0', # timm name, or package.module:name of a function that makes a module for `AdaptedNet`
     output_stride:int=16, # 8, 16 or 32; a module of one's own has its own
@@ -144,24 +152,32 @@ def create_backbone(
     if weights:
         check_file(weights)
         try: packaged = torch.load(weights, map_location='cpu', weights_only=True)
-        except Exception as e: raise SpmlError(f"{weights}: not a readable state dict ({str(e).splitlines()[0][:200]})") from None
-        if not isinstance(packaged, dict) or not all(isinstance(v, torch.Tensor) for v in packaged.values()): raise SpmlError(f"{weights}: not a state dict: names with a tensor each are wanted")
+        except Exception as e:
+            raise SpmlError(f"{weights}: not a readable state dict ({str(e).splitlines()[0][:200]})") from None
+        if not isinstance(packaged, dict) or not all(isinstance(v, torch.Tensor) for v in packaged.values()):
+            raise SpmlError(f"{weights}: not a state dict: names with a tensor each are wanted")
         check_finite(packaged, weights)
-    try: net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=pretrained and packaged is None, **kwargs)
+    try:
+        net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=pretrained
+                                and packaged is None, **kwargs)
     except RuntimeError as e: raise SpmlError(f"backbone '{name}': {e}; see timm.list_models()") from None
-    except OSError as e: raise SpmlError(f"backbone '{name}': its weights cannot be downloaded ({e}); use tf_efficientnet_lite0, whose weights are installed, or pretrained=False") from None
+    except OSError as e:
+        raise SpmlError(f"backbone '{name}': its weights cannot be downloaded ({e}); use tf_efficientnet_lite0, whose "
+                        f"weights are installed, or pretrained=False") from None
     for layer in net.modules():
         if DepthwiseDilated.fits(layer): layer.__class__ = DepthwiseDilated
     if packaged is not None:
         left = net.load_state_dict(packaged, strict=False)
-        if left.missing_keys: raise SpmlError(f"weights for '{name}' lack {len(left.missing_keys)} tensors, first {left.missing_keys[0]}")
+        if left.missing_keys:
+            raise SpmlError(f"weights for '{name}' lack {len(left.missing_keys)} tensors, first {left.missing_keys[0]}")
     return net
 
 # %% ../../nbs/api/method/40_nets.ipynb #de8a7ac3
 @contextmanager
 def _still(module):
     "Batch norm leaves its statistics as they are"
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.num_batches_tracked is not None]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+             and m.num_batches_tracked is not None]
     momentum = [m.momentum for m in norms]
     for m in norms: m.momentum = 0.
     try: yield
@@ -184,7 +200,8 @@ def checkpoint_blocks(
     "Gradient checkpointing for every row of blocks of a network"
     rows = {} # by name; what lies within one is part of its blocks
     for name, m in net.named_modules():
-        of_blocks = type(m) is nn.Sequential and len(m) and all(len([*block.children()]) and not isinstance(block, nn.Sequential) for block in m)
+        of_blocks = type(m) is nn.Sequential and len(m) and all(len([*block.children()])
+            and not isinstance(block, nn.Sequential) for block in m)
         if of_blocks and not any(name.startswith(f'{n}.') for n in rows): rows[name] = m
     if not rows: raise SpmlError(f"{type(net).__name__} has no row of blocks to checkpoint; leave `checkpointing` away")
     for m in rows.values(): m.__class__ = CheckpointedBlocks
@@ -211,7 +228,8 @@ class PSP(nn.Module):
         width:int=512, # channels of each branch
     ):
         super().__init__()
-        block = lambda n, k: nn.Sequential(nn.Conv2d(n, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        block = lambda n, k: nn.Sequential(nn.Conv2d(n, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width),
+                                           nn.ReLU())
         self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(b), *block(n_in, 1)) for b in bins)
         self.last = nn.Sequential(*block(n_in + len(bins)*width, 3), nn.Conv2d(width, n_out, 1))
 
@@ -234,12 +252,14 @@ class BackboneNet(nn.Module):
         **kwargs, # further arguments of `timm.create_model`
     ):
         super().__init__()
-        if precision not in ('float32', 'bfloat16'): raise SpmlError(f"precision '{precision}' is not float32 or bfloat16")
+        if precision not in ('float32', 'bfloat16'):
+            raise SpmlError(f"precision '{precision}' is not float32 or bfloat16")
         self.backbone, self.freeze_bn, cfg = create_backbone(backbone, output_stride, pretrained, weights, **kwargs), freeze_bn, None if ':' in backbone else timm.get_pretrained_cfg(backbone)
         self.precision = precision
         if checkpointing: checkpoint_blocks(self.backbone)
         if compiled: self.compile()
-        self.register_buffer('mean', torch.tensor(cfg.mean if cfg else self.backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer('mean', torch.tensor(cfg.mean if cfg else self.backbone.mean).view(3, 1, 1),
+                             persistent=False)
         self.register_buffer('std', torch.tensor(cfg.std if cfg else self.backbone.std).view(3, 1, 1), persistent=False)
 
     def train(self, mode=True):
@@ -253,7 +273,8 @@ class BackboneNet(nn.Module):
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
     )->list: # of the backbone's maps, finest first
         "Feature maps"
-        with self.lowered(x): maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
+        with self.lowered(x):
+            maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
         return [self.raised(m) for m in maps]
 
     @property
@@ -306,7 +327,8 @@ class EmbedNet(BackboneNet):
     def frozen(self)->list:
         "Parameters up to stride 4, which never change"
         info = self.backbone.feature_info
-        if 4 not in info.reduction(): raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
+        if 4 not in info.reduction():
+            raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
         last = info.module_name()[info.reduction().index(4)]
         named = list(self.backbone.named_parameters()) # in the order in which they run
         end = max(i for i,(name,_) in enumerate(named) if name.startswith((f'{last}.', f"{last.replace('.', '_')}.")))
@@ -332,7 +354,8 @@ class EmbedNet(BackboneNet):
         return maps, y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
 
 # %% ../../nbs/api/method/40_nets.ipynb #cfed59f0
-_PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3e-4, out_indices=(1, 2, 3, 4), **PAPER_RESNET)
+_PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3e-4, out_indices=(1, 2, 3, 4),
+                  **PAPER_RESNET)
 
 def paper_deeplab(
     dim:int=64, # D
@@ -341,7 +364,8 @@ def paper_deeplab(
     **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's VOC network: ResNet-101 with deep stem, output stride 8, summed ASPP"
-    return EmbedNet('resnet101', dim, head='aspp', rates=(6, 12, 18, 24), pretrained=pretrained, weights=weights, **_PAPER_NET, **kwargs)
+    return EmbedNet('resnet101', dim, head='aspp', rates=(6, 12, 18, 24), pretrained=pretrained, weights=weights,
+                    **_PAPER_NET, **kwargs)
 
 def paper_pspnet(
     dim:int=32, # D
@@ -360,7 +384,8 @@ class SoftmaxHead(nn.Sequential):
         n_classes:int, # C
         dropout:float=0.75, # probability, 0..1
     ):
-        super().__init__(nn.Conv2d(dim, 2*dim, 3, padding=1, bias=False), nn.BatchNorm2d(2*dim), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(2*dim, n_classes, 1))
+        super().__init__(nn.Conv2d(dim, 2*dim, 3, padding=1, bias=False), nn.BatchNorm2d(2*dim), nn.ReLU(),
+                         nn.Dropout(dropout), nn.Conv2d(2*dim, n_classes, 1))
 
 class SegNet(nn.Module):
     "Embedding network and softmax head in one"

@@ -36,9 +36,11 @@ SCRIPT_WEIGHTS = { # released bashscripts; there the head's cross-entropy is sca
     'boxes':     Weights((.3, 6), (.1, 16), (.3, 8),  head=.3, source='bashscripts/voc12/train_spml_box.sh'),
     'points':    Weights((.1, 6), (.1, 16), (.1, 8),  head=.1, source='bashscripts/voc12/train_spml_point.sh'),
     'scribbles': Weights((1, 6), (.1, 16), (.5, 12),  source='bashscripts/voc12/train_spml_scribble.sh'),
-    'keypoints': Weights((1, 6), (.1, 16), affinity=(.5, 12), source='bashscripts/densepose/train_spml_point.sh, with its feature affinity in effect'),
+    'keypoints': Weights((1, 6), (.1, 16), affinity=(.5, 12),
+                         source='bashscripts/densepose/train_spml_point.sh, with its feature affinity in effect'),
 }
-TRAINED_AS = {'clicks': 'points', 'full': 'scribbles'} # annotation without weights of its own: people's clicks, full masks
+# annotation without weights of its own: people's clicks, full masks
+TRAINED_AS = {'clicks': 'points', 'full': 'scribbles'}
 
 # %% ../../nbs/api/method/58_recipes.ipynb #b0c766f0
 def paper_weights(
@@ -57,27 +59,34 @@ def paper_relations(
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
-    make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence, affinity=feature_affinity)
+    make = dict(annotation=semantic_annotation, similarity=image_similarity, cooccurrence=semantic_cooccurrence,
+                affinity=feature_affinity)
     changes = changes or {}
     for name, of in changes.items():
-        if name not in make: raise SpmlError(f"no relation '{name}'{did_you_mean(name, make)} (there are: {', '.join(make)})")
-        if not isinstance(of, dict): raise SpmlError(f"relation '{name}' is {of!r}; it takes arguments by name, such as {{weight: 0.5}}")
-    given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ())) | {k: v for k, v in changes.get(name, {}).items() if v is not None} for name in make}
+        if name not in make:
+            raise SpmlError(f"no relation '{name}'{did_you_mean(name, make)} (there are: {', '.join(make)})")
+        if not isinstance(of, dict):
+            raise SpmlError(f"relation '{name}' is {of!r}; it takes arguments by name, such as {{weight: 0.5}}")
+    given = {name: dict(zip(('weight', 'kappa'), getattr(w, name) or ()))
+             | {k: v for k, v in changes.get(name, {}).items() if v is not None} for name in make}
     try: return [f(**given[name]) for name,f in make.items() if 'weight' in given[name]]
     except TypeError as e: raise SpmlError(f"changes of a relation: {e}") from None
 
 # %% ../../nbs/api/method/58_recipes.ipynb #37237063
 # Least value of each number, and what it must stay below; `above`: the least value itself is too small
-_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), embedding_scale=(0, inf), memory=(0, inf), dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
+_RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), embedding_scale=(0, inf), memory=(0, inf),
+               dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
                bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
 _ABOVE = 'lr', 'scale'
 
 def _check_range(name, value, kind):
     if name not in _RANGES: return
     least, below = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)): raise SpmlError(f"recipe: {name} = {value!r} must be a {'whole ' if kind is int else ''}number")
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise SpmlError(f"recipe: {name} = {value!r} must be a {'whole ' if kind is int else ''}number")
     if not (least < value if name in _ABOVE else least <= value) or not value < below:
-        raise SpmlError(f"recipe: {name} = {value} must be {'above' if name in _ABOVE else 'at least'} {least} and {'finite' if below == inf else f'below {below}'}")
+        raise SpmlError(f"recipe: {name} = {value} must be {'above' if name in _ABOVE else 'at least'} {least} and "
+                        f"{'finite' if below == inf else f'below {below}'}")
 
 # %% ../../nbs/api/method/58_recipes.ipynb #281cdcbe
 @dataclass(frozen=True)
@@ -112,12 +121,20 @@ class Recipe:
             value, default = getattr(self, f.name), {} if f.default is MISSING else f.default
             kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
             if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
-                raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not {type(default).__name__}, such as {default!r}")
-            if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2: raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
-            for v in value if isinstance(value, (tuple, list)) else [value]: _check_range(f.name, v, float if default == () else type(default[0] if isinstance(default, tuple) else default))
-        if not 2 <= len(self.multipliers) <= 4: raise SpmlError(f"recipe: multipliers = {self.multipliers!r}: four numbers for an embedding network, three for a classifier of tags, two for a head")
-        if not self.scale[0] <= self.scale[1]: raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
-        if self.optimiser not in ('adamw', 'sgd'): raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
+                raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not "
+                                f"{type(default).__name__}, such as {default!r}")
+            if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2:
+                raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
+            for v in value if isinstance(value, (tuple, list)) else [value]:
+                _check_range(f.name, v,
+                             float if default == () else type(default[0] if isinstance(default, tuple) else default))
+        if not 2 <= len(self.multipliers) <= 4:
+            raise SpmlError(f"recipe: multipliers = {self.multipliers!r}: four numbers for an embedding network, three "
+                            f"for a classifier of tags, two for a head")
+        if not self.scale[0] <= self.scale[1]:
+            raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
+        if self.optimiser not in ('adamw', 'sgd'):
+            raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
 
     def settings(self)->dict:
         "The entries, as json holds them; those that earlier versions had not, only where they are used"
@@ -127,14 +144,20 @@ class Recipe:
         "The same recipe with some entries changed; of relations, those arguments that are named"
         changes = renamed_keys(changes)
         for name in changes:
-            if name not in vars(self): raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: {', '.join(sorted(vars(self)))})")
+            if name not in vars(self):
+                raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: "
+                                f"{', '.join(sorted(vars(self)))})")
         new = replace(self, **changes)
         return replace(new, relations=merged(self.relations, new.relations))
 
 # %% ../../nbs/api/method/58_recipes.ipynb #133380a6
-PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512, scale=(.5, 1.5))
+PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512,
+                      scale=(.5, 1.5))
 RECIPES = {
-    'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}}, source='ours; relations as in the paper but for the two changes named'),
-    'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING, source='paper A.2 and bashscripts/voc12'),
-    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1, relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
+    'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}},
+                    source='ours; relations as in the paper but for the two changes named'),
+    'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING,
+                        source='paper A.2 and bashscripts/voc12'),
+    'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1,
+                              relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -29,10 +29,15 @@ class Relation:
     anchors:float=1. # share of the pixels drawn as anchors at each step, above 0; 1 is the paper's
 
     def __post_init__(self):
-        if not 0 < self.kappa <= 60: raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, where float32 ends")
-        if not 0 <= self.weight < float('inf'): raise SpmlError(f"relation '{self.name}': weight {self.weight} must be finite and not negative")
-        if not 0 < self.anchors <= 1: raise SpmlError(f"relation '{self.name}': share of anchors {self.anchors} must be above 0 and at most 1")
-        if self.scope not in ('image', 'batch', 'memory'): raise SpmlError(f"relation '{self.name}': scope '{self.scope}' is not image, batch or memory")
+        if not 0 < self.kappa <= 60:
+            raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, where "
+                            f"float32 ends")
+        if not 0 <= self.weight < float('inf'):
+            raise SpmlError(f"relation '{self.name}': weight {self.weight} must be finite and not negative")
+        if not 0 < self.anchors <= 1:
+            raise SpmlError(f"relation '{self.name}': share of anchors {self.anchors} must be above 0 and at most 1")
+        if self.scope not in ('image', 'batch', 'memory'):
+            raise SpmlError(f"relation '{self.name}': scope '{self.scope}' is not image, batch or memory")
 
     def groups(self,
         protos:Prototypes, # M segments
@@ -40,7 +45,9 @@ class Relation:
         "Codes of the segments"
         code = self.code(protos)
         ids, match = code if isinstance(code, tuple) else (code, None)
-        if ids.shape != protos.label.shape: raise SpmlError(f"relation '{self.name}': its code has shape {tuple(ids.shape)}, there are {len(protos)} segments")
+        if ids.shape != protos.label.shape:
+            raise SpmlError(f"relation '{self.name}': its code has shape {tuple(ids.shape)}, there are {len(protos)} "
+                            f"segments")
         return ids, match
 
     def features(self,
@@ -157,7 +164,8 @@ def feature_affinity(
     "Same label once labels are spread: pixel to all segments of batch and memory"
     if not -1 <= threshold <= 1: raise SpmlError(f"affinity: threshold {threshold} is no cosine; it is -1..1")
     if unmatched not in UNMATCHED: raise SpmlError(f"affinity: unmatched '{unmatched}' is not one of {list(UNMATCHED)}")
-    return Relation('affinity', partial(near_label, threshold=threshold, across=across, unmatched=unmatched), kappa, weight, **kwargs)
+    return Relation('affinity', partial(near_label, threshold=threshold, across=across, unmatched=unmatched), kappa,
+                    weight, **kwargs)
 
 # %% ../../nbs/api/method/50_relations.ipynb #26d99ad7
 def relation_sets(

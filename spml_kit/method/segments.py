@@ -54,7 +54,8 @@ def _moves(rows, mu, own, counted, pixels, held):
     for lo in range(0, part.shape[1], pixels):
         some = part[:,lo:lo+pixels]
         s = torch.bmm(some, mu, out=held[:some[...,0].numel()*k].view(*some.shape[:2], k))
-        nearer = s.amax(2) > s.gather(2, own[:,lo:lo+pixels,None])[...,0] # far quicker than who is nearest, which only those who move need
+        # far quicker than who is nearest, which only those who move need
+        nearer = s.amax(2) > s.gather(2, own[:,lo:lo+pixels,None])[...,0]
         found = (nearer & counted[:,lo:lo+pixels]).flatten().nonzero()[:,0]
         size = some.shape[1]
         to = torch.from_numpy(s.view(-1, k).index_select(0, found).numpy().argmax(1)) # NumPy's is vectorised
@@ -217,5 +218,6 @@ def make_segments(
     pixel = valid.flatten().nonzero()[:,0]
     v, u, cluster, labels, regions = (o.flatten(0, 1).index_select(0, pixel) for o in (v, u, cluster, labels, regions))
     own, label, region, image = cut_segments(cluster, labels, regions, pixel//(h*w), k)
-    protos = Prototypes(cluster_means(v, own, len(label)), cluster_means(u, own, len(label)), label, region, image, tags)
+    protos = Prototypes(cluster_means(v, own, len(label)), cluster_means(u, own, len(label)), label, region, image,
+                        tags)
     return Segments(v, u, own, pixel, (B, h, w), protos)

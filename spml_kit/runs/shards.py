@@ -35,13 +35,20 @@ def trained_model(
 )->SegNet: # on the CPU, ready to predict
     "The network of a saved run"
     tensors, meta = load_tensors(checkpoint)
-    if not isinstance(meta.get('settings'), dict) or not isinstance(meta['settings'].get('recipe'), dict) or 'model.head.4.weight' not in tensors: raise SpmlError(f"{checkpoint}: not the checkpoint of a segmentation network; give checkpoint.safetensors of a run of `spml_learner` or `head_learner`")
+    if not isinstance(meta.get('settings'), dict) or not isinstance(meta['settings'].get('recipe'), dict) or 'model.head.4.weight' not in tensors:
+        raise SpmlError(f"{checkpoint}: not the checkpoint of a segmentation network; give checkpoint.safetensors of a "
+                        f"run of `spml_learner` or `head_learner`")
     try: recipe = Recipe(**meta['settings']['recipe'])
-    except TypeError as e: raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
-    weights = {k[6:].replace('embed.embed.', 'embed.'): v for k,v in tensors.items() if k.startswith('model.')} # that of a second head lies one level deeper
-    model = create_model(recipe.but(embed={**recipe.embed, 'pretrained': False, 'weights': None}), len(weights['head.4.weight']))
+    except TypeError as e:
+        raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
+    # that of a second head lies one level deeper
+    weights = {k[6:].replace('embed.embed.', 'embed.'): v for k,v in tensors.items() if k.startswith('model.')}
+    model = create_model(recipe.but(embed={**recipe.embed, 'pretrained': False, 'weights': None}),
+                         len(weights['head.4.weight']))
     wrong = unlike(weights, model.state_dict())
-    if wrong: raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names: {len(wrong)} differ, first {wrong[0]}; it was changed, or cut short")
+    if wrong:
+        raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names: {len(wrong)} "
+                        f"differ, first {wrong[0]}; it was changed, or cut short")
     model.load_state_dict(weights)
     return model.eval()
 
@@ -53,8 +60,13 @@ def _packed(weak):
     "A weak set as bytes"
     import cloudpickle # comes with Dask
     try: sent = cloudpickle.dumps(weak)
-    except Exception as e: raise SpmlError(f"the weak set cannot be sent to workers ({e}): does its annotation refer to a learner, a lock or an open file? Give a folder of label PNGs instead") from None
-    if len(sent) > SENT_BYTES: raise SpmlError(f"the weak set weighs {len(sent) >> 20} MB, too much to send to every worker: if its annotation is a function, give a folder of label PNGs instead; if it is the names of {len(weak)} images, divide the set")
+    except Exception as e:
+        raise SpmlError(f"the weak set cannot be sent to workers ({e}): does its annotation refer to a learner, a lock "
+                        f"or an open file? Give a folder of label PNGs instead") from None
+    if len(sent) > SENT_BYTES:
+        raise SpmlError(f"the weak set weighs {len(sent) >> 20} MB, too much to send to every worker: if its "
+                        f"annotation is a function, give a folder of label PNGs instead; if it is the names of "
+                        f"{len(weak)} images, divide the set")
     return sent
 
 # %% ../../nbs/api/runs/79_shards.ipynb #e5167746
@@ -111,14 +123,16 @@ class _Prototypes(_Work):
     kind = 'prototypes'
     def meta(self, number):
         try:
-            with safe_open(str(check_file(_shard_file(self.folder, number))), 'pt') as f: meta = json.loads(f.metadata()['meta'])
+            with safe_open(str(check_file(_shard_file(self.folder, number))), 'pt') as f:
+                meta = json.loads(f.metadata()['meta'])
             return meta if isinstance(meta['failed'], dict) and isinstance(meta['segments'], int) else None
         except Exception: return None # absent or broken
 
     def make(self, weak, some):
         samples = list(map(weak.sample, some))
         images, labels = zip(*((s.image, s.labels) for s in samples))
-        whole = training_index(self.model, images, labels, 256, **self.options) # of 256 classes: unlabelled and void are still in
+        whole = training_index(self.model, images, labels, 256,
+                               **self.options) # of 256 classes: unlabelled and void are still in
         return {i: (whole.mu[whole.image == j], whole.label[whole.image == j]) for j, i in enumerate(some)}
 
     def keep(self, number, made, failed):
@@ -135,7 +149,8 @@ class _LabelMaps(_Work):
     def meta(self, number):
         try:
             meta = read_json(_shard_file(self.folder, number, 'json'))
-            whole = isinstance(meta.get('failed'), dict) and all((self.folder/f'{k}.png').stat().st_size == n for k, n in meta['bytes'].items())
+            whole = isinstance(meta.get('failed'), dict) and all((self.folder/f'{k}.png').stat().st_size == n
+                for k, n in meta['bytes'].items())
             return meta if whole else None
         except (SpmlError, OSError, KeyError, AttributeError): return None # absent, or not as `keep` writes it
 
@@ -146,7 +161,8 @@ class _LabelMaps(_Work):
         for i, m in zip(todo, labels): write_index_png(paths[i], m, weak.classes.palette)
         return {i: (weak.names[i], p.stat().st_size) for i, p in paths.items()}
 
-    def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
+    def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'),
+                                                     dict(bytes=dict(made.values()), failed=failed))
 
 # %% ../../nbs/api/runs/79_shards.ipynb #a97fd765
 def _at_worker(name, number):
@@ -182,10 +198,13 @@ def _complete(work, client, progress):
             for number in todo: tick(number, work.do(number))
     meta = {n: work.meta(n) for n in range(len(work))}
     names = lambda n: ' to '.join(work.weak.names[i] for i in (work.images(n)[0], work.images(n)[-1]))
-    wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is not here; do all workers see this folder?')}" for n, m in meta.items() if m is None]
+    wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is not here; do all workers see this folder?')}"
+             for n, m in meta.items() if m is None]
     failed = [f'{k}: {e}' for m in meta.values() if m for k, e in m['failed'].items()]
     what = f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others are done: {'; '.join((wrong + failed)[:5])}"
-    if wrong or failed and work.strict: raise SpmlError(f"{work.folder}: {what}. Mend them and call again" + (", or leave such images out with strict=False" if failed and work.strict else ""))
+    if wrong or failed and work.strict:
+        raise SpmlError(f"{work.folder}: {what}. Mend them and call again"
+                        + (", or leave such images out with strict=False" if failed and work.strict else ""))
     if failed: warn(f"{work.folder}: {what}")
 
 # %% ../../nbs/api/runs/79_shards.ipynb #a88da7cc
@@ -210,8 +229,11 @@ def sharded_pseudo_labels(
 ): # function of the index to (H,W) uint8, for `WeakSet.relabel`
     "`pseudo_labels` of a large set, shard by shard; goes on where it was interrupted"
     check_start(start)
-    begin = dict(start=start, grid=list(grid)) if start == 'nearest' else {} # the head is what folders without an entry began with
-    work = _LabelMaps(model, weak, folder, per, device, threads, strict, dict(refine=list(refine), keep_annotated=keep_annotated, stride=stride, steps=steps, scales=list(scales), crop=crop) | begin)
+    # the head is what folders without an entry began with
+    begin = dict(start=start, grid=list(grid)) if start == 'nearest' else {}
+    work = _LabelMaps(model, weak, folder, per, device, threads, strict,
+                      dict(refine=list(refine), keep_annotated=keep_annotated, stride=stride, steps=steps,
+                           scales=list(scales), crop=crop) | begin)
     _complete(work, client, progress)
     folder, names = work.folder, weak.names
     return lambda i: read_index_png(folder/f'{names[i]}.png')
@@ -229,10 +251,14 @@ def _checked(file, settings):
     rows, meta = load_tensors(file)
     n, D = rows['mu'].shape if 'mu' in rows and rows['mu'].ndim == 2 else (len(rows.get('row', ())), 0)
     images = range(settings['images'])
-    right = isinstance(meta.get('segments'), int) and meta['segments'] >= n and 'row' in rows and all(k in rows and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in (('label', 'image', 'row') if n else ()))
-    right = right and (not n or 'mu' in rows and rows['mu'].is_floating_point() and D == settings.setdefault('dim', D) and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
+    right = isinstance(meta.get('segments'), int) and meta['segments'] >= n and 'row' in rows and all(k in rows
+        and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in (('label', 'image', 'row') if n else ()))
+    right = right and (not n or 'mu' in rows and rows['mu'].is_floating_point() and D == settings.setdefault('dim', D)
+                       and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
         and (rows['mu'].float().norm(dim=1) - 1).abs().max() < .01)
-    if not right: raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and `sharded_index` makes it anew")
+    if not right:
+        raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and "
+                        f"`sharded_index` makes it anew")
     return rows, meta
 
 # %% ../../nbs/api/runs/79_shards.ipynb #5511c8a4
@@ -243,10 +269,13 @@ def load_shards(
     seed:int=0, # of the draw
 )->SegmentIndex: # rows are counted in the index of the whole set
     "The index of a folder of shards"
-    if max_prototypes and per_class: raise SpmlError(f"max_prototypes={max_prototypes}, per_class={per_class}: give one of the two")
+    if max_prototypes and per_class:
+        raise SpmlError(f"max_prototypes={max_prototypes}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
-    if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0 for k in ('images', 'per', 'classes')):
-        raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of `sharded_index`")
+    if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0
+                                                       for k in ('images', 'per', 'classes')):
+        raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of "
+                        f"`sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
         rows, meta = _checked(_shard_file(folder, number), settings)
         n, rows['row'] = len(rows['row']), rows['row'].long() + before
@@ -256,8 +285,11 @@ def load_shards(
         if not max_prototypes and not per_class: continue
         rows['key'] = torch.from_numpy(rng_of(seed, 'shards', number).random(n))
         rows = {k: torch.cat([p[k] for p in parts]) for k in rows}
-        parts = [_drawn(rows, max_prototypes or per_class, rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
-    if not parts: raise SpmlError(f"{folder}: none of {before} segments has a class: there is nothing to retrieve; were the labels read as 255?")
+        parts = [_drawn(rows, max_prototypes or per_class,
+                        rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
+    if not parts:
+        raise SpmlError(f"{folder}: none of {before} segments has a class: there is nothing to retrieve; were the "
+                        f"labels read as 255?")
     mu, label, image, row = (torch.cat([p[k] for p in parts]) for k in ('mu', 'label', 'image', 'row'))
     index = SegmentIndex(mu, label, image, settings['classes'])
     index.row = row

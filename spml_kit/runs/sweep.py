@@ -27,7 +27,9 @@ def find_grid(
     "A grid"
     known = {p.stem: p for p in sorted((find_notebook('single').parent/'grids').glob('*.yaml'))}
     if str(path) in known: return known[str(path)]
-    if not Path(path).is_file(): raise SpmlError(f"{path}: no such file, nor a grid of the kit{did_you_mean(str(path), known)} (there are: {', '.join(known)})")
+    if not Path(path).is_file():
+        raise SpmlError(f"{path}: no such file, nor a grid of the kit{did_you_mean(str(path), known)} (there are: "
+                        f"{', '.join(known)})")
     return Path(path)
 
 MOST_RUNS = 10_000 # of one grid
@@ -41,18 +43,24 @@ def read_grid(
     "The runs that a grid asks for"
     path = find_grid(path)
     try: said = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as e: raise SpmlError(f"{path}: cannot be read as YAML ({str(e).splitlines()[0]})") from None
-    if not isinstance(said, dict) or 'experiment' not in said: raise SpmlError(f"{path}: a grid begins with the name of an experiment, such as `experiment: single`")
+    except (yaml.YAMLError, RecursionError) as e:
+        raise SpmlError(f"{path}: cannot be read as YAML ({str(e).splitlines()[0]})") from None
+    if not isinstance(said, dict) or 'experiment' not in said:
+        raise SpmlError(f"{path}: a grid begins with the name of an experiment, such as `experiment: single`")
     named = {f"the run '{k}'": (v, dict) for k, v in said['runs'].items()} if isinstance(said.get('runs'), dict) else {}
     for k, (v, kind) in {**{k: (v, GRID.get(k)) for k, v in said.items()}, **named}.items():
-        if kind is None: raise SpmlError(f"{path}: unknown entry '{k}'{did_you_mean(k, GRID)} (there are: {', '.join(GRID)})")
-        if v is not None and not isinstance(v, kind): raise SpmlError(f"{path}: {k} is {v!r}; it takes {'a name' if kind is str else 'names with their values'}")
+        if kind is None:
+            raise SpmlError(f"{path}: unknown entry '{k}'{did_you_mean(k, GRID)} (there are: {', '.join(GRID)})")
+        if v is not None and not isinstance(v, kind):
+            raise SpmlError(f"{path}: {k} is {v!r}; it takes {'a name' if kind is str else 'names with their values'}")
     source, grid = find_notebook(said['experiment']), said.get('grid') or {}
     more = typed_values(more, notebook_parameters(source))
     for k, v in grid.items():
         if not isinstance(v, list) or not v: raise SpmlError(f"{path}: grid: {k} is {v!r}; it takes a list of values")
     count = math.prod(map(len, grid.values()))*len(said.get('runs') or {'': {}})
-    if count > MOST_RUNS: raise SpmlError(f"{path}: asks for {count:,} runs, at most {MOST_RUNS:,} are taken; give shorter lists, or several grids")
+    if count > MOST_RUNS:
+        raise SpmlError(f"{path}: asks for {count:,} runs, at most {MOST_RUNS:,} are taken; give shorter lists, or "
+                        f"several grids")
     runs = {}
     for name, own in (said.get('runs') or {'': {}}).items():
         for values in itertools.product(*grid.values()):
@@ -71,7 +79,8 @@ def run_state(
     "How a run stands"
     try: said = read_json(Path(folder)/'status.json')
     except SpmlError: said = {} # absent or broken: what is there is found out by going on
-    took = isinstance(said.get('seconds'), (int, float)) or said.get('state') != 'done' and said.get('seconds', 0) is None
+    took = isinstance(said.get('seconds'), (int, float)) or said.get('state') != 'done' and said.get('seconds',
+        0) is None
     whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and took
     return said if whole else dict(state='new', message='', seconds=None)
 
@@ -93,7 +102,9 @@ def run_once(
     start, state, message = time.monotonic(), 'done', ''
     try: run_notebook(experiment, folder, parameters, progress=False, timeout=timeout, device=device)
     except (SpmlError, RunFailed) as e: state, message = 'failed', str(e)
-    except Exception as e: state, message = 'failed', f'{type(e).__name__}: {e}' # a full disk, a kernel that does not start… the others go on
+    except Exception as e:
+        # a full disk, a kernel that does not start… the others go on
+        state, message = 'failed', f'{type(e).__name__}: {e}'
     write_json(folder/'status.json', dict(state=state, message=message, seconds=round(time.monotonic() - start, 1)))
     return run_state(folder)
 
@@ -144,9 +155,12 @@ def _own_gpu(worker):
 def _at_worker(experiment, timeout, retry, device, run):
     from distributed import get_worker
     (_, (parameters, folder)), limit = run, get_worker().memory_manager.memory_limit
-    with _bounded(limit) as over: state = run_once(experiment, parameters, folder, timeout, retry, device or _own_gpu(get_worker().name))
+    with _bounded(limit) as over:
+        state = run_once(experiment, parameters, folder, timeout, retry, device or _own_gpu(get_worker().name))
     if not over.is_set(): return state
-    state |= dict(state='failed', message=f'it took more than the {limit/2**30:.1f} GB of a worker and was ended; give --memory more, or run fewer workers')
+    state |= dict(state='failed',
+                  message=f'it took more than the {limit/2**30:.1f} GB of a worker and was ended; give --memory more, '
+                          f'or run fewer workers')
     write_json(Path(folder)/'status.json', state)
     return state
 
@@ -157,16 +171,21 @@ def _alone(out):
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out/'.lock', timeout=0): yield
-    except Timeout: raise SpmlError(f"{out}: another sweep is at work there; wait for its end, or choose another folder") from None
+    except Timeout:
+        raise SpmlError(f"{out}: another sweep is at work there; wait for its end, or choose another folder") from None
 
+# %% ../../nbs/api/runs/97_sweep.ipynb #3a918c53
 def _results(client, runs, experiment, timeout, retry, device): # yields label, state
     if client is None:
-        for label, (parameters, folder) in runs.items(): yield label, run_once(experiment, parameters, folder, timeout, retry, device)
+        for label, (parameters, folder) in runs.items():
+            yield label, run_once(experiment, parameters, folder, timeout, retry, device)
         return
-    for (label, (_, folder)), future in each_result(client, partial(_at_worker, experiment, timeout, retry, device), [*runs.items()]):
+    for (label, (_, folder)), future in each_result(client, partial(_at_worker, experiment, timeout, retry, device),
+                                                    [*runs.items()]):
         try: state = future.result()
         except Exception as e: # the worker died again and again
-            state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?', seconds=None)
+            state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?',
+                         seconds=None)
             write_json(Path(folder)/'status.json', state)
         yield label, state
 
@@ -189,7 +208,8 @@ def sweep(
     "Do what is not done yet of a list of runs"
     out, code = Path(out).resolve(), code or code_version(find_notebook(experiment))
     placed = {label: (p, str(run_folder(out, experiment, p, code))) for label, p in runs.items()}
-    said = dict(experiment=experiment, code=code, runs={label: dict(folder=Path(f).name, parameters=p) for label, (p, f) in placed.items()})
+    said = dict(experiment=experiment, code=code,
+                runs={label: dict(folder=Path(f).name, parameters=p) for label, (p, f) in placed.items()})
     opened = connected(address) if address else slurm_client(slurm, memory) if slurm else local_client(workers, memory) if workers else contextlib.nullcontext()
     states = {}
     def tell(): bar.set_postfix_str(_latest(f for label, (_, f) in placed.items() if label not in states))
@@ -200,7 +220,9 @@ def sweep(
             states[label] = state
             if copy_to:
                 try: copy_run(placed[label][1], copy_to)
-                except Exception as e: tqdm.write(f"{label}: could not be copied to {copy_to} ({type(e).__name__}: {e}); the same command tries again")
+                except Exception as e:
+                    tqdm.write(f"{label}: could not be copied to {copy_to} ({type(e).__name__}: {e}); the same command "
+                               f"tries again")
             bar.update()
             if progress and state['state'] == 'failed': tqdm.write(f"{label}: {state['message']}")
     return pd.DataFrame([dict(label=label, folder=Path(placed[label][1]).name, **states[label]) for label in runs])

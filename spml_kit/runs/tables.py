@@ -31,7 +31,8 @@ def published()->dict: # name of a table to its title, source, conditions and ce
 
 # %% ../../nbs/api/runs/98_tables.ipynb #94c78cb1
 def _weights(row, conditions):
-    kind = TRAINED_AS.get(row['annotation'], row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles') # older runs name a folder
+    kind = TRAINED_AS.get(row['annotation'],
+                          row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles') # older runs name a folder
     try: given = {r.name: r.weight for r in paper_relations(kind, changes=conditions['recipe']['relations'])}
     except (SpmlError, KeyError): return {}
     return {name: given.get(name, 0) for name in ('similarity', 'cooccurrence', 'affinity')}
@@ -39,7 +40,8 @@ def _weights(row, conditions):
 def _rest(conditions):
     "What no table varies: all conditions but length of scribbles, weights of relations and of the CRF loss, and counts that follow from the seed"
     rest = {k: v for k, v in conditions.items() if k not in ('length', 'crf_weight', 'labelled', 'tagged')}
-    relations = {name: {k: v for k, v in changes.items() if k != 'weight'} for name, changes in rest['recipe']['relations'].items()}
+    relations = {name: {k: v for k, v in changes.items() if k != 'weight'}
+                 for name, changes in rest['recipe']['relations'].items()}
     return rest | {'recipe': {**rest['recipe'], 'relations': {k: v for k, v in relations.items() if v}}}
 
 def _short(said):
@@ -49,7 +51,8 @@ def _short(said):
 _NEEDED = dict(rows=('method', 'data', 'annotation', 'seed', 'miou'), conditions=('n_train', 'size', 'steps', 'recipe'))
 
 def _changed(file, what, thing):
-    return SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or move it away")
+    return SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or "
+                     f"move it away")
 
 def _placed(file, said):
     "Rows that a table can place: of the kit's experiments, what is no such row is refused; one of one's own may have none"
@@ -74,7 +77,8 @@ def _rows(file, said):
     for k in ('n_train', 'size', 'steps'): of(int, c[k], k)
     rows = [r for r in rows if {*_NEEDED['rows']} <= r.keys()]
     for r in rows:
-        for k, kind in dict(method=str, data=str, annotation=str, seed=int, miou=(int, float)).items(): of(kind, r[k], f'{k} of a row')
+        for k, kind in dict(method=str, data=str, annotation=str, seed=int, miou=(int, float)).items():
+            of(kind, r[k], f'{k} of a row')
         of(dict, r.get('per_class', {}), 'per_class of a row')
         if not math.isfinite(r['miou']): raise _changed(file, 'miou of a row', r['miou'])
     return rows
@@ -92,7 +96,8 @@ def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
 )->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` where it is told, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations and of the CRF loss
     "The rows of all runs that came to their end"
-    below = lambda folder: sorted(f for f in folder.rglob('*.json') if f.parent.name != 'previous' or f.parent == folder) # `previous`: of a run that was begun again and has no new scores
+    below = lambda folder: sorted(f for f in folder.rglob('*.json') if f.parent.name != 'previous'
+                                  or f.parent == folder) # `previous`: of a run that was begun again and has no new scores
     files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
@@ -105,8 +110,12 @@ def collect_runs(
         if (code := _made_by(f)) is None: continue
         for r in _placed(f, said):
             c = said['conditions']
-            rows.append(dict(file=str(f), code=code, classes=list(r.get('per_class') or ())) | c | r | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
-    if not rows: raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has {', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its conditions; give the folder of a sweep of `single`, or of single runs")
+            rows.append(dict(file=str(f), code=code, classes=list(r.get('per_class') or ())) | c | r
+                        | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
+    if not rows:
+        raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has "
+                        f"{', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its "
+                        f"conditions; give the folder of a sweep of `single`, or of single runs")
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/runs/98_tables.ipynb #604132f1
@@ -117,7 +126,9 @@ def _interval(values, seed=0, level=.95):
 
 def _where(runs, said):
     "The runs of which this is true"
-    return runs[np.logical_and.reduce([np.ones(len(runs), bool), *(runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items())])]
+    return runs[np.logical_and.reduce([np.ones(len(runs), bool),
+                                       *(runs[k] == v if k in runs else np.zeros(len(runs), bool)
+                                         for k, v in said.items())])]
 
 def _cells(table, runs):
     "Name, cell, and the runs that belong to it; to tables of classes those whose classes are all among the paper's: a drawn cat between balloons is no cat of VOC"
@@ -127,7 +138,10 @@ def _cells(table, runs):
             yield name, cell, runs[:0]
             continue
         found = _where(runs, {**table['where'], **cell.get('where', {})})
-        if 'class' in cell: found = found[np.array([isinstance(c, dict) and cell['class'] in c and set() < {*c} - {'background'} <= things for c in found.get('per_class', [None]*len(found))], bool)]
+        if 'class' in cell:
+            found = found[np.array([isinstance(c, dict) and cell['class'] in c
+                                    and set() < {*c} - {'background'} <= things for c in found.get('per_class',
+                                        [None]*len(found))], bool)]
         yield name, cell, found
 
 def _best(cell, found):
@@ -151,9 +165,11 @@ def _scored(table, runs):
             twice = found[found.duplicated('seed', keep=False)]
             if len(twice):
                 one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
-                raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: of another version of the code? Leave one of the two out, or move it away")
+                raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: "
+                                f"of another version of the code? Leave one of the two out, or move it away")
             scores[name] = pd.Series([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou.to_numpy(), index=found.seed.to_numpy(), dtype=float)
-        yield name, cell, scores[name], ' '.join(filter(None, (said and f'{name}: {said}.', cell.get('note') if len(scores[name]) else '')))
+        yield name, cell, scores[name], ' '.join(filter(None, (said and f'{name}: {said}.',
+            cell.get('note') if len(scores[name]) else '')))
 
 def table_with_runs(
     table:dict, # one of `published()`
@@ -163,7 +179,8 @@ def table_with_runs(
     out = {}
     for name, cell, scores, _ in _scored(table, runs):
         low, high = _interval(scores.to_numpy())
-        out[name] = dict(paper=cell['paper'], ours=scores.mean(), sd=scores.std(), low=low, high=high, seeds=len(scores))
+        out[name] = dict(paper=cell['paper'], ours=scores.mean(), sd=scores.std(), low=low, high=high,
+                         seeds=len(scores))
     return pd.DataFrame(out).T.astype({'seeds': int})
 
 def reversed_pairs(
@@ -178,21 +195,27 @@ def reversed_pairs(
 # %% ../../nbs/api/runs/98_tables.ipynb #5e771a61
 def _table(name):
     tables = published()
-    if name not in tables: raise SpmlError(f"no table '{name}'{did_you_mean(name, tables)} (there are: {', '.join(tables)})")
+    if name not in tables:
+        raise SpmlError(f"no table '{name}'{did_you_mean(name, tables)} (there are: {', '.join(tables)})")
     return tables[name]
 
 def _unvaried(table, run):
     "Of what other tables vary, the length and those weights that the run was given: what this one does not"
-    named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))} - {'annotation'} # there a kind of annotation, here a relation
-    given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items() if changes.get('weight') is not None}
+    # there a kind of annotation, here a relation
+    named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))} - {'annotation'}
+    given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items()
+             if changes.get('weight') is not None}
     return {k: v for k, v in sorted({'length': run.conditions.get('length', 1.), **given}.items()) if k not in named}
 
 def _flat(said, name=''):
     "Entries of nested dicts, each under its whole path"
-    return {k: v for key, value in said.items() for k, v in (_flat(value, f'{name}{key}.') if isinstance(value, dict) and value else {f'{name}{key}': value}).items()}
+    return {k: v for key, value in said.items()
+            for k, v in (_flat(value, f'{name}{key}.') if isinstance(value, dict)
+                         and value else {f'{name}{key}': value}).items()}
 
 def _words(said):
-    return ', '.join(f"{k.removeprefix('recipe.').removeprefix('relations.')} {format(v, 'g') if isinstance(v, float) else v}" for k, v in said.items())
+    return ', '.join(f"{k.removeprefix('recipe.').removeprefix('relations.')} "
+                     f"{format(v, 'g') if isinstance(v, float) else v}" for k, v in said.items())
 
 def _told_apart(settings):
     "Of each setting, in words, what is not so in all; of entries that part the settings in the same way, the first"
@@ -201,8 +224,10 @@ def _told_apart(settings):
         values = [json.dumps(s.get(k)) for s in settings]
         ways.setdefault(tuple(map(values.index, values)), k)
     differ = [k for way, k in ways.items() if any(way)]
-    return [_words({k: s[k] for k in differ if k in s}) or (f"{', '.join(differ)} not given" if differ else '') for s in settings]
+    return [_words({k: s[k] for k in differ if k in s}) or (f"{', '.join(differ)} not given" if differ else '')
+            for s in settings]
 
+# %% ../../nbs/api/runs/98_tables.ipynb #b1a63c49
 def by_setting(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
@@ -213,7 +238,8 @@ def by_setting(
     for data, found in runs.loc[wanted].groupby('data'):
         groups = {}
         for i, run in found.iterrows(): groups.setdefault(_short([run.setting, _unvaried(table, run)]), []).append(i)
-        words = _told_apart([_unvaried(table, run) | _flat(_rest(run.conditions)) for run in (found.loc[g[0]] for g in groups.values())])
+        words = _told_apart([_unvaried(table, run) | _flat(_rest(run.conditions))
+                             for run in (found.loc[g[0]] for g in groups.values())])
         out += [(data, said, found.loc[g].assign(setting=setting)) for said, (setting, g) in zip(words, groups.items())]
     return out
 
@@ -231,7 +257,8 @@ def _network(recipe):
     if name == 'EmbedNet': known = (embed or {}).get('backbone', 'EfficientNet-Lite0')
     else: known = _NETWORKS.get(name, name)
     if embed is None: return known
-    start = f"weights of {Path(embed['weights']).name}" if embed.get('weights') else 'ImageNet weights' if embed.get('pretrained', name == 'EmbedNet') else 'random weights' # `EmbedNet` alone is pretrained by default
+    # `EmbedNet` alone is pretrained by default
+    start = f"weights of {Path(embed['weights']).name}" if embed.get('weights') else 'ImageNet weights' if embed.get('pretrained', name == 'EmbedNet') else 'random weights'
     return f'{known} from {start}'
 
 def _contours(conditions):
@@ -241,9 +268,11 @@ def _contours(conditions):
 
 def _labels(runs):
     "Where labels came from that neither images nor people bring along"
-    simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions) if a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose') and not c.get('label_folder')}
+    simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions)
+                 if a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose') and not c.get('label_folder')}
     seeds = {c['cam'] for a, c in zip(runs.annotation, runs.conditions) if a in ('tags', 'boxes') and 'cam' in c}
-    return (f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else '') + (f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else '')
+    return (f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else '') + (f", seeds of tags and "
+                                                            f"boxes by {_said(seeds).upper()}" if seeds else '')
 
 # %% ../../nbs/api/runs/98_tables.ipynb #a286003e
 def conditions_in_words(
@@ -252,16 +281,23 @@ def conditions_in_words(
 )->str:
     "What differs between the paper's experiment and ours"
     p = table['paper']
-    beyond = [_words({k: v for k, v in _unvaried(table, run).items() if (k, v) != ('length', 1)}) for _, run in runs.iterrows()] # strokes are whole unless it is said
+    # strokes are whole unless it is said
+    beyond = [_words({k: v for k, v in _unvaried(table, run).items() if (k, v) != ('length', 1)})
+              for _, run in runs.iterrows()]
     given = f', with {_said(beyond)}' if any(beyond) else ''
     left_out = sorted({step for skip in runs.get('skip', []) if isinstance(skip, list) for step in skip})
     given += f", without the pipeline's {' and '.join(left_out)}" if left_out else ''
     crops = f" in crops of {_said(runs.crop.dropna().astype(int))}" if 'crop' in runs and runs.crop.notna().any() else ''
     batch = {r['bs'] for r in runs.recipe if 'bs' in r}
     codes = {*runs.code} - {''} if 'code' in runs else {}
-    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, {p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps of {p['bs']} images, {p['labels']}, one seed. "
-            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, {_said(runs['size'])} pixels{crops}, {_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, "
-            f"{_said(runs.steps)} steps{f' of {_said(batch)} images' if batch else ''}{_labels(runs)}{given}.{f' Ours were made by {len(codes)} versions of the code.' if len(codes) > 1 else ''}")
+    return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, "
+            f"{p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps of {p['bs']} images, "
+            f"{p['labels']}, one seed. "
+            f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, "
+            f"{_said(runs['size'])} pixels{crops}, "
+            f"{_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, "
+            f"{_said(runs.steps)} "
+            f"steps{f' of {_said(batch)} images' if batch else ''}{_labels(runs)}{given}.{f' Ours were made by {len(codes)} versions of the code.' if len(codes) > 1 else ''}")
 
 def captioned_table(
     name:str, # of a table
@@ -269,11 +305,15 @@ def captioned_table(
 )->tuple: # table side by side, its caption, pairs in another order
     "One table of the paper beside ours"
     table, settings = _table(name), by_setting(name, runs)
-    if len(settings) > 1: raise SpmlError(f"{name}: runs of {len(settings)} settings cannot stand in one column ({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); `by_setting` takes them apart")
+    if len(settings) > 1:
+        raise SpmlError(f"{name}: runs of {len(settings)} settings cannot stand in one column "
+                        f"({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); `by_setting` takes "
+                        f"them apart")
     both = table_with_runs(table, runs)
     words = conditions_in_words(table, settings[0][2]) if settings else 'None of our runs belongs here yet.'
     words = ' '.join([words, *dict.fromkeys(said for *_, said in _scored(table, runs) if said)])
-    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both.drop([name for name, cell in table['cells'].items() if 'of' in cell]))
+    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both.drop([name
+        for name, cell in table['cells'].items() if 'of' in cell]))
 
 # %% ../../nbs/api/runs/98_tables.ipynb #5e771a65
 def tables_by_setting(
@@ -283,15 +323,20 @@ def tables_by_setting(
 )->tuple: # list of (title, data, setting, and what `captioned_table` gives); lines on what is not shown
     "One table of the paper beside ours, once for every setting"
     table, shown, passed = _table(name), [], []
-    weak = any({**table['where'], **cell.get('where', {})}.get('annotation') != 'full' for cell in table['cells'].values())
+    weak = any({**table['where'], **cell.get('where', {})}.get('annotation') != 'full'
+               for cell in table['cells'].values())
     for data, settings in itertools.groupby(by_setting(name, runs), lambda s: s[0]):
         settings, beyond = list(settings), []
         if weak and not every and all((group.annotation == 'full').all() for *_, group in settings): continue
         for _, words, group in settings:
             alike = len({tuple(found.index) for *_, found in _cells(table, group) if len(found)}) == 1
             if alike and len(settings) > 1 and not every: beyond.append(words)
-            else: shown.append((f"{name}, {data}{words and f' ({words})'}", data, group.setting.iloc[0], *captioned_table(name, group)))
-        if beyond: passed.append(f"{name}, {data}: not shown are runs that differ in what this table does not vary ({'; '.join(beyond)}); `spml_tables --table {name}` shows them")
+            else:
+                shown.append((f"{name}, {data}{words and f' ({words})'}", data, group.setting.iloc[0],
+                              *captioned_table(name, group)))
+        if beyond:
+            passed.append(f"{name}, {data}: not shown are runs that differ in what this table does not vary "
+                          f"({'; '.join(beyond)}); `spml_tables --table {name}` shows them")
     return shown, passed
 
 # %% ../../nbs/api/runs/98_tables.ipynb #9a6eeb55
@@ -300,18 +345,25 @@ def sweep_table(
 )->pd.DataFrame: # a row per point of the grid; a column per method, mean and standard deviation; seeds
     "A sweep at a glance"
     said = read_json(Path(folder)/'sweep.json')
-    if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str) for r in said['runs'].values()): raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
-    label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part)) or said['experiment'] for name, run in said['runs'].items()}
+    if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str)
+                                                         for r in said['runs'].values()):
+        raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
+    label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part))
+             or said['experiment'] for name, run in said['runs'].items()}
     rows = []
     for f in label:
         if not is_there(path := Path(folder)/f/'metrics.json'): continue
         found = read_json(path).get('rows', [])
-        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found): raise _changed(path, 'rows', found)
-        rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found if {'method', 'seed', 'miou'} <= r.keys()]
+        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+            raise _changed(path, 'rows', found)
+        rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found
+                 if {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
-    grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
+    grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'),
+        seeds=('seed', 'nunique'))
     columns = {}
     for m in dict.fromkeys(r['method'] for r in rows):
         part = grouped.xs(m, level='method')
         columns |= {m: part['mean'], f'{m} sd': part.sd}
-    return pd.DataFrame(columns | {'seeds': grouped.seeds.groupby('run').max()}).reindex(dict.fromkeys(r['run'] for r in rows))
+    return pd.DataFrame(columns | {'seeds': grouped.seeds.groupby('run').max()}).reindex(dict.fromkeys(r['run']
+        for r in rows))

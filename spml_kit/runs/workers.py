@@ -26,7 +26,10 @@ def local_client(
     "Dask workers on this machine"
     import dask
     dist, threads = dask_distributed(), max(1, os.cpu_count()//workers) # Dask itself would leave one thread to each
-    with dask.config.set(QUIET | {f'distributed.nanny.pre-spawn-environ.{name}': threads for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}): return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address='127.0.0.1:0')
+    with dask.config.set(QUIET | {f'distributed.nanny.pre-spawn-environ.{name}': threads
+                                  for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}):
+        return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory,
+                           dashboard_address='127.0.0.1:0')
 
 @contextlib.contextmanager
 def slurm_client(
@@ -36,8 +39,11 @@ def slurm_client(
 ): # context manager of a dask.distributed.Client; at its end the jobs are cancelled
     "Dask workers that SLURM starts, as many as there is work for"
     try: from dask_jobqueue import SLURMCluster
-    except ImportError as e: raise SpmlError(f'jobs of SLURM need the package dask-jobqueue ({e}): pip install dask-jobqueue') from None
-    if not shutil.which('sbatch'): raise SpmlError("sbatch: no such command here; start this on a machine that may submit jobs to SLURM, or give the address of a Dask scheduler")
+    except ImportError as e:
+        raise SpmlError(f'jobs of SLURM need the package dask-jobqueue ({e}): pip install dask-jobqueue') from None
+    if not shutil.which('sbatch'):
+        raise SpmlError("sbatch: no such command here; start this on a machine that may submit jobs to SLURM, or give "
+                        "the address of a Dask scheduler")
     try: cluster = SLURMCluster(cores=1, processes=1, memory=memory, **site)
     except (TypeError, ValueError) as e: raise SpmlError(f"SLURM, jobs of {memory}: {e}") from None
     with cluster, dask_distributed().Client(cluster) as client:
@@ -54,7 +60,8 @@ def connected(
     "A client of these workers"
     if not isinstance(client, str): yield client; return
     try: own = dask_distributed().Client(client)
-    except (OSError, ValueError) as e: raise SpmlError(f"{client}: no Dask scheduler answers ({e}); start one with `dask scheduler`") from None
+    except (OSError, ValueError) as e:
+        raise SpmlError(f"{client}: no Dask scheduler answers ({e}); start one with `dask scheduler`") from None
     with own: yield own
 
 def await_workers(
@@ -62,7 +69,9 @@ def await_workers(
 ):
     "Wait until a worker is there; an error after `PATIENCE` seconds"
     try: client.wait_for_workers(1, timeout=PATIENCE)
-    except TimeoutError: raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker {client.scheduler.address}`") from None
+    except TimeoutError:
+        raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker "
+                        f"{client.scheduler.address}`") from None
 
 def each_result(
     client, # dask.distributed.Client
@@ -74,7 +83,8 @@ def each_result(
     try:
         for f in dask.as_completed(list(futures)):
             item = futures.pop(f)
-            if isinstance(f.exception(), dask.KilledWorker): suspects.append(item) # or did it only wait beside the one that kills?
+            if isinstance(f.exception(), dask.KilledWorker):
+                suspects.append(item) # or did it only wait beside the one that kills?
             else: yield item, f
         for item in suspects: # each alone
             futures = {client.submit(make, item, pure=False): item}

@@ -73,6 +73,7 @@ from .look.annotate import *
 from .look.live import *
 from .look.exercises import *
 from .renamed import *
+from .neighbours.prm import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
 _TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',

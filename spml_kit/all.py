@@ -73,6 +73,7 @@ from .look.annotate import *
 from .look.live import *
 from .look.exercises import *
 from .neighbours.mcof import *
+from .neighbours.prm import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

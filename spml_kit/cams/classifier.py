@@ -109,7 +109,7 @@ class TagMethod:
     same_tags:bool = False # must all images of a group have the same tags, where there are such? else they share one
 
 CAM = TagMethod('cam', TagNet)
-TAG_METHODS = dict(cam='spml_kit.cams.classifier:CAM', seam='spml_kit.cams.seam:SEAM') # names on the command line
+TAG_METHODS = dict(cam='spml_kit.cams.classifier:CAM', seam='spml_kit.cams.seam:SEAM', prm='spml_kit.neighbours.prm:PRM') # names on the command line
 
 def tag_splitter(
     model:nn.Module, # with a `backbone`

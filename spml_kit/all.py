@@ -72,6 +72,7 @@ from .look.drawings import *
 from .look.annotate import *
 from .look.live import *
 from .look.exercises import *
+from .neighbours.drs import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

@@ -74,6 +74,7 @@ from .look.live import *
 from .look.exercises import *
 from .neighbours.mcof import *
 from .neighbours.prm import *
+from .neighbours.drs import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

@@ -109,14 +109,17 @@ class TagMethod:
     same_tags:bool = False # must all images of a group have the same tags, where there are such? else they share one
 
 CAM = TagMethod('cam', TagNet)
-TAG_METHODS = dict(cam='spml_kit.cams.classifier:CAM', seam='spml_kit.cams.seam:SEAM', prm='spml_kit.neighbours.prm:PRM') # names on the command line
+TAG_METHODS = { # names on the command line
+    'cam': 'spml_kit.cams.classifier:CAM', 'seam': 'spml_kit.cams.seam:SEAM', 'drs': 'spml_kit.neighbours.drs:DRS',
+    'mcis': 'spml_kit.neighbours.mcis:MCIS', 'group_wsss': 'spml_kit.neighbours.group_wsss:GROUP_WSSS',
+    'prm': 'spml_kit.neighbours.prm:PRM'}
 
 def tag_splitter(
     model:nn.Module, # with a `backbone`
 )->list: # three lists: body weights, body biases, head
-    "Parameters by learning rate"
-    groups = [], [], []
-    for name, p in model.named_parameters(): groups[2 if not name.startswith('backbone.') else int(name.endswith('bias'))].append(p)
+    "Parameters by learning rate; modules in the body that are new to it (their `fresh` is True) learn as the head does"
+    groups, fresh = ([], [], []), {p for m in model.modules() if getattr(m, 'fresh', False) for p in m.parameters()}
+    for name, p in model.named_parameters(): groups[2 if p in fresh or not name.startswith('backbone.') else int(name.endswith('bias'))].append(p)
     return list(groups)
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #232a0706

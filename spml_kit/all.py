@@ -45,6 +45,7 @@ from .cams.background import *
 from .cams.labels import *
 from .cams.classifier import *
 from .cams.seam import *
+from .cams.coattention import *
 from .cams.seeds import *
 from .infer.retrieval import *
 from .infer.propagate import *
@@ -72,6 +73,8 @@ from .look.drawings import *
 from .look.annotate import *
 from .look.live import *
 from .look.exercises import *
+from .neighbours.mcis import *
+from .neighbours.group_wsss import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

@@ -46,6 +46,7 @@ from .cams.labels import *
 from .cams.classifier import *
 from .cams.seam import *
 from .cams.seeds import *
+from .cams.coattention import *
 from .infer.retrieval import *
 from .infer.propagate import *
 from .infer.crf import *
@@ -75,6 +76,8 @@ from .look.exercises import *
 from .neighbours.mcof import *
 from .neighbours.prm import *
 from .neighbours.drs import *
+from .neighbours.mcis import *
+from .neighbours.group_wsss import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

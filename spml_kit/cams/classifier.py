@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAG_RECIPE', 'CAM', 'TAG_METHODS', 'MERGES', 'GRAD_CAMS', 'TagNet', 'TagLoss', 'average_precision', 'TagPrecision',
-           'TagMethod', 'tag_splitter', 'tag_learner', 'class_maps', 'grad_cam']
+           'TagMethod', 'tag_splitter', 'tag_learner', 'class_maps', 'related_images', 'grad_cam']
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #be17d42e
 from collections.abc import Callable
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from fastai.learner import Learner, Metric
 from torch import nn
 
-from ..core import SpmlError, named_object, seed_everything
+from ..core import SpmlError, named_object, rng_of, seed_everything
+from ..data.tag_index import TagIndex
+from ..data.weak import WeakSet
 from ..method.nets import BackboneNet
 from ..method.recipes import RECIPES, Recipe
 from ..learn.distributed import gather, joint_mean
@@ -107,6 +109,7 @@ class TagMethod:
     recipe:Recipe = TAG_RECIPE # its training
     group:int = 1     # images that learn together: 2 for pairs, 3 and more for groups; `weak_dls` makes batches of such
     same_tags:bool = False # must all images of a group have the same tags, where there are such? else they share one
+    related:int = 0   # partners that its `maps` takes at inference: of each tag, or with `same_tags` of the image
 
 CAM = TagMethod('cam', TagNet)
 TAG_METHODS = { # names on the command line
@@ -182,6 +185,23 @@ def class_maps(
     out[tags] = (_scaled(total) if merge == 'sum' else total).cpu().numpy()
     out[0] = 0
     return out
+
+# %% ../../nbs/api/cams/62_classifier.ipynb #c2107d57
+def related_images(
+    weak:WeakSet,       # where partners are drawn from
+    i:int,              # the image in it
+    method:TagMethod,   # whose `related` says how many
+    index:TagIndex,     # of the same set
+    seed:int=0,         # of the draw
+)->list: # of (image (H,W,3) uint8, tags (C,) bool), for `class_maps`
+    "Partners of an image at inference"
+    rng, n = rng_of(seed, 'related', i), method.related
+    if not n: return []
+    if method.same_tags: drawn = index.related(i, n, rng, True)
+    else:
+        others = [o[o != i] for o in map(index.with_tag, np.flatnonzero(index.tags[i]))]
+        drawn = np.concatenate([np.zeros(0, int), *(rng.choice(o, min(n, len(o)), replace=False) for o in others if len(o))])
+    return [(weak.images.image(k), weak.tags(k)) for k in np.unique(drawn[drawn != i])]
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #f052f29e
 GRAD_CAMS = dict(gradcam='GradCAM', layercam='LayerCAM', hirescam='HiResCAM', xgradcam='XGradCAM', eigengradcam='EigenGradCAM', scorecam='ScoreCAM') | {'gradcam++': 'GradCAMPlusPlus'}

@@ -29,6 +29,7 @@ class Sample:
     labels:np.ndarray  # (H,W) uint8, 0..C-1, 254 and 255
     regions:np.ndarray # (H,W) int32, ids 0..R-1
     tags:np.ndarray    # (C,) bool
+    number:int = None  # of the image in its set, where it is of one
 
 def rescale(
     annotation:Annotation, # in pixels of an image
@@ -174,7 +175,7 @@ class WeakSet:
         "An image, its weak labels, regions and tags"
         labels = self._memory(('weak', i), lambda: self._weak(i))[0]
         regions = np.zeros(labels.shape) if self.regions is None else self._region_memory(i, lambda: self._regions(i))
-        return Sample(self.images.image(i), labels, regions.astype(np.int32), self.tags(i))
+        return Sample(self.images.image(i), labels, regions.astype(np.int32), self.tags(i), i)
 
     def relabel(self,
         labels, # function of the index to (H,W) labels 0..C-1, 254, 255

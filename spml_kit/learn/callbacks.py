@@ -61,12 +61,14 @@ class ScheduleCB(Callback):
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #f6f7cdf9
 class LossCB(Callback):
-    "Loss in train or evaluation mode with the model; memory bank fed after each step; stream of batches at the right round; an error at the first loss or weight that is not finite"
+    "Loss in train or evaluation mode with the model; memory bank fed after each step; stream of batches at the right round; the loss told how much of the training is done; an error at the first loss or weight that is not finite"
     def before_train(self):
         self.loss_func.train()
         if hasattr(self.dls.train, 'round'): self.dls.train.round = self.epoch
     def before_validate(self): self.loss_func.eval()
-    def before_batch(self): self.loss_func.images = self.xb[0]
+    def before_batch(self):
+        self.loss_func.images = self.xb[0]
+        if self.training: self.loss_func.done = self.pct_train
     def after_loss(self):
         if self.training and not self.loss.isfinite().all():
             raise SpmlError(self._where(f'the loss is {float(self.loss.detach().mean())}'))

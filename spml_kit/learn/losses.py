@@ -21,6 +21,7 @@ class MultiTermLoss(nn.Module):
     "A loss and the means of its named parts"
     names = ()
     images = None # (B,3,H,W) of the batch, for losses that look at them
+    done = 1. # share of the training that lies behind, 0..1, for losses that change on the way
     def __init__(self):
         super().__init__()
         self.sums, self.count, self.latest = {}, 0, {}

@@ -25,6 +25,7 @@ from ..files import claim_folder, inside, read_index_png, write_index_png, write
 from ..metrics import Confusion
 from ..data.images import ImageSet
 from ..data.weak import WeakSet
+from ..data.tag_index import TagIndex
 from ..data.batches import weak_dls
 from ..method.recipes import RECIPES, Recipe
 from ..learn.callbacks import LineCB
@@ -32,7 +33,7 @@ from ..learn.learner import spml_learner
 from ..learn.head import head_learner
 from ..cams.background import Background, PowerBackground
 from ..cams.labels import SEED_RULES, SeedRule, box_labels, seed_labels
-from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, tag_learner
+from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, related_images, tag_learner
 from ..infer.retrieval import normalise_votes
 from ..infer.scores import stream_retrieval, training_index
 from ..infer.pseudo import scores_to_labels, stream_labels
@@ -83,7 +84,7 @@ class Pipeline:
         steps:int=75,      # optimiser steps a round
         head_steps:int=120, # of each second head
         tag_steps:int=200, # of the classifier of tags
-        cam='cam',         # where activation maps come from: a `TagMethod`, or its name: 'cam', 'seam', or package.module:name
+        cam='cam',         # where activation maps come from: a `TagMethod`, or its name: one of `TAG_METHODS`, or package.module:name
         tag_recipe:Recipe=TAG_RECIPE, # training of that classifier
         cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which it looks; small images want large ones
         background:Background=PowerBackground(), # of tagged images
@@ -149,6 +150,17 @@ def model(self:Pipeline):
     "The embedding network with the last head that was trained"
     return next(learn.model for learn in reversed(self.learners.values()) if hasattr(learn.model, 'embed'))
 
+@patch(as_prop=True)
+def tag_method(self:Pipeline):
+    "How the classifier learns from tags: a `TagMethod`"
+    return named_object(self.cam, TAG_METHODS, 'cam') if isinstance(self.cam, str) else self.cam
+
+@patch(as_prop=True)
+def tag_index(self:Pipeline):
+    "Training images by tag, made at the first question"
+    if not hasattr(self, '_tag_index'): self._tag_index = TagIndex([self.weak.tags(i) for i in range(len(self.weak))])
+    return self._tag_index
+
 @patch
 def index(self:Pipeline,
     scales:tuple=(1.,), # relative sizes
@@ -195,7 +207,7 @@ def train_classifier(
     folder, # of the step
 )->Learner:
     "The classifier of tags"
-    method = named_object(pipe.cam, TAG_METHODS, 'cam') if isinstance(pipe.cam, str) else pipe.cam
+    method = pipe.tag_method
     bs = max(1, pipe.recipe.bs//method.group)*method.group
     recipe = pipe.tag_recipe.but(bs=bs, crop=pipe.recipe.crop, steps=pipe.tag_steps)
     return pipe.fit(lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path), folder, 1, pipe.tag_steps, pipe.weak, recipe,
@@ -203,7 +215,8 @@ def train_classifier(
 
 def _tag_scores(pipe, sample):
     "Class maps of a sample with the background in row 0"
-    maps = class_maps(pipe.learners['classifier'].model, sample.image, sample.tags, pipe.cam_scales)
+    related = related_images(pipe.weak, sample.number, pipe.tag_method, pipe.tag_index, pipe.seed)
+    maps = class_maps(pipe.learners['classifier'].model, sample.image, sample.tags, pipe.cam_scales, related=related)
     return np.concatenate([pipe.background(sample.image, maps, sample.regions)[None], maps[1:]])
 
 def make_seeds(

@@ -76,21 +76,23 @@ class PrmNet(TagNet):
 
 PRM = TagMethod('prm', PrmNet)
 
-# %% ../../nbs/neighbours/14_prm.ipynb #7c2b9b5e
+# %% ../../nbs/neighbours/14_prm.ipynb #db936e84
 def find_peaks(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign; row 0 is background
-    tags=None,    # (B,C) bool, classes of each image; None: any may be there
+    tags=None,    # (B,C) bool, classes of each image; None: any may be there whose peak is above 0
     window:int=3, # of `peak_mask`
-    least:float=.5, # share of the image's largest value that a peak must exceed, 0..1
+    least:float=.5, # share of the largest height in the image that a peak must exceed, 0..1; heights are above the median of the map
 )->torch.Tensor: # (P,4) int64, rows image, class, y, x, in this order; without background
-    "Peaks above 0 that tell of objects"
+    "Peaks that tell of objects"
     known = torch.ones(maps.shape[:2], dtype=torch.bool) if tags is None else torch.as_tensor(np.asarray(tags), dtype=torch.bool)
     if known.shape != maps.shape[:2]: raise SpmlError(f"tags {tuple(known.shape)}, maps {tuple(maps.shape)}: one flag per image and class, background included")
     if not maps.isfinite().all(): raise SpmlError("class maps are not finite: the network has diverged; train it with a smaller learning rate")
     known = known.to(maps.device)[..., None, None].clone()
     known[:, 0] = False
-    seen = torch.where(known, maps.detach(), 0).relu()
-    return (peak_mask(maps, window) & (seen > 0) & (seen > least*seen.amax((1, 2, 3), keepdim=True))).nonzero()
+    still = maps.detach().float()
+    height = torch.where(known, still - still.flatten(2).median(2)[0][..., None, None], 0)
+    tall = (height > 0) & (height > least*height.amax((1, 2, 3), keepdim=True))
+    return (peak_mask(maps, window) & tall & (still > 0 if tags is None else known)).nonzero()
 
 # %% ../../nbs/neighbours/14_prm.ipynb #fad51c6d
 def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else x.clamp_min(0)

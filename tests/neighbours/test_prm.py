@@ -98,7 +98,10 @@ def test_which_peaks_are_found():
     assert find_peaks(m, [[True, True, False, True]], least=.4).tolist() == [[0, 1, 7, 6], [0, 1, 24, 15]]
     for tags in ([[False]*4], [[True, False, False, False]]): assert find_peaks(m, tags).shape == (0, 4)
     assert find_peaks(torch.zeros(2, 4, 5, 5)).shape == (0, 4)
-    assert find_peaks(torch.ones(1, 3, 5, 5)).tolist() == [[0, 1, 0, 0], [0, 2, 0, 0]]
+    for flat in (0, 1, -1): # of a constant map nothing rises
+        for tags in (None, [[True]*3]): assert len(find_peaks(torch.full((1, 3, 5, 5), float(flat)), tags)) == 0
+    for shift in (-50, 50): assert torch.equal(find_peaks(m + shift, [[True]*4]), find_peaks(m, [[True]*4]))
+    assert len(find_peaks(m - 5)) == 0 and len(find_peaks(m)) == 1 # without tags a peak is above 0
 
 
 def test_peaks_refuse():

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spml_kit.core import Classes, SpmlError, UNLABELLED, VOID
-from spml_kit.metrics import Confusion, bootstrap_interval, boundary_f, instance_weighted_iou, per_class_table, weak_vs_full
+from spml_kit.metrics import (Confusion, average_best_overlap, boundary_f, bootstrap_interval, instance_ap, instance_weighted_iou, per_class_table,
+                              true_instances, weak_vs_full)
 
 C = 4
 labels = lambda values, shape=(5, 6): arrays(np.uint8, shape, elements=st.sampled_from(values))
@@ -198,3 +199,73 @@ def test_gpu_agrees():
     rng = np.random.default_rng(0)
     pred, gt = torch.tensor(rng.integers(0, C, (3, 20, 20))), torch.tensor(rng.integers(0, C, (3, 20, 20)))
     assert np.array_equal(Confusion(C).add(pred.cuda(), gt.cuda()).counts, Confusion(C).add(pred, gt).counts)
+
+
+# ---- instances
+
+def plain_iou(a, b): return (a & b).sum()/max((a | b).sum(), 1)
+
+
+def plain_ap(predicted, truth, iou):
+    "By class, in words: match in the order of scores; precision at each recall level is the best at that level or beyond"
+    each = []
+    for c in {c for image in truth for c, _ in image}:
+        ranked = sorted(((s, i, m) for i, image in enumerate(predicted) for k, s, m in image if k == c), key=lambda o: -o[0])
+        true, taken, points, hits = [[m for k, m in image if k == c] for image in truth], set(), [], 0
+        for n, (_, i, m) in enumerate(ranked, 1):
+            overlaps = [plain_iou(m, t) for t in true[i]]
+            best = overlaps.index(max(overlaps)) if overlaps else None
+            if best is not None and overlaps[best] >= iou and (i, best) not in taken:
+                taken.add((i, best))
+                hits += 1
+            points.append((hits, hits/n))
+        total = sum(map(len, true))
+        each.append(sum(max((p for h, p in points if h >= k), default=0) for k in range(1, total + 1))/total)
+    return 100*np.mean(each) if each else np.nan
+
+
+def plain_abo(predicted, truth):
+    best = {}
+    for found, image in zip(predicted, truth):
+        for c, m in image: best.setdefault(c, []).append(max((plain_iou(p, m) for k, _, p in found if k == c), default=0))
+    return 100*np.mean([np.mean(o) for o in best.values()]) if best else np.nan
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([.1, .25, .5, .75]))
+def test_instances_against_plain_definitions(seed, iou):
+    rng = np.random.default_rng(seed)
+    mask = lambda: np.pad(np.ones((2, 2), bool), [(y, 3 - y) for y in rng.integers(0, 4, 2)])
+    truth = [[(int(rng.integers(1, 3)), mask()) for _ in range(rng.integers(0, 4))] for _ in range(3)]
+    predicted = [[(int(rng.integers(1, 4)), rng.random(), mask()) for _ in range(rng.integers(0, 6))] for _ in range(3)]
+    np.testing.assert_allclose(instance_ap(predicted, truth, iou), plain_ap(predicted, truth, iou))
+    np.testing.assert_allclose(average_best_overlap(predicted, truth), plain_abo(predicted, truth), rtol=1e-5)
+    perfect = [[(c, rng.random(), m) for c, m in image] for image in truth]
+    if any(truth):
+        assert instance_ap([o + p for o, p in zip(perfect, predicted)], truth, iou) <= 100 and average_best_overlap(perfect, truth) == pytest.approx(100)
+        assert instance_ap([[]]*3, truth, iou) == average_best_overlap([[]]*3, truth) == 0
+
+
+def test_a_second_hit_is_none():
+    m = np.eye(4, dtype=bool)
+    twice = [[(1, .9, m), (1, .8, m)]]
+    assert instance_ap(twice, [[(1, m)]]) == 100 and instance_ap(twice, [[(1, m), (1, ~m)]]) == 50
+    assert instance_ap([[(2, .9, m), (1, .8, m)]], [[(1, m)]]) == 100 # a class that is nowhere is not asked
+
+
+def test_true_instances():
+    labels = np.array([[1, 1, 2, 255], [0, 0, 2, 255], [0, 1, 255, 254]], np.uint8)
+    ids = np.array([[1, 1, 1, 2], [3, 3, 4, 2], [3, 3, 4, 5]])
+    found = true_instances(labels, ids)
+    assert [c for c, _ in found] == [1, 2] # 2 and 5 are void, 3 is background; a majority counts
+    assert np.array_equal(found[0][1], ids == 1) and np.array_equal(found[1][1], ids == 4)
+    assert true_instances(labels, 0*ids) == []
+
+
+def test_instances_refuse():
+    m = np.eye(4, dtype=bool)
+    for iou in (0, 1.1):
+        with pytest.raises(SpmlError, match="iou"): instance_ap([[]], [[]], iou)
+    for f in (instance_ap, average_best_overlap):
+        with pytest.raises(SpmlError, match="one list for each image"): f([[]], [])
+    with pytest.raises(SpmlError, match="the same is wanted"): true_instances(np.zeros((4, 4), int), m[:2])

@@ -7,13 +7,14 @@ __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks
            'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'mask_iou', 'retrieve_instances',
            'instance_labels', 'instance_ids', 'response_class_maps', 'pointing', 'peak_recall']
 
-# %% ../../nbs/neighbours/14_prm.ipynb #5e09b093
+# %% ../../nbs/neighbours/14_prm.ipynb #7ff1d014
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from scipy import ndimage
 from torch import nn
 from torch.autograd import Function
@@ -76,21 +77,23 @@ class PrmNet(TagNet):
 
 PRM = TagMethod('prm', PrmNet)
 
-# %% ../../nbs/neighbours/14_prm.ipynb #7c2b9b5e
+# %% ../../nbs/neighbours/14_prm.ipynb #db936e84
 def find_peaks(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign; row 0 is background
-    tags=None,    # (B,C) bool, classes of each image; None: any may be there
+    tags=None,    # (B,C) bool, classes of each image; None: any may be there whose peak is above 0
     window:int=3, # of `peak_mask`
-    least:float=.5, # share of the image's largest value that a peak must exceed, 0..1
+    least:float=.5, # share of the largest height in the image that a peak must exceed, 0..1; heights are above the median of the map
 )->torch.Tensor: # (P,4) int64, rows image, class, y, x, in this order; without background
-    "Peaks above 0 that tell of objects"
+    "Peaks that tell of objects"
     known = torch.ones(maps.shape[:2], dtype=torch.bool) if tags is None else torch.as_tensor(np.asarray(tags), dtype=torch.bool)
     if known.shape != maps.shape[:2]: raise SpmlError(f"tags {tuple(known.shape)}, maps {tuple(maps.shape)}: one flag per image and class, background included")
     if not maps.isfinite().all(): raise SpmlError("class maps are not finite: the network has diverged; train it with a smaller learning rate")
     known = known.to(maps.device)[..., None, None].clone()
     known[:, 0] = False
-    seen = torch.where(known, maps.detach(), 0).relu()
-    return (peak_mask(maps, window) & (seen > 0) & (seen > least*seen.amax((1, 2, 3), keepdim=True))).nonzero()
+    still = maps.detach().float()
+    height = torch.where(known, still - still.flatten(2).median(2)[0][..., None, None], 0)
+    tall = (height > 0) & (height > least*height.amax((1, 2, 3), keepdim=True))
+    return (peak_mask(maps, window) & tall & (still > 0 if tags is None else known)).nonzero()
 
 # %% ../../nbs/neighbours/14_prm.ipynb #fad51c6d
 def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else x.clamp_min(0)
@@ -134,12 +137,13 @@ class _Passed(Function):
     @staticmethod
     def backward(ctx, p): return p, None
 
-# %% ../../nbs/neighbours/14_prm.ipynb #23d74315
+# %% ../../nbs/neighbours/14_prm.ipynb #2816e7d3
 _SUMS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__, torch.Tensor.add_}
 _PRODUCTS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__imul__, torch.Tensor.__rmul__}
 _PASSED = {F.batch_norm, F.group_norm, F.layer_norm, F.instance_norm, F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.hardtanh,
            F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, F.mish}
 
+# %% ../../nbs/neighbours/14_prm.ipynb #5d28715f
 class PeakBackprop(TorchFunctionMode):
     "Within it a network computes what it always does, and gradients of it are taken by the rules of peak back-propagation"
     def __init__(self,
@@ -168,19 +172,21 @@ class PeakBackprop(TorchFunctionMode):
         signal = max(both, key=lambda b: b.shape[-1]*b.shape[-2]) if gated else both[0]
         return _Passed.apply(signal, lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)) # of a copy: it may write into its input
 
-    def convolve(self,
-        x:torch.Tensor,      # (B,C,H,W)
-        weight:torch.Tensor, # (D,C/groups,k,l)
-        bias=None, # (D,), or none
-        stride=1,  # as in `F.conv2d`
-        padding=0, # as in `F.conv2d`
-        dilation=1, # as in `F.conv2d`
-        groups=1,  # as in `F.conv2d`
-    )->torch.Tensor: # what `F.conv2d` gives
-        "A convolution, to be traced back"
-        return _Convolution.apply(x, weight, self.shift, bias, dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
+# %% ../../nbs/neighbours/14_prm.ipynb #6b0bd6dd
+@patch
+def convolve(self:PeakBackprop,
+    x:torch.Tensor,      # (B,C,H,W)
+    weight:torch.Tensor, # (D,C/groups,k,l)
+    bias=None, # (D,), or none
+    stride=1,  # as in `F.conv2d`
+    padding=0, # as in `F.conv2d`
+    dilation=1, # as in `F.conv2d`
+    groups=1,  # as in `F.conv2d`
+)->torch.Tensor: # what `F.conv2d` gives
+    "A convolution, to be traced back"
+    return _Convolution.apply(x, weight, self.shift, bias, dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
 
-# %% ../../nbs/neighbours/14_prm.ipynb #313fe7c6
+# %% ../../nbs/neighbours/14_prm.ipynb #1cf10bf0
 def _view(model, image, scale):
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise SpmlError(f"an image is (H,W,3) uint8, this is {image.shape} {image.dtype}")
@@ -205,6 +211,7 @@ def image_peaks(
     places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5 # of a map of n cells, each is the n-th part of the image
     return peaks, places.round().clip(0, size - 1).astype(int)
 
+# %% ../../nbs/neighbours/14_prm.ipynb #9622fad0
 def response_maps(
     model:nn.Module,    # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
     image:np.ndarray,   # (H,W,3) uint8

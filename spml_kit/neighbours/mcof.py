@@ -9,6 +9,7 @@ __all__ = ['region_seed_labels', 'RegionNet', 'region_loss', 'train_region_net',
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000001
 from functools import partial
+from itertools import tee
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,8 +20,9 @@ from scipy.special import expit, logit
 from skimage.color import rgb2lab
 from torch import nn
 
-from ..core import SpmlError, UNLABELLED
+from ..core import SpmlError, UNLABELLED, VOID
 from ..regions.pooling import region_pool
+from ..method.nets import BackboneNet
 from ..learn.learner import spml_learner
 from ..cams.background import geodesic_saliency
 from ..infer.scores import stream_head
@@ -157,16 +159,16 @@ def bayes_refine(
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000007
 @torch.no_grad()
 def region_features(
-    model:nn.Module,    # with `features`, such as a `BackboneNet`: its maps of stride 4 and coarser are read
+    model:BackboneNet,  # its maps of stride 4 and coarser are read
     image:np.ndarray,   # (H,W,3) uint8
     regions:np.ndarray, # (H,W) ids 0..R-1
 )->torch.Tensor: # (R,D) mean of each region, D the channels of all these maps
     "What a network sees of every region"
-    if not hasattr(model, 'features'): raise SpmlError(f"{type(model).__name__} has no `features`: mining reads the maps of a backbone; take a network that is a `BackboneNet`")
+    if not isinstance(model, BackboneNet): raise SpmlError(f"mining reads the maps of a `BackboneNet`, and {type(model).__name__} is none; take a classifier that is")
     device = next(model.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()/255
     ids, model = torch.as_tensor(regions, device=device), model.eval()
-    coarse = [m for m in model.features(x) if m.shape[-1]*4 <= x.shape[-1] + 3] # stride 4 and above
+    coarse = [m for m, stride in zip(model.features(x), model.backbone.feature_info.reduction()) if stride >= 4]
     return torch.cat([region_pool(F.interpolate(m.float(), regions.shape, mode='bilinear', align_corners=False)[0], ids) for m in coarse], 1)
 
 _seen = WeakKeyDictionary() # pipeline to the features of its regions: the classifier does not change from round to round
@@ -179,6 +181,11 @@ def _features_of(pipe):
     return _seen[pipe]
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000008
+def _beside_annotation(pipe, sample, labels):
+    "Labels, but what was annotated (outside of all boxes, say) stays"
+    stays = sample.labels != UNLABELLED if pipe.keep_annotated else sample.labels == VOID
+    return np.where(stays, sample.labels, labels).astype(np.uint8)
+
 def mined_labels(
     pipe:Pipeline, # with a classifier and labels, which are the seeds
     todo:list,     # numbers of images
@@ -192,7 +199,8 @@ def mined_labels(
     net = train_region_net(torch.cat(features), *(torch.as_tensor(np.concatenate(o), device=device) for o in (seeds, areas)), pipe.weak.c, seed=pipe.seed)
     for i in todo:
         s = pipe.weak.sample(i)
-        with torch.no_grad(): yield mine_regions(net(features[i]), s.regions, s.tags) if s.tags.any() else s.labels
+        with torch.no_grad(): mined = mine_regions(net(features[i]), s.regions, s.tags)
+        yield _beside_annotation(pipe, s, mined)
 
 def refined_labels(
     pipe:Pipeline, # with labels of objects
@@ -205,7 +213,7 @@ def refined_labels(
         tags = np.flatnonzero(s.tags[1:]) + 1
         if len(tags) != 1 or s.regions.max() == 0: yield s.labels; continue # one region has no saliency
         sure = bayes_refine(s.image, s.labels == tags[0], geodesic_saliency(s.image, s.regions), exponent=exponent)
-        yield np.where(sure > .5, tags[0], 0).astype(np.uint8)
+        yield _beside_annotation(pipe, pipe.weak.sample(i), np.where(sure > .5, tags[0], 0))
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000009
 def train_network(
@@ -221,8 +229,8 @@ def network_labels(
     name:str,      # of the step that trained it
 ): # iterator: (H,W) uint8 of each
     "What the network sees in the training images, among background and tags"
-    samples = [pipe.weak.sample(i) for i in todo]
-    seen = stream_head(pipe.learners[name].model, (s.image for s in samples if s.tags.any()), flip=True, mirror=pipe.weak.classes.mirrored)
+    samples, ahead = tee(map(pipe.weak.sample, todo))
+    seen = stream_head(pipe.learners[name].model, (s.image for s in ahead if s.tags.any()), flip=True, mirror=pipe.weak.classes.mirrored)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         scores, there = next(seen), s.tags | (np.arange(pipe.weak.c) == 0)

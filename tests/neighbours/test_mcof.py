@@ -85,7 +85,7 @@ def test_seed_labels_at_the_thresholds_and_with_nothing_said():
     (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), 1.1)), "saliency lies in 0..1"),
     (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), np.nan)), "saliency lies in 0..1"),
     (lambda: mcof_plan(0), "rounds 0"), (lambda: mcof_plan(2, refine_rounds=3), "refine_rounds 3"),
-    (lambda: region_features(torch.nn.Conv2d(3, 3, 1), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), int)), "no `features`"),
+    (lambda: region_features(torch.nn.Conv2d(3, 3, 1), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), int)), "Conv2d is none"),
     (lambda: train_region_net(torch.zeros(3, 2), torch.full((3,), UNLABELLED), torch.ones(3), 4), "name 0 class"),
     (lambda: train_region_net(torch.zeros(3, 2), torch.tensor([1, 1, UNLABELLED]), torch.ones(3), 4), "name 1 class"),
 ])
@@ -292,6 +292,16 @@ def test_seeds_that_say_nothing_and_a_missing_classifier_are_told(tmp_path, whol
     p = make(tmp_path/"b", mcof_plan(1), skip=["classifier"])
     with pytest.raises(SpmlError, match="step 'classifier' must come first"): list(mined_labels(p, [0]))
     assert list(mined_labels(p, [])) == []
+
+
+def test_what_was_annotated_stays(tmp_path, whole):
+    "Outside of all boxes is background, whatever was mined"
+    p = make(tmp_path, mcof_plan(1), annotation="boxes")
+    p.learners["classifier"] = whole.learners["classifier"]
+    p.labels = whole.weak.relabel(whole.maps_of("seeds"))
+    for i, m in enumerate(mined_labels(p, [0, 1, 2, 3])):
+        given = p.weak.sample(i).labels
+        assert (given == 0).any() and (m[given == 0] == 0).all()
 
 
 def test_refinement_makes_object_and_background_of_a_single_tag(whole):

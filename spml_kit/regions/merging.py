@@ -60,7 +60,6 @@ def _sides(ids):
         near = np.stack([y*W + x, y*W + x + step])
         inside = np.stack([x > 0, x + 2 < W]) if step == 1 else np.stack([y > 0, y + 2 < H])
         far = np.where(inside, near + np.array([[-step], [step]]), near)
-        far = np.where(flat[far] == flat[near], far, near) # a region one pixel wide has no second one
         parts.append(np.stack([near, far], 1)) # side, near or far, pair
     both = np.concatenate(parts, 2)
     return np.where(flat[both[0, 0]] > flat[both[1, 0]], both[::-1], both)

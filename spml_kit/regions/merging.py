@@ -126,11 +126,14 @@ def scores(self:RegionPairs,
     "Similarity, and the more easily the smaller the smaller region is"
     return 1 - (1 - self.similarity(a, b, edge))*(np.minimum(self.area[a], self.area[b])/self.pixels)**.25
 
+# %% ../../nbs/api/regions/23a_merging.ipynb #23a000a0
 @patch
 def merge(self:RegionPairs,
-    a:int, b:int, # regions
+    a:int,        # region
+    b:int,        # another, with an edge between them
     c:int,        # what they become
-    one:dict, two:dict, # neighbour to edge, of either, without each other
+    one:dict,     # neighbour to edge of a, without b
+    two:dict,     # neighbour to edge of b, without a
 )->dict: # neighbour to edge of c
     "Add up two regions"
     self.histograms[c], self.area[c] = self.histograms[a] + self.histograms[b], self.area[a] + self.area[b]
@@ -179,6 +182,7 @@ def merge_order(
         merges.append((a, b, -s))
     return merges
 
+# %% ../../nbs/api/regions/23a_merging.ipynb #23a000a0
 def merge_regions(
     image:np.ndarray,    # (H,W,3) uint8 RGB, at least 2x2
     contours=gradient_contours, # image to (H,W) boundary strength, 0..1

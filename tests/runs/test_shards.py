@@ -268,7 +268,7 @@ def test_so_many_of_all(tmp_path, most):
     with pytest.raises(SpmlError, match="give one of the two"): load_shards(tmp_path, most, most)
 
 
-@pytest.mark.parametrize("draw", ["most", "per_class"])
+@pytest.mark.parametrize("draw", ["max_prototypes", "per_class"])
 def test_every_prototype_has_the_same_chance(tmp_path, draw):
     fill(tmp_path, np.zeros(60, int), per=25)
     taken = Counter(int(r) for seed in range(90) for r in load_shards(tmp_path, **{draw: 20}, seed=seed).row)

@@ -7,7 +7,7 @@ __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks
            'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'mask_iou', 'retrieve_instances',
            'instance_labels', 'instance_ids', 'response_class_maps', 'pointing', 'peak_recall']
 
-# %% ../../nbs/neighbours/14_prm.ipynb #7ff1d014
+# %% ../../nbs/neighbours/14_prm.ipynb #bd2b05be
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from scipy import ndimage
 from torch import nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from ..cams.classifier import TagMethod, TagNet
@@ -95,8 +96,14 @@ def find_peaks(
     tall = (height > 0) & (height > least*height.amax((1, 2, 3), keepdim=True))
     return (peak_mask(maps, window) & tall & (still > 0 if tags is None else known)).nonzero()
 
-# %% ../../nbs/neighbours/14_prm.ipynb #fad51c6d
+# %% ../../nbs/neighbours/14_prm.ipynb #8a71b817
 def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else x.clamp_min(0)
+
+def _to_inputs(q, x, weight, how): # the transposed convolution
+    (k, l), d = weight.shape[2:], how['dilation']
+    keeps_size = how['stride'] == (1, 1) and k == l and k % 2 and d[0] == d[1] and how['padding'] == (d[0]*(k//2),)*2
+    if keeps_size and how['groups'] == x.shape[1] == len(weight): return F.conv2d(q, weight.flip(2, 3), None, **how) # equal, and quicker on a CPU
+    return torch.nn.grad.conv2d_input(x.shape, weight, q, **how)
 
 class _Convolution(Function):
     "A convolution whose backward pass shares what arrives at each output among its inputs"
@@ -104,17 +111,19 @@ class _Convolution(Function):
     def forward(ctx, x, weight, shift, bias, how):
         ctx.save_for_backward(x, weight)
         ctx.shift, ctx.how = shift, how
-        return F.conv2d(x, weight, bias, **how)
+        return F.conv2d(x.detach(), weight.detach(), bias, **how) # detached: dilated ones that ask for gradients are slow on a CPU
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, p):
-        x, weight = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in ctx.saved_tensors)
-        with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False), torch.enable_grad():
-            u = _raised(x.detach(), ctx.shift).requires_grad_()
-            z = F.conv2d(u, weight.detach().clamp_min(0), None, **ctx.how)
-            share, = torch.autograd.grad(z, u, torch.where(z < 1e-10, 0, p.to(z.dtype)/z.detach().clamp_min(1e-10)))
-        return (u*share).detach().to(p.dtype), None, None, None, None
+        x, weight = (o.detach().float() if o.dtype in (torch.half, torch.bfloat16) else o.detach() for o in ctx.saved_tensors)
+        with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
+            u, weight = _raised(x, ctx.shift), weight.clamp_min(0)
+            z = F.conv2d(u, weight, None, **ctx.how)
+            q = p.to(z.dtype).div(z).masked_fill_(z < 1e-10, 0)
+            return u.mul_(_to_inputs(q, x, weight, ctx.how)).to(p.dtype), None, None, None, None
 
+# %% ../../nbs/neighbours/14_prm.ipynb #2da6a6ba
 class _Sum(Function):
     "A sum of two branches that takes what arrives to each by its share"
     @staticmethod
@@ -172,7 +181,7 @@ class PeakBackprop(TorchFunctionMode):
         signal = max(both, key=lambda b: b.shape[-1]*b.shape[-2]) if gated else both[0]
         return _Passed.apply(signal, lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)) # of a copy: it may write into its input
 
-# %% ../../nbs/neighbours/14_prm.ipynb #6b0bd6dd
+# %% ../../nbs/neighbours/14_prm.ipynb #a25dea84
 @patch
 def convolve(self:PeakBackprop,
     x:torch.Tensor,      # (B,C,H,W)
@@ -184,7 +193,13 @@ def convolve(self:PeakBackprop,
     groups=1,  # as in `F.conv2d`
 )->torch.Tensor: # what `F.conv2d` gives
     "A convolution, to be traced back"
-    return _Convolution.apply(x, weight, self.shift, bias, dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
+    stride, padding, dilation = ((n, n) if isinstance(n, int) else n for n in (stride, padding, dilation))
+    if isinstance(padding, str): # 'valid', or 'same' where one pixel more may be needed at the end
+        reach = [0, 0] if padding == 'valid' else [d*(k - 1) for d, k in zip(dilation, weight.shape[2:])]
+        if any(n % 2 for n in reach): x = F.pad(x, (0, reach[1] % 2, 0, reach[0] % 2))
+        padding = tuple(n//2 for n in reach)
+    how = dict(stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups)
+    return _Convolution.apply(x, weight, self.shift, bias, how)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #1cf10bf0
 def _view(model, image, scale):

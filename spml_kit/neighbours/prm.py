@@ -96,13 +96,14 @@ def find_peaks(
     tall = (height > 0) & (height > least*height.amax((1, 2, 3), keepdim=True))
     return (peak_mask(maps, window) & tall & (still > 0 if tags is None else known)).nonzero()
 
-# %% ../../nbs/neighbours/14_prm.ipynb #8a71b817
+# %% ../../nbs/neighbours/14_prm.ipynb #25a86038
 def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else x.clamp_min(0)
 
 def _to_inputs(q, x, weight, how): # the transposed convolution
-    (k, l), d = weight.shape[2:], how['dilation']
-    keeps_size = how['stride'] == (1, 1) and k == l and k % 2 and d[0] == d[1] and how['padding'] == (d[0]*(k//2),)*2
-    if keeps_size and how['groups'] == x.shape[1] == len(weight): return F.conv2d(q, weight.flip(2, 3), None, **how) # equal, and quicker on a CPU
+    rest = tuple(d*(k - 1) - n for d, k, n in zip(how['dilation'], weight.shape[2:], how['padding']))
+    single = how['groups'] == x.shape[1] == len(weight)
+    if how['stride'] == (1, 1) and min(rest) >= 0 and (single or how['groups'] == 1): # a convolution too, and quicker on a CPU than as a gradient
+        return F.conv2d(q, (weight if single else weight.transpose(0, 1)).flip(2, 3), None, **how | dict(padding=rest))
     return torch.nn.grad.conv2d_input(x.shape, weight, q, **how)
 
 class _Convolution(Function):
@@ -120,8 +121,8 @@ class _Convolution(Function):
         with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
             u, weight = _raised(x, ctx.shift), weight.clamp_min(0)
             z = F.conv2d(u, weight, None, **ctx.how)
-            q = p.to(z.dtype).div(z).masked_fill_(z < 1e-10, 0)
-            return u.mul_(_to_inputs(q, x, weight, ctx.how)).to(p.dtype), None, None, None, None
+            q = p.to(z.dtype)*torch.where(z < 1e-10, 0, 1/z) # where nothing contributed, nothing goes back
+            return (u*_to_inputs(q, x, weight, ctx.how)).to(p.dtype), None, None, None, None
 
 # %% ../../nbs/neighbours/14_prm.ipynb #2da6a6ba
 class _Sum(Function):
@@ -226,7 +227,7 @@ def image_peaks(
     places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5 # of a map of n cells, each is the n-th part of the image
     return peaks, places.round().clip(0, size - 1).astype(int)
 
-# %% ../../nbs/neighbours/14_prm.ipynb #9622fad0
+# %% ../../nbs/neighbours/14_prm.ipynb #7083ef8d
 def response_maps(
     model:nn.Module,    # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
     image:np.ndarray,   # (H,W,3) uint8
@@ -234,18 +235,17 @@ def response_maps(
     scale:float=1.,     # as for the peaks
     factor:int=8,       # as for the peaks
     shift:bool=False,   # of `PeakBackprop`
-    batch:int=16,       # peaks in one pass, >= 1
+    batch:int=8,        # peaks in one pass, >= 1
 )->np.ndarray: # (P,H,W) float32, >= 0, each of sum 1; 0 where nothing in the image speaks for the peak
     "The pixels that made each peak (peak response maps)"
     model.eval()
-    x, std, out = _view(model, image, scale), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
-    for some in peaks.split(batch):
-        views = x.repeat(len(some), 1, 1, 1).requires_grad_()
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            with PeakBackprop(model, shift): maps = upsampled(model.maps(views), factor)
-            start = torch.zeros_like(maps)
-            start[(torch.arange(len(some)), *some[:, 1:].T)] = 1
-            mass = (torch.autograd.grad(maps, views, start)[0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
+    x, std, out = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), PeakBackprop(model, shift): maps = upsampled(model.maps(x), factor)
+    for some in peaks.split(batch) if len(peaks) else ():
+        start = torch.zeros(len(some), *maps.shape, device=x.device)
+        start[(torch.arange(len(some)), 0, *some[:, 1:].T)] = 1
+        back, = torch.autograd.grad(maps, x, start, is_grads_batched=True, retain_graph=True) # forward and Z are the same for all
+        mass = (back[:, 0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
         mass = F.interpolate(mass.clamp_min(0), image.shape[:2], mode='bilinear', align_corners=False)[:, 0]
         out.append((mass/mass.sum((1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy())
     return np.concatenate(out)

@@ -7,7 +7,7 @@ __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks
            'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'mask_iou', 'retrieve_instances',
            'instance_labels', 'instance_ids', 'response_class_maps', 'pointing', 'peak_recall']
 
-# %% ../../nbs/neighbours/14_prm.ipynb #7ff1d014
+# %% ../../nbs/neighbours/14_prm.ipynb #bd2b05be
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from scipy import ndimage
 from torch import nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from ..cams.classifier import TagMethod, TagNet
@@ -95,8 +96,15 @@ def find_peaks(
     tall = (height > 0) & (height > least*height.amax((1, 2, 3), keepdim=True))
     return (peak_mask(maps, window) & tall & (still > 0 if tags is None else known)).nonzero()
 
-# %% ../../nbs/neighbours/14_prm.ipynb #fad51c6d
+# %% ../../nbs/neighbours/14_prm.ipynb #25a86038
 def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else x.clamp_min(0)
+
+def _to_inputs(q, x, weight, how): # the transposed convolution
+    rest = tuple(d*(k - 1) - n for d, k, n in zip(how['dilation'], weight.shape[2:], how['padding']))
+    single = how['groups'] == x.shape[1] == len(weight)
+    if how['stride'] == (1, 1) and min(rest) >= 0 and (single or how['groups'] == 1): # a convolution too, and quicker on a CPU than as a gradient
+        return F.conv2d(q, (weight if single else weight.transpose(0, 1)).flip(2, 3), None, **how | dict(padding=rest))
+    return torch.nn.grad.conv2d_input(x.shape, weight, q, **how)
 
 class _Convolution(Function):
     "A convolution whose backward pass shares what arrives at each output among its inputs"
@@ -104,17 +112,19 @@ class _Convolution(Function):
     def forward(ctx, x, weight, shift, bias, how):
         ctx.save_for_backward(x, weight)
         ctx.shift, ctx.how = shift, how
-        return F.conv2d(x, weight, bias, **how)
+        return F.conv2d(x.detach(), weight.detach(), bias, **how) # detached: dilated ones that ask for gradients are slow on a CPU
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, p):
-        x, weight = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in ctx.saved_tensors)
-        with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False), torch.enable_grad():
-            u = _raised(x.detach(), ctx.shift).requires_grad_()
-            z = F.conv2d(u, weight.detach().clamp_min(0), None, **ctx.how)
-            share, = torch.autograd.grad(z, u, torch.where(z < 1e-10, 0, p.to(z.dtype)/z.detach().clamp_min(1e-10)))
-        return (u*share).detach().to(p.dtype), None, None, None, None
+        x, weight = (o.detach().float() if o.dtype in (torch.half, torch.bfloat16) else o.detach() for o in ctx.saved_tensors)
+        with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
+            u, weight = _raised(x, ctx.shift), weight.clamp_min(0)
+            z = F.conv2d(u, weight, None, **ctx.how)
+            q = p.to(z.dtype)*torch.where(z < 1e-10, 0, 1/z) # where nothing contributed, nothing goes back
+            return (u*_to_inputs(q, x, weight, ctx.how)).to(p.dtype), None, None, None, None
 
+# %% ../../nbs/neighbours/14_prm.ipynb #2da6a6ba
 class _Sum(Function):
     "A sum of two branches that takes what arrives to each by its share"
     @staticmethod
@@ -172,7 +182,7 @@ class PeakBackprop(TorchFunctionMode):
         signal = max(both, key=lambda b: b.shape[-1]*b.shape[-2]) if gated else both[0]
         return _Passed.apply(signal, lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)) # of a copy: it may write into its input
 
-# %% ../../nbs/neighbours/14_prm.ipynb #6b0bd6dd
+# %% ../../nbs/neighbours/14_prm.ipynb #a25dea84
 @patch
 def convolve(self:PeakBackprop,
     x:torch.Tensor,      # (B,C,H,W)
@@ -184,7 +194,13 @@ def convolve(self:PeakBackprop,
     groups=1,  # as in `F.conv2d`
 )->torch.Tensor: # what `F.conv2d` gives
     "A convolution, to be traced back"
-    return _Convolution.apply(x, weight, self.shift, bias, dict(stride=stride, padding=padding, dilation=dilation, groups=groups))
+    stride, padding, dilation = ((n, n) if isinstance(n, int) else n for n in (stride, padding, dilation))
+    if isinstance(padding, str): # 'valid', or 'same' where one pixel more may be needed at the end
+        reach = [0, 0] if padding == 'valid' else [d*(k - 1) for d, k in zip(dilation, weight.shape[2:])]
+        if any(n % 2 for n in reach): x = F.pad(x, (0, reach[1] % 2, 0, reach[0] % 2))
+        padding = tuple(n//2 for n in reach)
+    how = dict(stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups)
+    return _Convolution.apply(x, weight, self.shift, bias, how)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #1cf10bf0
 def _view(model, image, scale):
@@ -211,7 +227,7 @@ def image_peaks(
     places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5 # of a map of n cells, each is the n-th part of the image
     return peaks, places.round().clip(0, size - 1).astype(int)
 
-# %% ../../nbs/neighbours/14_prm.ipynb #9622fad0
+# %% ../../nbs/neighbours/14_prm.ipynb #7083ef8d
 def response_maps(
     model:nn.Module,    # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
     image:np.ndarray,   # (H,W,3) uint8
@@ -219,18 +235,17 @@ def response_maps(
     scale:float=1.,     # as for the peaks
     factor:int=8,       # as for the peaks
     shift:bool=False,   # of `PeakBackprop`
-    batch:int=16,       # peaks in one pass, >= 1
+    batch:int=8,        # peaks in one pass, >= 1
 )->np.ndarray: # (P,H,W) float32, >= 0, each of sum 1; 0 where nothing in the image speaks for the peak
     "The pixels that made each peak (peak response maps)"
     model.eval()
-    x, std, out = _view(model, image, scale), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
-    for some in peaks.split(batch):
-        views = x.repeat(len(some), 1, 1, 1).requires_grad_()
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            with PeakBackprop(model, shift): maps = upsampled(model.maps(views), factor)
-            start = torch.zeros_like(maps)
-            start[(torch.arange(len(some)), *some[:, 1:].T)] = 1
-            mass = (torch.autograd.grad(maps, views, start)[0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
+    x, std, out = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), PeakBackprop(model, shift): maps = upsampled(model.maps(x), factor)
+    for some in peaks.split(batch) if len(peaks) else ():
+        start = torch.zeros(len(some), *maps.shape, device=x.device)
+        start[(torch.arange(len(some)), 0, *some[:, 1:].T)] = 1
+        back, = torch.autograd.grad(maps, x, start, is_grads_batched=True, retain_graph=True) # forward and Z are the same for all
+        mass = (back[:, 0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
         mass = F.interpolate(mass.clamp_min(0), image.shape[:2], mode='bilinear', align_corners=False)[:, 0]
         out.append((mass/mass.sum((1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy())
     return np.concatenate(out)

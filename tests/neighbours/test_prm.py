@@ -431,3 +431,17 @@ def test_pointing_and_peak_recall():
     peaks, places = torch.tensor([[0, 1, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0]]), np.array([[1, 1], [0, 0], [5, 4]])
     truth = [(1, mask == 1), (2, mask == 2), (3, mask == 1)]
     assert peak_recall(peaks, places, truth) == (2, 3) and peak_recall(peaks[:0], places[:0], truth) == (0, 3)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("k, dilation", [(3, 2), (4, 1), (2, 3)])
+def test_padding_by_name(padding, k, dilation):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 3, k, padding=padding, dilation=dilation).double()
+    x, reach = torch.rand(1, 2, 9, 8, dtype=torch.float64), dilation*(k - 1) if padding == "same" else 0
+    p = torch.rand_like(conv(x)).detach()
+    with PeakBackprop(conv): traced_output = conv(x.clone().requires_grad_())
+    torch.testing.assert_close(traced_output, conv(x))
+    wide = F.pad(x, (reach//2, reach - reach//2, reach//2, reach - reach//2)) # more at the end
+    back = plain_back(wide[0], conv.weight.detach(), p[0], padding=0, dilation=dilation)
+    torch.testing.assert_close(traced(conv, x, p)[0], back[:, reach//2:reach//2 + 9, reach//2:reach//2 + 8])

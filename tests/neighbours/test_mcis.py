@@ -12,7 +12,7 @@ from spml_kit.core import SpmlError, named_object
 from spml_kit.data.annotations import Tags
 from spml_kit.data.batches import weak_dls
 from spml_kit.data.images import SceneSet
-from spml_kit.data.scenes import SCENE_CLASSES, make_scene
+from spml_kit.data.scenes import SCENE_CLASSES
 from spml_kit.data.tag_index import TagIndex
 from spml_kit.data.weak import WeakSet
 from spml_kit.neighbours.mcis import MCIS, JoinedSet, McisLoss, McisNet, pair_targets, with_wrong_tags

@@ -275,7 +275,6 @@ def test_spml_learns_from_the_mined_labels(tmp_path):
 
 
 def test_untagged_images_and_images_of_one_region_stay_as_they_are(whole, tmp_path):
-    nothing = lambda i: np.full((64, 64), UNLABELLED) if i == 1 else [c for c in np.flatnonzero(whole.weak.tags(i))]
     tags = lambda i: [] if i == 1 else np.flatnonzero(whole.weak.tags(i))
     weak = WeakSet(whole.weak.images, lambda i: np.full((64, 64), UNLABELLED), tags=tags, regions=lambda image: np.zeros((64, 64), int) if (image == whole.weak.images.image(0)).all() else np.arange(4096).reshape(64, 64)//256)
     p = Pipeline(weak, SceneSet(2, size=64, start=900), "tags", tmp_path, plan=mcof_plan(1), **TINY).run()

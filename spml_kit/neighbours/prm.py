@@ -282,7 +282,7 @@ def connected_proposals(
     masks = masks[np.sort(np.unique(np.packbits(masks.reshape(len(masks), -1), 1), axis=0, return_index=True)[1])]
     return masks[np.argsort(-boundary_contrast(masks, hierarchy), kind='stable')[:most]]
 
-# %% ../../nbs/neighbours/14_prm.ipynb #257d070f
+# %% ../../nbs/neighbours/14_prm.ipynb #2505597f
 class Instance(NamedTuple):
     "An object that was found"
     label:int           # class id
@@ -295,13 +295,13 @@ def proposal_scores(
     proposals:np.ndarray, # (S,H,W) bool
     unlikely=None,        # (P,H,W) bool: where the class of each peak is hardly seen; None: nowhere
     alpha:float=.8,  # weight of the response inside; along the contour it has weight 1
-    beta:float=1e-5, # cost of a pixel that is unlikely
+    beta:float=2., # cost of unlikely pixels, times their share of the image
 )->np.ndarray: # (P,S)
     "How well each proposal agrees with each response map"
     inside = torch.from_numpy(np.asarray(proposals, np.float32))[:, None]
     band = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2) # dilated without eroded
     score = torch.from_numpy(np.asarray(responses, np.float32)).flatten(1) @ (alpha*inside + band).flatten(1).T
-    if unlikely is not None: score -= beta*torch.from_numpy(np.asarray(unlikely, np.float32)).flatten(1) @ inside.flatten(1).T
+    if unlikely is not None: score -= beta*torch.from_numpy(np.asarray(unlikely, np.float32)).flatten(1) @ inside.flatten(1).T/inside[0].numel()
     return score.numpy()
 
 def mask_iou(
@@ -313,14 +313,14 @@ def mask_iou(
     both = a @ b.T
     return both/np.maximum(a.sum(1)[:, None] + b.sum(1) - both, 1)
 
-# %% ../../nbs/neighbours/14_prm.ipynb #b40e1e33
+# %% ../../nbs/neighbours/14_prm.ipynb #b7ca09fd
 def retrieve_instances(
     peaks:torch.Tensor,   # (P,4) rows image, class, y, x
     responses:np.ndarray, # (P,H,W), a response map for each
     proposals:np.ndarray, # (S,H,W) bool, or a list of (H,W); none: no instances
     maps:np.ndarray=None, # (C,H,W) class maps, 0..1, for the cost of pixels where the class is hardly seen
     alpha:float=.8,       # of `proposal_scores`
-    beta:float=1e-5,      # of `proposal_scores`
+    beta:float=2.,        # of `proposal_scores`
     faint:float=.95,      # share of the mean of its map below which a class is hardly seen
     overlap:float=.3,     # IoU above which two instances of a class are one, 0..1
 )->list: # of `Instance`, highest score first

@@ -351,7 +351,7 @@ def test_scores_against_their_definition():
     responses, proposals, unlikely = rng.random((3, 12, 13)), rng.random((5, 12, 13)) < .3, rng.random((3, 12, 13)) < .5
     proposals[0] = False
     proposals[0, 3:9, 2:8] = True
-    got = proposal_scores(responses, proposals, unlikely, .8, .01)
+    got = proposal_scores(responses, proposals, unlikely, .8, .01*12*13)
     for p, s in np.ndindex(3, 5):
         m = proposals[s]
         grown = ndimage.binary_dilation(m, np.ones((5, 5)))
@@ -387,7 +387,7 @@ def test_the_cost_of_unlikely_pixels():
     proposals, response = np.concatenate([masks[:1] | masks[1:], masks]), masks[:1]/36
     maps = np.zeros((2, 24, 24), np.float32)
     maps[1] = .1*~masks[1] + .9*masks[0]
-    one, = retrieve_instances(torch.tensor([[0, 1, 4, 4]]), response, proposals, maps, beta=.01)
+    one, = retrieve_instances(torch.tensor([[0, 1, 4, 4]]), response, proposals, maps)
     assert np.array_equal(one.mask, masks[0])
 
 

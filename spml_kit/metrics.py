@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Confusion', 'per_class_table', 'weak_vs_full', 'bootstrap_interval', 'boundary_f', 'instance_weighted_iou',
-           'true_instances', 'instance_ap', 'average_best_overlap']
+           'true_instances', 'mask_iou', 'instance_ap', 'average_best_overlap']
 
 # %% ../nbs/api/02_metrics.ipynb #dcdadbc0
 import numpy as np
@@ -194,9 +194,13 @@ def true_instances(
         if i and votes.any() and votes.argmax(): out.append((int(votes.argmax()), mask))
     return out
 
-def _overlap(masks, truth): # (P,) and (T,) masks to (P,T) IoU
-    if not len(masks) or not len(truth): return np.zeros((len(masks), len(truth)))
-    a, b = (np.stack(o).reshape(len(o), -1).astype(np.float32) for o in (masks, truth))
+def mask_iou(
+    a, # (P,H,W) bool, or a list of (H,W)
+    b, # (S,H,W) bool, or a list of (H,W)
+)->np.ndarray: # (P,S) 0..1; 0 for two empty masks
+    "Intersection over union of every pair"
+    if not len(a) or not len(b): return np.zeros((len(a), len(b)))
+    a, b = (np.asarray(o).reshape(len(o), -1).astype(np.float32) for o in (a, b))
     both = a @ b.T
     return both/np.maximum(a.sum(1)[:, None] + b.sum(1) - both, 1)
 
@@ -225,7 +229,7 @@ def instance_ap(
         true, found = [[m for k, m in image if k == c] for image in truth], []
         for i, image in enumerate(predicted):
             mine = [p for p in image if p[0] == c]
-            found += [(i, p[1], o) for p, o in zip(mine, _overlap([p[2] for p in mine], true[i]))]
+            found += [(i, p[1], o) for p, o in zip(mine, mask_iou([p[2] for p in mine], true[i]))]
         each.append(_instance_ap(found, sum(map(len, true)), iou) if found else 0.)
     return float(np.mean(each)) if each else float('nan')
 
@@ -240,5 +244,5 @@ def average_best_overlap(
     for found, image in zip(predicted, truth):
         for c, mask in image:
             mine = [p[2] for p in found if p[0] == c]
-            best.setdefault(c, []).append(_overlap(mine, [mask]).max() if mine else 0.)
+            best.setdefault(c, []).append(mask_iou(mine, [mask]).max() if mine else 0.)
     return float(100*np.mean([np.mean(o) for o in best.values()])) if best else float('nan')

@@ -12,8 +12,7 @@ from torch import nn
 
 from ..core import SpmlError
 from ..method.nets import unit
-from ..learn.losses import MultiTermLoss
-from .classifier import TagLoss, TagMethod, TagNet
+from .classifier import TagMethod, TagNet, TagTermsLoss
 
 # %% ../../nbs/api/cams/63_seam.ipynb #94739509
 def scaled_maps(
@@ -83,7 +82,7 @@ class SeamNet(TagNet):
                                                        align_corners=False))
 
 # %% ../../nbs/api/cams/63_seam.ipynb #f7c76496
-class SeamLoss(MultiTermLoss):
+class SeamLoss(TagTermsLoss):
     "Classification, pooling, equivariant and equivariant cross regularisation"
     names = 'tags', 'pooling', 'equivariance', 'cross'
     def __init__(self,
@@ -91,7 +90,7 @@ class SeamLoss(MultiTermLoss):
         empty:float=.25,  # share of the cells that should hold no object, 0..1
     ):
         super().__init__()
-        self.hardest, self.empty, self.classify = hardest, empty, TagLoss()
+        self.hardest, self.empty = hardest, empty
 
     def pooling(self,
         refined:torch.Tensor, # (B,C,h,w) maps after sharing
@@ -108,14 +107,11 @@ class SeamLoss(MultiTermLoss):
         off = (seeds.detach() - refined).abs().flatten(1)
         return off.topk(max(1, int(self.hardest*off.shape[1])))[0].mean()
 
-    def forward(self,
-        pred, # what `SeamNet` returns
-        labels,  # not read
-        regions, # not read
+    def terms(self,
+        pred, # what `SeamNet` returns in training
         tags:torch.Tensor, # (B,C) bool
-    )->torch.Tensor: # scalar
-        "Loss of a batch; in evaluation that of the tags"
-        if isinstance(pred, torch.Tensor): return self.classify(pred, labels, regions, tags)
+    )->dict: # name to scalar
+        "The terms of a batch"
         raws, refineds = pred[0::2], pred[1::2]
         told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None,
             None].float() # background is in every tagged image; an untagged one counts nowhere
@@ -123,12 +119,10 @@ class SeamLoss(MultiTermLoss):
         one, two = (fit(scaled_maps(o.float())*told[:, 1:]) for o in raws)
         refined = [fit(scaled_maps(o.float())*told) for o in refineds]
         seeds = [seed_maps(o)*told for o in (one, two)]
-        parts = dict(tags=sum(self.classify(o.mean((2, 3)), labels, regions, tags) for o in raws)/2,
+        return dict(tags=sum(self.classify(o.mean((2, 3)), None, None, tags) for o in raws)/2,
                      pooling=sum(self.pooling(o.float()*told) for o in refineds)/2,
                      equivariance=(one - two).abs().mean(),
                      cross=self.cross(seeds[1], refined[0]) + self.cross(seeds[0], refined[1]))
-        self.record(parts)
-        return sum(parts.values())
 
 # %% ../../nbs/api/cams/63_seam.ipynb #235b4ad4
 SEAM = TagMethod('seam', SeamNet, SeamLoss)

@@ -15,8 +15,8 @@ from torch import nn
 
 from ..core import SpmlError
 from ..data.weak import WeakSet
-from ..learn.losses import MultiTermLoss
-from ..cams.classifier import TagLoss, TagMethod, TagNet, class_maps
+from ..method.nets import image_tensor
+from ..cams.classifier import TagMethod, TagNet, TagTermsLoss, class_maps
 from ..cams.seam import scaled_maps
 from ..cams.coattention import CoAttention
 
@@ -159,26 +159,27 @@ def maps(self:GroupNet,
     return F.pad(scaled_maps(single) + scaled_maps(after), (0, 0, 0, 0, 1, 0))/2
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #8173db32
-class GroupLoss(MultiTermLoss):
+class GroupLoss(TagTermsLoss):
     "Classification of the images in their group, and alone"
     names = 'group', 'single'
     def __init__(self,
         single:float=.4, # weight of the single branch
     ):
         super().__init__()
-        self.single, self.classify = single, TagLoss()
+        self.single = single
 
-    def forward(self,
-        pred, # what `GroupNet` returns
-        labels,  # not read
-        regions, # not read
+    @property
+    def weights(self)->dict:
+        "Of the single branch, its own"
+        return dict(single=self.single)
+
+    def terms(self,
+        pred, # what `GroupNet` returns in training
         tags:torch.Tensor, # (B,C) bool
-    )->torch.Tensor: # scalar
-        "Loss of a batch; in evaluation that of the tags"
-        if isinstance(pred, torch.Tensor): return self.classify(pred, labels, regions, tags)
-        single, group = (self.classify(o, labels, regions, tags) for o in pred)
-        self.record(dict(group=group, single=single))
-        return group + self.single*single
+    )->dict: # name to scalar
+        "The terms of a batch"
+        single, group = (self.classify(o, None, None, tags) for o in pred)
+        return dict(group=group, single=single)
 
 GROUP_WSSS = TagMethod('group_wsss', GroupNet, GroupLoss, group=3, same_tags=True, related=6)
 
@@ -206,7 +207,7 @@ class AccumulateMaps(Callback):
 
     @torch.no_grad()
     def _sure(self, image):
-        x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(next(self.model.parameters()).device).float()/255
+        x = image_tensor(image, next(self.model.parameters()).device)
         return (self.model.eval()(x)[0].sigmoid() >= self.least).cpu().numpy()
 
     def maps(self,

@@ -16,8 +16,7 @@ from torch import nn
 
 from ..core import SpmlError, rng_of
 from ..data.weak import WeakSet
-from ..learn.losses import MultiTermLoss
-from ..cams.classifier import TagLoss, TagMethod, TagNet
+from ..cams.classifier import TagMethod, TagNet, TagTermsLoss
 from ..cams.seam import scaled_maps
 from ..cams.coattention import PairAttention
 
@@ -125,7 +124,7 @@ def maps(self:McisNet,
     return F.pad(torch.where(tags.any(0)[None, :, None, None], merged, basic), (0, 0, 0, 0, 1, 0))
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #f12c4998
-class McisLoss(MultiTermLoss):
+class McisLoss(TagTermsLoss):
     "Basic, common and contrast classification of pairs, and that of self pairs"
     names = 'basic', 'common', 'contrast', 'self'
     def __init__(self,
@@ -136,25 +135,21 @@ class McisLoss(MultiTermLoss):
     ):
         super().__init__()
         if empty not in ('skip', 'zero'): raise SpmlError(f"empty='{empty}' is not skip or zero")
-        self.empty, self.contrast_from, self.contrast, self.selves, self.classify = empty, contrast_from, contrast, selves, TagLoss()
+        self.empty, self.contrast_from, self.contrast, self.selves = empty, contrast_from, contrast, selves
 
-    def forward(self,
-        pred, # what `McisNet` returns
-        labels,  # not read
-        regions, # not read
+    def terms(self,
+        pred, # what `McisNet` returns in training
         tags:torch.Tensor, # (B,C) bool, partners side by side
-    )->torch.Tensor: # scalar
-        "Loss of a batch; in evaluation that of the tags"
-        if isinstance(pred, torch.Tensor): return self.classify(pred, labels, regions, tags)
+    )->dict: # name to scalar
+        "The terms of a batch"
         basic, common, contrast, selves = pred
-        one = lambda logits, of: self.classify(logits, labels, regions, of)
+        one = lambda logits, of: self.classify(logits, None, None, of)
         shared, alone = pair_targets(tags)
         if self.empty == 'skip': alone = alone & alone[:, 1:].any(1, keepdim=True)
         parts = dict(basic=one(basic, tags), common=one(common, shared))
         if self.contrast and self.done >= self.contrast_from: parts['contrast'] = one(contrast, alone)
         if self.selves and selves: parts['self'] = sum(one(logits, tags[0::2]) for of in selves for logits in of)
-        self.record(parts)
-        return sum(parts.values())
+        return parts
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #cff741f1
 MCIS = TagMethod('mcis', McisNet, McisLoss, group=2, related=3)

@@ -20,13 +20,13 @@ from scipy.special import expit, logit
 from skimage.color import rgb2lab
 from torch import nn
 
-from ..core import SpmlError, UNLABELLED, VOID
+from ..core import SpmlError, UNLABELLED
 from ..regions.pooling import region_pool
-from ..method.nets import BackboneNet
+from ..method.nets import BackboneNet, image_tensor
 from ..learn.learner import spml_learner
 from ..cams.background import geodesic_saliency
 from ..infer.scores import stream_head
-from ..infer.pseudo import scores_to_labels
+from ..infer.pseudo import beside_annotation, scores_to_labels
 from ..runs.pipelines import CLASSIFIER, PIPELINES, SEEDS, Pipeline, Step
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000002
@@ -166,7 +166,7 @@ def region_features(
     "What a network sees of every region"
     if not isinstance(model, BackboneNet): raise SpmlError(f"mining reads the maps of a `BackboneNet`, and {type(model).__name__} is none; take a classifier that is")
     device = next(model.parameters()).device
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()/255
+    x = image_tensor(image, device)
     ids, model = torch.as_tensor(regions, device=device), model.eval()
     coarse = [m for m, stride in zip(model.features(x), model.backbone.feature_info.reduction()) if stride >= 4]
     return torch.cat([region_pool(F.interpolate(m.float(), regions.shape, mode='bilinear', align_corners=False)[0], ids) for m in coarse], 1)
@@ -181,11 +181,6 @@ def _features_of(pipe):
     return _seen[pipe]
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000008
-def _beside_annotation(pipe, sample, labels):
-    "Labels, but what was annotated (outside of all boxes, say) stays"
-    stays = sample.labels != UNLABELLED if pipe.keep_annotated else sample.labels == VOID
-    return np.where(stays, sample.labels, labels).astype(np.uint8)
-
 def mined_labels(
     pipe:Pipeline, # with a classifier and labels, which are the seeds
     todo:list,     # numbers of images
@@ -200,7 +195,7 @@ def mined_labels(
     for i in todo:
         s = pipe.weak.sample(i)
         with torch.no_grad(): mined = mine_regions(net(features[i]), s.regions, s.tags)
-        yield _beside_annotation(pipe, s, mined)
+        yield beside_annotation(mined, s, pipe.keep_annotated)
 
 def refined_labels(
     pipe:Pipeline, # with labels of objects
@@ -213,7 +208,7 @@ def refined_labels(
         tags = np.flatnonzero(s.tags[1:]) + 1
         if len(tags) != 1 or s.regions.max() == 0: yield s.labels; continue # one region has no saliency
         sure = bayes_refine(s.image, s.labels == tags[0], geodesic_saliency(s.image, s.regions), exponent=exponent)
-        yield _beside_annotation(pipe, pipe.weak.sample(i), np.where(sure > .5, tags[0], 0))
+        yield beside_annotation(np.where(sure > .5, tags[0], 0), pipe.weak.sample(i), pipe.keep_annotated)
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000009
 def train_network(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks', 'PeakBackprop', 'image_peaks', 'response_maps',
-           'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'mask_iou', 'retrieve_instances',
+           'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'retrieve_instances',
            'instance_labels', 'instance_ids', 'response_class_maps', 'pointing', 'peak_recall']
 
 # %% ../../nbs/neighbours/14_prm.ipynb #bd2b05be
@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..cams.classifier import TagMethod, TagNet
 from ..core import SpmlError
-from ..method.nets import DepthwiseDilated
+from ..metrics import mask_iou
+from ..method.nets import DepthwiseDilated, image_tensor
 from ..regions.oversegment import Hierarchy
 
 # %% ../../nbs/neighbours/14_prm.ipynb #6448ece3
@@ -204,10 +205,8 @@ def convolve(self:PeakBackprop,
 
 # %% ../../nbs/neighbours/14_prm.ipynb #1cf10bf0
 def _view(model, image, scale):
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise SpmlError(f"an image is (H,W,3) uint8, this is {image.shape} {image.dtype}")
     if not scale > 0: raise SpmlError(f"scale {scale} must be above 0")
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(next(model.parameters()).device).permute(2, 0, 1)[None].float()/255
+    x = image_tensor(image, next(model.parameters()).device)
     return F.interpolate(x, [max(1, round(scale*n)) for n in x.shape[-2:]], mode='bilinear', align_corners=False)
 
 def image_peaks(
@@ -303,15 +302,6 @@ def proposal_scores(
     score = torch.from_numpy(np.asarray(responses, np.float32)).flatten(1) @ (alpha*inside + band).flatten(1).T
     if unlikely is not None: score -= beta*torch.from_numpy(np.asarray(unlikely, np.float32)).flatten(1) @ inside.flatten(1).T/inside[0].numel()
     return score.numpy()
-
-def mask_iou(
-    a:np.ndarray, # (P,H,W) bool
-    b:np.ndarray, # (S,H,W) bool
-)->np.ndarray: # (P,S) 0..1; 0 for two empty masks
-    "Intersection over union of every pair"
-    a, b = (np.asarray(o).reshape(len(o), -1).astype(np.float32) for o in (a, b))
-    both = a @ b.T
-    return both/np.maximum(a.sum(1)[:, None] + b.sum(1) - both, 1)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #b7ca09fd
 def retrieve_instances(

@@ -208,14 +208,14 @@ def train_classifier(
 )->Learner:
     "The classifier of tags"
     method = pipe.tag_method
-    bs = max(1, pipe.recipe.bs//method.group)*method.group
-    recipe = pipe.tag_recipe.but(bs=bs, crop=pipe.recipe.crop, steps=pipe.tag_steps)
-    return pipe.fit(lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path), folder, 1, pipe.tag_steps, pipe.weak, recipe,
-                    **dict(group=method.group, same_tags=method.same_tags) if method.group > 1 else {})
+    feed = method.feed(pipe.recipe.bs)
+    recipe = pipe.tag_recipe.but(bs=feed.pop('bs'), crop=pipe.recipe.crop, steps=pipe.tag_steps)
+    return pipe.fit(lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path), folder, 1, pipe.tag_steps, pipe.weak, recipe, **feed)
 
 def _tag_scores(pipe, sample):
     "Class maps of a sample with the background in row 0"
-    related = related_images(pipe.weak, sample.number, pipe.tag_method, pipe.tag_index, pipe.seed)
+    method = pipe.tag_method
+    related = related_images(pipe.weak, sample.number, method, pipe.tag_index, pipe.seed) if method.related else []
     maps = class_maps(pipe.learners['classifier'].model, sample.image, sample.tags, pipe.cam_scales, related=related)
     return np.concatenate([pipe.background(sample.image, maps, sample.regions)[None], maps[1:]])
 

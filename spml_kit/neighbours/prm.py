@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks', 'PeakBackprop', 'image_peaks', 'response_maps',
            'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'retrieve_instances',
-           'instance_labels', 'instance_ids', 'response_class_maps', 'pointing', 'peak_recall']
+           'instance_labels', 'instance_ids', 'response_class_maps', 'peak_recall']
 
 # %% ../../nbs/neighbours/14_prm.ipynb #bd2b05be
 from functools import partial
@@ -361,14 +361,6 @@ def response_class_maps(
     return out/np.maximum(out.max((1, 2), keepdims=True), 1e-12)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #9a702f60
-def pointing(
-    maps:np.ndarray, # (C,H,W) class maps; row 0 is not looked at
-    mask:np.ndarray, # (H,W) class ids
-)->tuple: # hits, classes that the mask holds, background aside
-    "In how many classes does the largest value of the map lie on the class?"
-    held = [c for c in np.unique(mask) if 0 < c < len(maps)]
-    return sum(bool(maps[c].max() > 0 and mask.flat[maps[c].argmax()] == c) for c in held), len(held)
-
 def peak_recall(
     peaks:torch.Tensor, # (P,4) rows image, class, y, x
     places:np.ndarray,  # (P,2) pixels y, x where they lie, of `image_peaks`

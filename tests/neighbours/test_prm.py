@@ -17,7 +17,7 @@ from spml_kit.data.weak import WeakSet
 from spml_kit.learn.losses import MultiTermLoss
 from spml_kit.method.nets import DepthwiseDilated
 from spml_kit.neighbours.prm import (PRM, Instance, PeakBackprop, PrmNet, boundary_contrast, connected_proposals, find_peaks, image_peaks, instance_ids,
-                                     instance_labels, mask_iou, peak_mask, peak_recall, peak_scores, pointing, proposal_scores, response_class_maps,
+                                     instance_labels, mask_iou, peak_mask, peak_recall, peak_scores, proposal_scores, response_class_maps,
                                      response_maps, retrieve_instances, upsampled)
 from spml_kit.regions.contours import gradient_contours
 from spml_kit.regions.oversegment import hierarchy_of
@@ -421,13 +421,9 @@ def test_response_class_maps():
     assert not response_class_maps(peaks[:0], responses[:0], 4).any()
 
 
-def test_pointing_and_peak_recall():
-    mask, maps = np.zeros((6, 6), np.uint8), np.zeros((4, 6, 6))
+def test_peak_recall():
+    mask = np.zeros((6, 6), np.uint8)
     mask[:2, :2], mask[4:, 4:], mask[0, 5] = 1, 2, 255
-    maps[1, 0, 1] = maps[2, 0, 0] = maps[3, 3, 3] = 1
-    assert pointing(maps, mask) == (1, 2)
-    assert pointing(0*maps, mask) == (0, 2) # maps of nothing point nowhere
-    assert pointing(maps, 0*mask) == (0, 0)
     peaks, places = torch.tensor([[0, 1, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0]]), np.array([[1, 1], [0, 0], [5, 4]])
     truth = [(1, mask == 1), (2, mask == 2), (3, mask == 1)]
     assert peak_recall(peaks, places, truth) == (2, 3) and peak_recall(peaks[:0], places[:0], truth) == (0, 3)

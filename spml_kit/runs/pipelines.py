@@ -295,4 +295,5 @@ PIPELINES = { # the paper's
     'tags':      (CLASSIFIER, SEEDS, EMBEDDING, WALK, NEIGHBOURS, HEAD, Step('walk again', walk_again, 'labels'),
                   replace(NEIGHBOURS, name='neighbours again'), replace(HEAD, name='head again')),
 }
-PLANS = dict(mcof='spml_kit.neighbours.mcof:mcof_spml_plan') # functions that give the steps of a pipeline, by their names on the command line
+PLANS = dict(refined='spml_kit.neighbours.drs:refined_plan', # functions that give the steps of a pipeline,
+             mcof='spml_kit.neighbours.mcof:mcof_spml_plan') # by their names on the command line

@@ -12,8 +12,8 @@ from spml_kit.data.batches import weak_dls
 from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import SCENE_CLASSES, make_scene
 from spml_kit.data.weak import WeakSet
-from spml_kit.neighbours.drs import (DRS, DRS_REFINED_PLAN, DRS_REFINER, REFINE_RECIPE, DrsNet, RefineLoss, Suppression, SuppressPeaks,
-                                     map_targets, refine_maps, suppress_activations, winner_take_all)
+from spml_kit.neighbours.drs import (DRS, DRS_REFINER, REFINE_RECIPE, DrsNet, RefineLoss, Suppression, SuppressPeaks,
+                                     map_targets, refine_maps, refined_plan, suppress_activations, winner_take_all)
 from spml_kit.runs.pipelines import Pipeline
 
 SIZE, C = 64, len(SCENE_CLASSES)
@@ -180,12 +180,12 @@ def test_refinement_learns_and_goes_on_where_it_was(tmp_path):
 
 def test_the_plan_takes_maps_from_the_refiner(tmp_path):
     weak = tagged()
-    pipe = Pipeline(weak, tagged(2, 100), "tags", tmp_path/"run", tag_steps=2, cam="drs", cam_scales=(1.,), plan=DRS_REFINED_PLAN, progress=False)
+    pipe = Pipeline(weak, tagged(2, 100), "tags", tmp_path/"run", tag_steps=2, cam="drs", cam_scales=(1.,), plan=refined_plan(), progress=False)
     pipe.run(only=("classifier", "refine", "seeds"))
     assert [s.name for s in pipe.plan[:3]] == ["classifier", "refine", "seeds"]
     assert pipe.learners["classifier"] is pipe.learners["refine"] and pipe.learners["refine"].settings["method"] == DRS_REFINER.name
     with pytest.raises(SpmlError, match="put it before"):
-        Pipeline(weak, tagged(2, 100), "tags", tmp_path/"other", plan=DRS_REFINED_PLAN, progress=False).run(only=("refine",))
+        Pipeline(weak, tagged(2, 100), "tags", tmp_path/"other", plan=refined_plan(), progress=False).run(only=("refine",))
 
 
 def test_the_method_trains_under_its_name(tmp_path):

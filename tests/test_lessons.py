@@ -15,7 +15,7 @@ def kind(cell): return next(iter(cell.metadata.get('tags', [])), '')
 def printed(cell): return ''.join(o.text for o in cell.outputs if o.output_type == 'stream' and o.name == 'stdout')
 
 
-def test_there_are_eight(): assert [p.name[0] for p in LESSONS] == list('12345678')
+def test_there_are_nine(): assert [p.name[0] for p in LESSONS] == list('123456789')
 
 
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)

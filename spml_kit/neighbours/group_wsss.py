@@ -158,6 +158,15 @@ def maps(self:GroupNet,
     after = torch.stack([self.leave(self.graph(g)[:, 0]) for g in groups]).mean(0)
     return F.pad(scaled_maps(single) + scaled_maps(after), (0, 0, 0, 0, 1, 0))/2
 
+# %% ../../nbs/neighbours/12_group_wsss.ipynb #16e2000b
+@patch
+def attention_weights(self:GroupNet,
+    receiver:torch.Tensor, # (B,3,H,W) RGB, 0..1
+    sender:torch.Tensor,   # (B,3,H',W') RGB, 0..1
+)->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
+    "Where each place of the receiver looks in the sender, in the first round; for pictures"
+    return self.graph.attention.weights(self.look(receiver)[1], self.look(sender)[1])
+
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #8173db32
 class GroupLoss(TagTermsLoss):
     "Classification of the images in their group, and alone"

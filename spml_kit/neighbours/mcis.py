@@ -123,6 +123,15 @@ def maps(self:McisNet,
     merged = (kept*torch.stack([scaled_maps(o) for o in many])).sum(0)/kept.sum(0).clamp_min(1)
     return F.pad(torch.where(tags.any(0)[None, :, None, None], merged, basic), (0, 0, 0, 0, 1, 0))
 
+# %% ../../nbs/neighbours/11_mcis.ipynb #16e1000b
+@patch
+def attention_weights(self:McisNet,
+    receiver:torch.Tensor, # (B,3,H,W) RGB, 0..1
+    sender:torch.Tensor,   # (B,3,H',W') RGB, 0..1
+)->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
+    "Where each place of the receiver looks in the sender; for pictures"
+    return self.attention.weights(self.features(receiver)[-1], self.features(sender)[-1])
+
 # %% ../../nbs/neighbours/11_mcis.ipynb #f12c4998
 class McisLoss(TagTermsLoss):
     "Basic, common and contrast classification of pairs, and that of self pairs"

@@ -79,6 +79,7 @@ from .neighbours.prm import *
 from .neighbours.drs import *
 from .neighbours.mcis import *
 from .neighbours.group_wsss import *
+from .neighbours.explorers import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546

@@ -12,7 +12,7 @@ import torch
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import SpmlError
+from ..core import SpmlError, UNLABELLED
 from ..metrics import mask_iou, true_instances
 from ..regions.contours import gradient_contours
 from ..regions.oversegment import hierarchy_of
@@ -200,7 +200,7 @@ def draw(self:explore_peaks):
         marked[max(py - 1, 0):py + 2, max(px - 1, 0):px + 2] = classes.palette[l]
     pictures = {'the peaks, in the colours of their classes\nclick one': cross(marked, c, y),
                 'its response map': cross(heat(response, 0, max(float(response.max()), 1e-12)), c, y)}
-    if ranked: pictures['the proposal that agrees best'] = outline(overlay(x, np.where(ranked[0][1], label, 0).astype(np.uint8), classes, .4), ranked[0][1])
+    if ranked: pictures['the proposal that agrees best'] = outline(overlay(x, np.where(ranked[0][1], label, UNLABELLED).astype(np.uint8), classes, .4), ranked[0][1])
     said = f"Peak {k + 1} of {len(peaks)}, '{classes.names[label]}', at ({c}, {y}): half of its response comes from {100*self.half(response):.0f} % of the image."
     if not ranked: return View(said + ' There is no proposal.', pictures)
     return View(said, pictures, {f'proposal {n + 1}': (s, f'{s:.2f}{self.fit(m, label)}') for n, (s, m) in enumerate(ranked[:5])})

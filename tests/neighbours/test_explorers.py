@@ -1,0 +1,95 @@
+"""Explorers of the neighbours: what they show against the networks themselves, clicks in odd places, images without masks."""
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spml_kit.core import SpmlError
+from spml_kit.data.images import SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.method.nets import image_tensor
+from spml_kit.neighbours.explorers import attention_of, effective_places, explore_coattention, explore_peaks
+from spml_kit.neighbours.group_wsss import GroupNet
+from spml_kit.neighbours.mcis import McisNet
+from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
+
+NET = dict(backbone="test_resnet", pretrained=False)
+
+
+def network(kind):
+    torch.manual_seed(0)
+    return kind(13, **NET).eval()
+
+
+def weak(masks=True): return WeakSet(SceneSet(4, size=64, masks=masks), "tags")
+
+
+def said(ex): return ex._words.value
+
+
+@pytest.mark.parametrize("kind", [McisNet, GroupNet])
+def test_attention_is_the_networks_own(kind):
+    net, images = network(kind), weak().images
+    w = attention_of(net, images.image(0), images.image(1)[:48])
+    assert np.allclose(w.sum((2, 3)), 1, atol=1e-5) and (w >= 0).all()
+    one, two = (image_tensor(o, "cpu") for o in (images.image(0), images.image(1)[:48]))
+    with torch.no_grad():
+        if kind is McisNet: asks, answers, attention = net.features(one)[-1], net.features(two)[-1], net.attention
+        else: asks, answers, attention = net.look(one)[1], net.look(two)[1], net.graph.attention
+        heard = attention.receive(asks, answers)
+    assert np.allclose(np.einsum("hwkl,dkl->dhw", w, answers[0].numpy()), heard[0].numpy(), atol=1e-4)
+
+
+def test_places_between_one_and_all():
+    w = np.random.default_rng(0).dirichlet(np.full(12, .1), (5, 6)).reshape(5, 6, 3, 4)
+    n = effective_places(w)
+    assert n.shape == (5, 6) and (n >= 1 - 1e-9).all() and (n <= 12 + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", [McisNet, GroupNet])
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_place_is_clicked(kind, masks):
+    ex = explore_coattention(network(kind), weak(masks), (0, 1, 2))
+    before = ex.pictures[1].png
+    ex.pictures[0].point = [3, 60]
+    assert ex.point == (3, 60) and len(ex.view.pictures) == 2 and ("% of the look" in str(ex.view.bars)) == masks
+    ex.pictures[1].point = [1, 1] # nothing happens
+    assert ex.point == (3, 60) and "first picture" in said(ex)
+    ex.sender.value = 2
+    assert ex.pictures[1].png != before and np.array(Image.open(io.BytesIO(ex.pictures[1].png))).shape == (64, 64, 3)
+    ex.point = (64, 0)
+    assert "no pixel" in said(ex)
+
+
+def test_who_looks_nowhere():
+    with pytest.raises(SpmlError, match="does not look into"): attention_of(network(PrmNet), *map(weak().images.image, (0, 1)))
+    for which in ((0,), (2, 99)):
+        with pytest.raises(SpmlError, match="two at least"): explore_coattention(network(McisNet), weak(), which)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_nearest_peak_is_taken(masks):
+    net, images = network(PrmNet), weak(masks)
+    ex = explore_peaks(net, images, (1, 2))
+    ex.least.value = 0.
+    peaks, places = image_peaks(net, images.images.image(1), images.tags(1), least=0.)
+    assert len(peaks) > 1
+    for k in (0, len(peaks) - 1):
+        ex.pictures[0].point = [int(v) for v in places[k][::-1]]
+        assert (places[ex.peak] == places[k]).all()
+        assert np.allclose(ex.response(ex.peak), response_maps(net, images.images.image(1), peaks[ex.peak:ex.peak + 1])[0])
+    assert ("IoU" in str(ex.view.bars) or "no such object" in str(ex.view.bars)) == masks
+    scores = [s for s, _ in ex.ranked(ex.peak)]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_no_proposals_and_no_peaks():
+    ex = explore_peaks(network(PrmNet), weak(), (0, 1), proposals=lambda x, maps: np.zeros((0, *x.shape[:2]), bool))
+    assert "There is no proposal" in said(ex) and ex.view.bars is None
+    ex.kept[0, ex.least.value] = torch.zeros(0, 4, dtype=torch.long), np.zeros((0, 2), int)
+    ex.refresh()
+    assert "No class map of this image has a peak" in said(ex)
+    ex.pictures[0].point = [1, 1]
+    assert "no peak" in said(ex)

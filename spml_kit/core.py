@@ -119,7 +119,9 @@ def _pairs(names):
 class Classes:
     "Names of the classes of a data set; background first"
     names: tuple # C names, index = class id
-    swaps: tuple = None # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
+    # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such
+    # as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
+    swaps: tuple = None
 
     def __post_init__(self):
         for name in self.names:

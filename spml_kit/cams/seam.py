@@ -46,7 +46,8 @@ class SeamNet(TagNet):
         n_classes:int, # C, background included
         scale:float=.5, # size of the second view, relative; the paper's is .3
         widths:tuple=(64, 128), # channels compared of the backbone's last but one and last map
-        refine:bool=True, # give refined class maps? the attribute may be set after training, to see what refinement does
+        # give refined class maps? the attribute may be set after training, to see what refinement does
+        refine:bool=True,
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)

@@ -53,7 +53,8 @@ def random_walk(
 )->torch.Tensor: # as `scores`
     "Scores after `steps` steps on the embedding: each pixel takes the mean of those like it"
     grid = scores.shape[1:]
-    if scores.ndim not in (2, 3) or (views.shape[2:] if scores.ndim == 3 else views.shape[1:2]) != grid or views.ndim != scores.ndim + 1:
+    of_views = views.shape[2:] if scores.ndim == 3 else views.shape[1:2]
+    if scores.ndim not in (2, 3) or of_views != grid or views.ndim != scores.ndim + 1:
         raise SpmlError(f"scores {tuple(scores.shape)} and views {tuple(views.shape)} do not fit: expected (C,n) and "
                         f"(V,n,D), or (C,h,w) and (V,D,h,w)")
     if grid.numel() > MAX_NODES:

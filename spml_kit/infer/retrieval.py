@@ -80,7 +80,9 @@ class SegmentIndex:
         self.faiss = None
 
     def __len__(self): return len(self.mu)
-    def __repr__(self): return f"SegmentIndex: {len(self)} segments of {len(self.image.unique())} images, {len(self.label.unique())} classes, {self.mu.shape[1]} dimensions"
+    def __repr__(self):
+        return (f"SegmentIndex: {len(self)} segments of {len(self.image.unique())} images, "
+                f"{len(self.label.unique())} classes, {self.mu.shape[1]} dimensions")
 
     def nearest(self,
         q:torch.Tensor,  # (Q,D) unit queries
@@ -97,7 +99,9 @@ class SegmentIndex:
         return tuple(found)
 
     def use_faiss(self,
-        factory:str='Flat', # what `faiss.index_factory` builds: 'Flat' is exact, 'IVF1024,Flat' or 'HNSW32' miss some neighbours and are quicker
+        # what `faiss.index_factory` builds: 'Flat' is exact, 'IVF1024,Flat' or 'HNSW32' miss some neighbours and are
+        # quicker
+        factory:str='Flat',
     )->'SegmentIndex': # itself
         "Let faiss look for the neighbours; its index is `self.faiss`"
         try: import faiss
@@ -106,7 +110,8 @@ class SegmentIndex:
         rows = self.mu.float().cpu().numpy()
         try: search = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError:
-            raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; try 'Flat' or 'IVF1024,Flat'") from None
+            raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; "
+                            f"try 'Flat' or 'IVF1024,Flat'") from None
         search.train(rows)
         search.add(rows)
         self.faiss = search
@@ -122,8 +127,8 @@ class SegmentIndex:
             raise SpmlError(f"the index holds class {self.label.max()}, asked for {n_classes} classes: build it with "
                             f"n_classes={n_classes}")
         label = self.label[self.nearest(q, k)[1]]
-        votes = torch.zeros(len(label), n_classes, device=label.device).scatter_add_(1, label,
-            torch.ones_like(label, dtype=torch.float32))
+        votes = torch.zeros(len(label), n_classes, device=label.device)
+        votes.scatter_add_(1, label, torch.ones_like(label, dtype=torch.float32))
         return votes / label.shape[1]
 
     def predict(self,
@@ -141,9 +146,8 @@ class SegmentIndex:
     )->pd.DataFrame: # similarity, label, image, row; nearest first
         "Which training segments stand behind a prediction"
         sim, i = (o[0] for o in self.nearest(q[None], k))
-        return pd.DataFrame({n: o.tolist()
-                             for n,o in dict(similarity=sim, label=self.label[i], image=self.image[i],
-                                             row=self.row[i]).items()})
+        columns = dict(similarity=sim, label=self.label[i], image=self.image[i], row=self.row[i])
+        return pd.DataFrame({name: column.tolist() for name, column in columns.items()})
 
     def save(self,
         path, # safetensors file

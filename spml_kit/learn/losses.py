@@ -75,7 +75,8 @@ class SpmlLoss(MultiTermLoss):
         super().__init__()
         if len({r.name for r in relations}) < len(relations):
             raise SpmlError(f"relations share a name: {[r.name for r in relations]}; name them apart")
-        self.relations, self.grid, self.iterations, self.head_weight, self.own_negative = relations, grid, iterations, head_weight, own_negative
+        self.relations, self.grid, self.iterations = relations, grid, iterations
+        self.head_weight, self.own_negative = head_weight, own_negative
         self.bank, self.protos, self.colours, self.embedding_scale = MemoryBank(memory), None, colours, embedding_scale
 
     @property

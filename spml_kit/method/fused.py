@@ -219,7 +219,7 @@ def _weights(live, lo, own, scoped):
 
 # %% ../../nbs/api/method/51_fused.ipynb #a1f0359b
 def _blocks(key, groups):
-    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody; how many are used; there are at most so many `groups`"
+    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody, and how many are used; at most `groups` keys"
     n = len(key)
     key, order = key.sort(stable=True)
     step = torch.arange(n, device=key.device) - torch.searchsorted(key, key) # within its key

@@ -53,4 +53,6 @@ class MemoryBank:
         "Put the tensors back"
         n = len({k.split('.')[0] for k in state})
         self.batches.clear()
-        for i in range(n): self.batches.append(Prototypes(**{k.split('.')[1]: v for k,v in state.items() if k.split('.')[0] == str(i)}))
+        for i in range(n):
+            kept = {k.split('.')[1]: v for k, v in state.items() if k.split('.')[0] == str(i)}
+            self.batches.append(Prototypes(**kept))

@@ -27,7 +27,7 @@ def unit(
     x:torch.Tensor, # features, any shape
     dim:int=-1,     # dimension that holds the feature
 )->torch.Tensor: # the same shape, length 1 (or 0) along `dim`, float32 or float64
-    "Scale features to unit length; zero stays zero; half precision becomes float32, where squares neither vanish nor overflow"
+    "Scale features to unit length; zero stays zero; half precision becomes float32, which holds all their squares"
     x = x.float() if x.dtype in (torch.half, torch.bfloat16) else x
     return x / x.norm(dim=dim, keepdim=True).clamp_min(1e-12)
 
@@ -99,7 +99,8 @@ class DepthwiseDilated(nn.Conv2d):
         k, d = layer.kernel_size[0], layer.dilation[0]
         return (layer.groups == layer.in_channels == layer.out_channels and k % 2 == 1 and d > 1
                 and layer.kernel_size == (k, k) and layer.dilation == (d, d)
-                and layer.padding == (d*(k//2),)*2 and layer.padding_mode == 'zeros' and layer.stride == (1, 1) and layer.bias is None)
+                and layer.padding == (d*(k//2),)*2 and layer.padding_mode == 'zeros'
+                and layer.stride == (1, 1) and layer.bias is None)
 
     def forward(self,
         x:torch.Tensor, # (B,C,H,W)
@@ -123,7 +124,9 @@ def image_tensor(
 class AdaptedNet(nn.Module):
     "Any network as a backbone"
     def __init__(self,
-        net:nn.Module, # (B,3,H,W) to a list of maps (B,C,h,w), finest first; `mean` and `std`, three numbers each, if it wants other colours than ImageNet's
+        # (B,3,H,W) to a list of maps (B,C,h,w), finest first; `mean` and `std`, three numbers each, if it wants other
+        # colours than ImageNet's
+        net:nn.Module,
     ):
         super().__init__()
         self.net, self.mean, self.std = net, *(list(getattr(net, k, o))
@@ -135,7 +138,8 @@ class AdaptedNet(nn.Module):
         if not isinstance(maps, (list, tuple)) or not all(isinstance(m, torch.Tensor) and m.ndim == 4 for m in maps):
             raise SpmlError(f"{type(net).__name__} is no backbone: of an image (1,3,256,256) it must make a list of "
                             f"maps (1,C,h,w)")
-        self.feature_info = FeatureInfo([dict(num_chs=m.shape[1], reduction=round(256/m.shape[-1]), module='') for m in maps], [*range(len(maps))])
+        self.feature_info = FeatureInfo(
+            [dict(num_chs=m.shape[1], reduction=round(256/m.shape[-1]), module='') for m in maps], [*range(len(maps))])
 
     def forward(self, x): return list(self.net(x))
 
@@ -152,7 +156,8 @@ def _packaged_weights(name):
 
 # %% ../../nbs/api/method/40_nets.ipynb #1d27eb84
 def create_backbone(
-    name:str='tf_efficientnet_lite0', # timm name, or package.module:name of a function that makes a module for `AdaptedNet`
+    # timm name, or package.module:name of a function that makes a module for `AdaptedNet`
+    name:str='tf_efficientnet_lite0',
     output_stride:int=16, # 8, 16 or 32; a module of one's own has its own
     pretrained:bool=True, # ImageNet weights?
     weights:str=None,     # a state-dict file of one's own (timm's names), instead of `pretrained`
@@ -258,7 +263,7 @@ class BackboneNet(nn.Module):
         pretrained:bool=True, # ImageNet weights?
         weights:str=None,     # state dict of one's own
         freeze_bn:bool=True,  # keep the backbone's batch norm statistics?
-        precision:str='float32', # in which it trains: 'float32' or 'bfloat16', the latter for GPUs; weights and maps stay float32
+        precision:str='float32', # in which it trains; 'bfloat16' is for GPUs, weights and maps stay float32
         checkpointing:bool=False, # gradient checkpointing: less memory, a second forward pass
         compiled:bool=False,  # `torch.compile` it at its first use?
         **kwargs, # further arguments of `timm.create_model`
@@ -266,13 +271,15 @@ class BackboneNet(nn.Module):
         super().__init__()
         if precision not in ('float32', 'bfloat16'):
             raise SpmlError(f"precision '{precision}' is not float32 or bfloat16")
-        self.backbone, self.freeze_bn, cfg = create_backbone(backbone, output_stride, pretrained, weights, **kwargs), freeze_bn, None if ':' in backbone else timm.get_pretrained_cfg(backbone)
+        self.backbone = create_backbone(backbone, output_stride, pretrained, weights, **kwargs)
+        self.freeze_bn = freeze_bn
+        cfg = None if ':' in backbone else timm.get_pretrained_cfg(backbone)
         self.precision = precision
         if checkpointing: checkpoint_blocks(self.backbone)
         if compiled: self.compile()
-        self.register_buffer('mean', torch.tensor(cfg.mean if cfg else self.backbone.mean).view(3, 1, 1),
-                             persistent=False)
-        self.register_buffer('std', torch.tensor(cfg.std if cfg else self.backbone.std).view(3, 1, 1), persistent=False)
+        colours = cfg or self.backbone
+        self.register_buffer('mean', torch.tensor(colours.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(colours.std).view(3, 1, 1), persistent=False)
 
     def train(self, mode=True):
         super().train(mode)
@@ -403,7 +410,8 @@ class SegNet(nn.Module):
     "Embedding network and softmax head in one"
     def __init__(self,
         embed:nn.Module, # (B,3,H,W) to (B,D,h,w)
-        head:nn.Module,  # (B,D,h,w) unit embedding to (B,C,h,w) logits; with `sees_features` True, of (feature maps, unit embedding)
+        # (B,D,h,w) unit embedding to (B,C,h,w) logits; with `sees_features` True, of (feature maps, unit embedding)
+        head:nn.Module,
         detach:bool=True, # keep the head's gradient out of the embedding? True is SPML, False plain training
     ):
         super().__init__()

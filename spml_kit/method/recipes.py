@@ -55,7 +55,9 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to those arguments of its function that are not the paper's (None: the paper's after all); one that the paper leaves out enters when it is given a weight
+    # name of a relation to those arguments of its function that are not the paper's (None: the paper's after all); one
+    # that the paper leaves out enters when it is given a weight
+    changes:dict=None,
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
@@ -75,7 +77,8 @@ def paper_relations(
 # %% ../../nbs/api/method/58_recipes.ipynb #37237063
 # Least value of each number, and what it must stay below; `above`: the least value itself is too small
 _RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), embedding_scale=(0, inf), memory=(0, inf),
-               dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
+               dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf),
+               drops=(0, 1),
                bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
 _ABOVE = 'lr', 'scale'
 
@@ -159,5 +162,6 @@ RECIPES = {
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING,
                         source='paper A.2 and bashscripts/voc12'),
     'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1,
-                              relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
+                              relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24),
+                              **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -37,7 +37,9 @@ class Hierarchy:
         threshold:float=None, # or: undo the merges above this strength, 0..1
     )->np.ndarray: # (H,W) int32, ids 0..R-1
         "Cut the tree, by number or by strength"
-        if (n is None) == (threshold is None): raise SpmlError(f"regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
+        if (n is None) == (threshold is None):
+            raise SpmlError(f"regions(n={n}, threshold={threshold}): give the number of regions or a threshold, "
+                            f"one of the two")
         if n is None: n = 1 + int((self.altitudes[self.n_pieces:] > threshold).sum())
         if n < 1: raise SpmlError(f"regions(n={n}): at least one region is needed")
         kept = len(self.parents) - (min(n, self.n_pieces) - 1) # nodes from here on are merges that the cut undoes
@@ -47,7 +49,9 @@ class Hierarchy:
 
     @cached_property
     def ucm(self)->np.ndarray:
-        "(2H-1,2W-1) float32: at odd positions, the strength at which the pixels on both sides merge (ultrametric contour map)"
+        """(2H-1,2W-1) float32 ultrametric contour map
+
+        At odd positions, the strength at which the pixels on both sides merge."""
         H, W = self.pieces.shape
         out = np.zeros((2*H - 1, 2*W - 1), np.float32)
         if self.n_pieces == 1: return out
@@ -75,10 +79,12 @@ def hierarchy_of(
     touching = hg.CptHierarchy.get_leaf_graph(tree) # the pieces and which of them touch
     pieces, L = hg.CptRegionAdjacencyGraph.get_vertex_map(touching), tree.num_leaves()
     if L > 1:
-        tree, altitudes = hg.bpt_canonical(touching, hg.saliency(tree, altitudes, handle_rag=False)) # the same tree, one edge for each merge
+        # the same tree, one edge for each merge
+        tree, altitudes = hg.bpt_canonical(touching, hg.saliency(tree, altitudes, handle_rag=False))
         area = hg.accumulate_sequential(tree, np.bincount(pieces).astype(float), hg.Accumulators.sum)
         smaller = hg.accumulate_parallel(tree, area, hg.Accumulators.min)[L:]
-        tree, altitudes = hg.bpt_canonical(hg.CptBinaryHierarchy.get_mst(tree), altitudes[L:]*(smaller/pieces.size)**size)
+        altitudes = altitudes[L:]*(smaller/pieces.size)**size
+        tree, altitudes = hg.bpt_canonical(hg.CptBinaryHierarchy.get_mst(tree), altitudes)
     return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), tree.parents().astype(np.int64), altitudes)
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #82d89c35
@@ -91,7 +97,9 @@ def as_regions(
     if isinstance(made, Hierarchy): return made.regions(n, threshold)
     made = np.asarray(made)
     if made.dtype.kind in 'fb': return hierarchy_of(made).regions(n, threshold)
-    if made.ndim != 2 or made.dtype.kind not in 'iu': raise SpmlError(f"regions are an (H,W) map of whole numbers, a Hierarchy or contours; this is {made.shape} {made.dtype}")
+    if made.ndim != 2 or made.dtype.kind not in 'iu':
+        raise SpmlError(f"regions are an (H,W) map of whole numbers, a Hierarchy or contours; "
+                        f"this is {made.shape} {made.dtype}")
     return np.unique(made, return_inverse=True)[1].astype(np.int32).reshape(made.shape)
 
 def oversegment(
@@ -122,9 +130,13 @@ class RegionCache:
         self.folder = Path(folder)
         path = self.folder/'settings.json'
         if settings is not None: claim_folder(self.folder, settings)
-        elif not path.exists(): raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with prepare_regions(images, {str(folder)!r}, n=...)")
+        elif not path.exists():
+            raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with "
+                            f"prepare_regions(images, {str(folder)!r}, n=...)")
         self.settings = read_json(path)
-        if settings is None and 'contours' not in self.settings: raise SpmlError(f"{self.folder}: {path.name} is not that of regions; make them with prepare_regions(images, FOLDER, n=...)")
+        if settings is None and 'contours' not in self.settings:
+            raise SpmlError(f"{self.folder}: {path.name} is not that of regions; make them with "
+                            f"prepare_regions(images, FOLDER, n=...)")
 
     def path(self,
         name:str, # name of an image
@@ -139,7 +151,10 @@ class RegionCache:
         "Regions of an image"
         regions = read_index_png(self.path(name)).astype(np.int32)
         if size is not None and regions.shape != tuple(size):
-            raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image {size[0]}x{size[1]} (height x width); they were made with max_size={self.settings.get('max_size')}: give the image set the same, or make regions of another size in another folder")
+            raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image "
+                            f"{size[0]}x{size[1]} (height x width); they were made with "
+                            f"max_size={self.settings.get('max_size')}: give the image set the same, "
+                            f"or make regions of another size in another folder")
         return regions
 
     def write(self,

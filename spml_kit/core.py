@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from . import __version__
 
@@ -148,25 +149,27 @@ class Classes:
         if name not in self.names: raise SpmlError(f"class '{name}' is not one of {list(self.names)}")
         return self.names.index(name)
 
-    @property
-    def palette(self)->np.ndarray:
-        "(256,3) uint8 colours: VOC's for the classes, grey for unlabelled, white for void"
-        rgb = voc_palette()
-        rgb[UNLABELLED], rgb[VOID] = (90, 90, 90), (255, 255, 255)
-        return rgb
+# %% ../nbs/api/00_core.ipynb #686f9b22
+@patch(as_prop=True)
+def palette(self:Classes)->np.ndarray:
+    "(256,3) uint8 colours: VOC's for the classes, grey for unlabelled, white for void"
+    rgb = voc_palette()
+    rgb[UNLABELLED], rgb[VOID] = (90, 90, 90), (255, 255, 255)
+    return rgb
 
-    @property
-    def mirrored(self)->np.ndarray:
-        "(256,) uint8: the id that each id has in the mirror image"
-        ids = np.arange(256, dtype=np.uint8)
-        for a, b in self.swaps: ids[[self.id(a), self.id(b)]] = self.id(b), self.id(a)
-        return ids
+@patch(as_prop=True)
+def mirrored(self:Classes)->np.ndarray:
+    "(256,) uint8: the id that each id has in the mirror image"
+    ids = np.arange(256, dtype=np.uint8)
+    for a, b in self.swaps: ids[[self.id(a), self.id(b)]] = self.id(b), self.id(a)
+    return ids
 
-    def colour(self,
-        labels:np.ndarray, # (H,W) label map
-    )->np.ndarray: # (H,W,3) uint8
-        "Paint a label map"
-        return self.palette[np.asarray(labels)]
+@patch
+def colour(self:Classes,
+    labels:np.ndarray, # (H,W) label map
+)->np.ndarray: # (H,W,3) uint8
+    "Paint a label map"
+    return self.palette[np.asarray(labels)]
 
 # %% ../nbs/api/00_core.ipynb #7d2471dd
 VOC_CLASSES = Classes(('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',

@@ -10,6 +10,7 @@ __all__ = ['Confusion', 'per_class_table', 'weak_vs_full', 'bootstrap_interval',
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from scipy import ndimage
 
 from .core import SpmlError, UNLABELLED, Classes, rng_of
@@ -52,50 +53,56 @@ class Confusion:
         self.counts += torch.bincount(gt*n + pred, minlength=n*n).view(n, n).cpu().numpy()
         return self
 
-    def __add__(self, other):
-        if other.n_classes != self.n_classes:
-            raise SpmlError(f"cannot add counts of {self.n_classes} and {other.n_classes} classes")
-        total = Confusion(self.n_classes)
-        total.counts = self.counts + other.counts
-        return total
+# %% ../nbs/api/02_metrics.ipynb #fcdbc40e
+@patch
+def __add__(self:Confusion, other):
+    if other.n_classes != self.n_classes:
+        raise SpmlError(f"cannot add counts of {self.n_classes} and {other.n_classes} classes")
+    total = Confusion(self.n_classes)
+    total.counts = self.counts + other.counts
+    return total
 
-    def merged(self,
-        ids, # (C,) class that each class is counted as
-    )->'Confusion': # of as many classes; those that went into others have no pixels
-        "The same with classes taken together, such as left and right"
-        total, ids = Confusion(self.n_classes), np.asarray(ids)
-        np.add.at(total.counts, (ids[:,None], ids), self.counts)
-        return total
+@patch
+def merged(self:Confusion,
+    ids, # (C,) class that each class is counted as
+)->'Confusion': # of as many classes; those that went into others have no pixels
+    "The same with classes taken together, such as left and right"
+    total, ids = Confusion(self.n_classes), np.asarray(ids)
+    np.add.at(total.counts, (ids[:,None], ids), self.counts)
+    return total
 
-    @property
-    def present(self)->np.ndarray:
-        "(C,) bool: classes that the ground truth holds"
-        return self.counts.sum(1) > 0
+# %% ../nbs/api/02_metrics.ipynb #e5c0f54f
+@patch(as_prop=True)
+def present(self:Confusion)->np.ndarray:
+    "(C,) bool: classes that the ground truth holds"
+    return self.counts.sum(1) > 0
 
-    @property
-    def iou(self)->np.ndarray:
-        "(C,) percent: intersection over union; 0 for a class without any pixel"
-        return _iou(self.counts)
+@patch(as_prop=True)
+def iou(self:Confusion)->np.ndarray:
+    "(C,) percent: intersection over union; 0 for a class without any pixel"
+    return _iou(self.counts)
 
-    @property
-    def accuracy(self)->float:
-        "Percent of counted pixels with their class"
-        return 100 * self.counts.trace() / max(self.counts.sum(), 1)
+@patch(as_prop=True)
+def accuracy(self:Confusion)->float:
+    "Percent of counted pixels with their class"
+    return 100 * self.counts.trace() / max(self.counts.sum(), 1)
 
-    @property
-    def miou(self)->float:
-        "Percent: the paper's mean over all C classes, those without pixels as 0"
-        return self.mean_iou()
+@patch(as_prop=True)
+def miou(self:Confusion)->float:
+    "Percent: the paper's mean over all C classes, those without pixels as 0"
+    return self.mean_iou()
 
-    def mean_iou(self,
-        present_only:bool=False, # mean over the classes that the ground truth holds
-    )->float: # percent
-        "Mean IoU"
-        return float(_mean(self.counts, present_only))
+@patch
+def mean_iou(self:Confusion,
+    present_only:bool=False, # mean over the classes that the ground truth holds
+)->float: # percent
+    "Mean IoU"
+    return float(_mean(self.counts, present_only))
 
-    def __repr__(self):
-        return (f"Confusion: {self.counts.sum()} pixels, {self.n_classes} classes, mIoU {self.miou:.2f}, "
-                f"accuracy {self.accuracy:.2f}")
+@patch
+def __repr__(self:Confusion):
+    return (f"Confusion: {self.counts.sum()} pixels, {self.n_classes} classes, mIoU {self.miou:.2f}, "
+            f"accuracy {self.accuracy:.2f}")
 
 # %% ../nbs/api/02_metrics.ipynb #857681a2
 def _iou(counts): # (...,C,C) to (...,C) percent

@@ -30,12 +30,13 @@ def true_classes(
     counts.index_put_((seg.own[known], of_pixel[known]), torch.ones((), device=of_pixel.device), accumulate=True)
     return of_pixel, torch.where(counts.any(1), counts.argmax(1), 255)
 
-# %% ../../nbs/api/method/53_audit.ipynb #ed51f05e
+# %% ../../nbs/api/method/53_audit.ipynb #135d6318
 def _weighted(near, part, whole):
     "Mean over pixels of the weight of a part of the segments within a whole, where the whole has any, in percent"
     of = (near*whole).sum(1)
     return float(100*((near*(part & whole)).sum(1)/of)[of > 0].mean()) if (of > 0).any() else float('nan')
 
+# %% ../../nbs/api/method/53_audit.ipynb #ed51f05e
 def audit(
     relations,           # `Relation`s to look at
     emb:torch.Tensor,    # (B,D,h,w) raw embedding of a batch

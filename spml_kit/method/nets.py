@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
 from torch import nn
@@ -288,30 +289,34 @@ class BackboneNet(nn.Module):
                 if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
         return self
 
-    def features(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->list: # of the backbone's maps, finest first
-        "Feature maps"
-        with self.lowered(x):
-            maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
-        return [self.raised(m) for m in maps]
+# %% ../../nbs/api/method/40_nets.ipynb #06c1c866
+@patch
+def features(self:BackboneNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->list: # of the backbone's maps, finest first
+    "Feature maps"
+    with self.lowered(x):
+        maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
+    return [self.raised(m) for m in maps]
 
-    @property
-    def low(self)->bool:
-        "Does it compute in bfloat16 now?"
-        return self.training and self.precision == 'bfloat16'
+@patch(as_prop=True)
+def low(self:BackboneNet)->bool:
+    "Does it compute in bfloat16 now?"
+    return self.training and self.precision == 'bfloat16'
 
-    def lowered(self,
-        x:torch.Tensor, # on the device where it runs
-    ): # context
-        "Where the network computes in its own precision"
-        return torch.autocast(x.device.type, torch.bfloat16) if self.low else nullcontext()
+@patch
+def lowered(self:BackboneNet,
+    x:torch.Tensor, # on the device where it runs
+): # context
+    "Where the network computes in its own precision"
+    return torch.autocast(x.device.type, torch.bfloat16) if self.low else nullcontext()
 
-    def raised(self,
-        x:torch.Tensor, # made by the network
-    )->torch.Tensor: # float32 after bfloat16, else as it is
-        "What leaves the network"
-        return x.float() if self.low else x
+@patch
+def raised(self:BackboneNet,
+    x:torch.Tensor, # made by the network
+)->torch.Tensor: # float32 after bfloat16, else as it is
+    "What leaves the network"
+    return x.float() if self.low else x
 
 # %% ../../nbs/api/method/40_nets.ipynb #0e35a693
 class EmbedNet(BackboneNet):
@@ -343,34 +348,39 @@ class EmbedNet(BackboneNet):
         if ':' not in backbone: # a module of one's own says itself what learns
             for p in self.frozen(): p.requires_grad_(False)
 
-    def frozen(self)->list:
-        "Parameters up to stride 4, which never change"
-        info = self.backbone.feature_info
-        if 4 not in info.reduction():
-            raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
-        last = info.module_name()[info.reduction().index(4)]
-        named = list(self.backbone.named_parameters()) # in the order in which they run
-        end = max(i for i,(name,_) in enumerate(named) if name.startswith((f'{last}.', f"{last.replace('.', '_')}.")))
-        return [p for _,p in named[:end+1]]
+# %% ../../nbs/api/method/40_nets.ipynb #132db6a0
+@patch
+def frozen(self:EmbedNet)->list:
+    "Parameters up to stride 4, which never change"
+    info = self.backbone.feature_info
+    if 4 not in info.reduction():
+        raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
+    last = info.module_name()[info.reduction().index(4)]
+    named = list(self.backbone.named_parameters()) # in the order in which they run
+    end = max(i for i,(name,_) in enumerate(named) if name.startswith((f'{last}.', f"{last.replace('.', '_')}.")))
+    return [p for _,p in named[:end+1]]
 
-    def forward(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->torch.Tensor: # (B,D,h,w) raw embedding, at stride 4 (stride 8 where output_stride=16 without laterals)
-        "Raw embedding"
-        return self.look(x)[1]
+# %% ../../nbs/api/method/40_nets.ipynb #0a3687e1
+@patch
+def forward(self:EmbedNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->torch.Tensor: # (B,D,h,w) raw embedding, at stride 4 (stride 8 where output_stride=16 without laterals)
+    "Raw embedding"
+    return self.look(x)[1]
 
-    def look(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # list of the backbone's maps, finest first; (B,D,h,w) raw embedding
-        "Feature maps and raw embedding"
-        maps = self.features(x)
-        with self.lowered(x):
-            y = self.head(maps[-1])
-            for i, conv in reversed(self.lateral.items()):
-                z = conv(maps[int(i)])
-                y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
-        y = self.raised(y)
-        return maps, y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
+@patch
+def look(self:EmbedNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->tuple: # list of the backbone's maps, finest first; (B,D,h,w) raw embedding
+    "Feature maps and raw embedding"
+    maps = self.features(x)
+    with self.lowered(x):
+        y = self.head(maps[-1])
+        for i, conv in reversed(self.lateral.items()):
+            z = conv(maps[int(i)])
+            y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
+    y = self.raised(y)
+    return maps, y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
 
 # %% ../../nbs/api/method/40_nets.ipynb #cfed59f0
 _PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3e-4, out_indices=(1, 2, 3, 4),

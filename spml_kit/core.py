@@ -215,8 +215,9 @@ def rng_of(
     *keys, # integers and strings that name the purpose
 )->np.random.Generator: # independent of every other key
     "A NumPy generator that depends on nothing but its keys"
-    as_int = lambda k: int(k) if isinstance(k, (int, np.integer)) and k >= 0 else int.from_bytes(repr(k).encode(),
-        'little')
+    def as_int(k):
+        if isinstance(k, (int, np.integer)) and k >= 0: return int(k)
+        return int.from_bytes(repr(k).encode(), 'little')
     return np.random.default_rng([as_int(k) for k in keys])
 
 # %% ../nbs/api/00_core.ipynb #d0d6f7c8

@@ -166,8 +166,8 @@ def tag_learner(
     if isinstance(method, str): method = named_object(method, TAG_METHODS, 'method')
     seed_everything(seed)
     model, loss = method.net(dls.c, **(net or {})).to(memory_format=torch.channels_last), method.loss()
-    learn = kit_learner(dls, model, loss, recipe or method.recipe, method.name, tag_splitter, [TagPrecision()], seed,
-                        path)
+    recipe = recipe or method.recipe
+    learn = kit_learner(dls, model, loss, recipe, method.name, tag_splitter, [TagPrecision()], seed, path)
     learn.settings |= dict(net=net or {})
     return learn
 

@@ -69,8 +69,8 @@ class SeamNet(TagNet):
     ): # in evaluation (B,C-1) logits of the tags; in training raw and refined maps of both views
         "What `SeamLoss` and the metric take"
         if not self.training: return super().forward(x)
-        return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear',
-                                                       align_corners=False))
+        smaller = F.interpolate(x, scale_factor=self.scale, mode='bilinear', align_corners=False)
+        return *self.look(x), *self.look(smaller)
 
 # %% ../../nbs/api/cams/63_seam.ipynb #fb14478b
 @patch

@@ -132,8 +132,8 @@ def fit_poly(self:Learner,
 ):
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
-    self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr
-                                                           or self.recipe.lr)
+    self.history = []
+    self.settings = self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if checkpoint and not resume and is_there(file): read_run(self, file) # refuses to write over another run
     if resume and is_there(file): done = load_run(self, file)
     else: seed_everything(self.settings['seed'] + rank())

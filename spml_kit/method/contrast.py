@@ -95,8 +95,8 @@ class _Contrast(torch.autograd.Function):
         each = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         dx, dmu = (torch.zeros_like(x), torch.zeros_like(mu)) if need else (None, None)
         for rows, cols, own, positive in pieces:
-            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own, positive, weight[rows], kappa, own_negative, need,
-                                         held)
+            of_chunk = x[rows], mu[cols], own, positive, weight[rows]
+            each[rows], gx, gmu = _chunk(*of_chunk, kappa, own_negative, need, held)
             if need:
                 dx[rows] = gx
                 dmu.index_add_(0, cols, gmu)

@@ -130,9 +130,9 @@ class AdaptedNet(nn.Module):
         net:nn.Module,
     ):
         super().__init__()
-        self.net, self.mean, self.std = net, *(list(getattr(net, k, o))
-                                               for k, o in (('mean', IMAGENET_DEFAULT_MEAN),
-                                                            ('std', IMAGENET_DEFAULT_STD)))
+        self.net = net
+        self.mean = list(getattr(net, 'mean', IMAGENET_DEFAULT_MEAN))
+        self.std = list(getattr(net, 'std', IMAGENET_DEFAULT_STD))
         was, net = net.training, net.eval()
         with torch.no_grad(): maps = net(torch.zeros(1, 3, 256, 256))
         net.train(was)
@@ -246,8 +246,8 @@ class PSP(nn.Module):
         width:int=512, # channels of each branch
     ):
         super().__init__()
-        block = lambda n, k: nn.Sequential(nn.Conv2d(n, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width),
-                                           nn.ReLU())
+        conv = lambda n, k: nn.Conv2d(n, width, k, padding=k//2, bias=False)
+        block = lambda n, k: nn.Sequential(conv(n, k), nn.BatchNorm2d(width), nn.ReLU())
         self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(b), *block(n_in, 1)) for b in bins)
         self.last = nn.Sequential(*block(n_in + len(bins)*width, 3), nn.Conv2d(width, n_out, 1))
 

@@ -220,6 +220,6 @@ def make_segments(
     pixel = valid.flatten().nonzero()[:,0]
     v, u, cluster, labels, regions = (o.flatten(0, 1).index_select(0, pixel) for o in (v, u, cluster, labels, regions))
     own, label, region, image = cut_segments(cluster, labels, regions, pixel//(h*w), k)
-    protos = Prototypes(cluster_means(v, own, len(label)), cluster_means(u, own, len(label)), label, region, image,
-                        tags)
+    mu, mu_loc = (cluster_means(o, own, len(label)) for o in (v, u))
+    protos = Prototypes(mu, mu_loc, label, region, image, tags)
     return Segments(v, u, own, pixel, (B, h, w), protos)

@@ -176,8 +176,8 @@ class _LabelMaps(_Work):
         for i, m in zip(todo, labels): write_index_png(paths[i], m, weak.classes.palette)
         return {i: (weak.names[i], p.stat().st_size) for i, p in paths.items()}
 
-    def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'),
-                                                     dict(bytes=dict(made.values()), failed=failed))
+    def keep(self, number, made, failed):
+        write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
 
 # %% ../../nbs/api/runs/79_shards.ipynb #a97fd765
 def _at_worker(name, number):
@@ -289,8 +289,8 @@ def load_shards(
     if max_prototypes and per_class:
         raise SpmlError(f"max_prototypes={max_prototypes}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
-    if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0
-                                                       for k in ('images', 'per', 'classes')):
+    counts = [settings.get(k) for k in ('images', 'per', 'classes')]
+    if settings.get('kind') != 'prototypes' or not all(isinstance(n, int) and n > 0 for n in counts):
         raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of "
                         f"`sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):

@@ -182,8 +182,8 @@ def _results(client, runs, experiment, timeout, retry, device): # yields label, 
         for label, (parameters, folder) in runs.items():
             yield label, run_once(experiment, parameters, folder, timeout, retry, device)
         return
-    for (label, (_, folder)), future in each_result(client, partial(_at_worker, experiment, timeout, retry, device),
-                                                    [*runs.items()]):
+    do = partial(_at_worker, experiment, timeout, retry, device)
+    for (label, (_, folder)), future in each_result(client, do, [*runs.items()]):
         try: state = future.result()
         except Exception as e: # the worker died again and again
             state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?',

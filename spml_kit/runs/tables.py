@@ -366,8 +366,8 @@ def sweep_table(
 )->pd.DataFrame: # a row per point of the grid; a column per method, mean and standard deviation; seeds
     "A sweep at a glance"
     said = read_json(Path(folder)/'sweep.json')
-    if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str)
-                                                         for r in said['runs'].values()):
+    placed = lambda r: isinstance(r, dict) and isinstance(r.get('folder'), str)
+    if not isinstance(said.get('runs'), dict) or not all(map(placed, said['runs'].values())):
         raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part))
              or said['experiment'] for name, run in said['runs'].items()}

@@ -267,8 +267,8 @@ def prepare_regions(
     folder,              # where the PNGs go
     n:int=None,          # at most so many regions per image
     threshold:float=None, # or: cut at this strength, 0..1
-    # image to (H,W) boundary strength, 0..1, or whatever else `as_regions` takes; `.many`, if it has it, takes a list of
-    # images; `.source` names it in the settings
+    # image to (H,W) boundary strength, 0..1, or whatever else `as_regions` takes; `.many`, if it has it, takes a list
+    # of images; `.source` names it in the settings
     contours=gradient_contours,
     workers:int=0,       # processes; 0: none beside this one
     progress:bool=True,  # show a bar?

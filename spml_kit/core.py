@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from . import __version__
 
@@ -119,7 +120,9 @@ def _pairs(names):
 class Classes:
     "Names of the classes of a data set; background first"
     names: tuple # C names, index = class id
-    swaps: tuple = None # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
+    # pairs of names that change places in a mirror image; None: those that differ in the word left or right only, such
+    # as 'left hand' and 'right hand', or 'hand_left' and 'hand_right'
+    swaps: tuple = None
 
     def __post_init__(self):
         for name in self.names:
@@ -146,25 +149,27 @@ class Classes:
         if name not in self.names: raise SpmlError(f"class '{name}' is not one of {list(self.names)}")
         return self.names.index(name)
 
-    @property
-    def palette(self)->np.ndarray:
-        "(256,3) uint8 colours: VOC's for the classes, grey for unlabelled, white for void"
-        rgb = voc_palette()
-        rgb[UNLABELLED], rgb[VOID] = (90, 90, 90), (255, 255, 255)
-        return rgb
+# %% ../nbs/api/00_core.ipynb #686f9b22
+@patch(as_prop=True)
+def palette(self:Classes)->np.ndarray:
+    "(256,3) uint8 colours: VOC's for the classes, grey for unlabelled, white for void"
+    rgb = voc_palette()
+    rgb[UNLABELLED], rgb[VOID] = (90, 90, 90), (255, 255, 255)
+    return rgb
 
-    @property
-    def mirrored(self)->np.ndarray:
-        "(256,) uint8: the id that each id has in the mirror image"
-        ids = np.arange(256, dtype=np.uint8)
-        for a, b in self.swaps: ids[[self.id(a), self.id(b)]] = self.id(b), self.id(a)
-        return ids
+@patch(as_prop=True)
+def mirrored(self:Classes)->np.ndarray:
+    "(256,) uint8: the id that each id has in the mirror image"
+    ids = np.arange(256, dtype=np.uint8)
+    for a, b in self.swaps: ids[[self.id(a), self.id(b)]] = self.id(b), self.id(a)
+    return ids
 
-    def colour(self,
-        labels:np.ndarray, # (H,W) label map
-    )->np.ndarray: # (H,W,3) uint8
-        "Paint a label map"
-        return self.palette[np.asarray(labels)]
+@patch
+def colour(self:Classes,
+    labels:np.ndarray, # (H,W) label map
+)->np.ndarray: # (H,W,3) uint8
+    "Paint a label map"
+    return self.palette[np.asarray(labels)]
 
 # %% ../nbs/api/00_core.ipynb #7d2471dd
 VOC_CLASSES = Classes(('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
@@ -210,8 +215,9 @@ def rng_of(
     *keys, # integers and strings that name the purpose
 )->np.random.Generator: # independent of every other key
     "A NumPy generator that depends on nothing but its keys"
-    as_int = lambda k: int(k) if isinstance(k, (int, np.integer)) and k >= 0 else int.from_bytes(repr(k).encode(),
-        'little')
+    def as_int(k):
+        if isinstance(k, (int, np.integer)) and k >= 0: return int(k)
+        return int.from_bytes(repr(k).encode(), 'little')
     return np.random.default_rng([as_int(k) for k in keys])
 
 # %% ../nbs/api/00_core.ipynb #d0d6f7c8

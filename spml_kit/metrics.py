@@ -10,6 +10,7 @@ __all__ = ['Confusion', 'per_class_table', 'weak_vs_full', 'bootstrap_interval',
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from scipy import ndimage
 
 from .core import SpmlError, UNLABELLED, Classes, rng_of
@@ -17,8 +18,11 @@ from .core import SpmlError, UNLABELLED, Classes, rng_of
 # %% ../nbs/api/02_metrics.ipynb #abc5fe64
 def _tensors(pred, gt):
     pred, gt = (torch.as_tensor(np.asarray(o) if not isinstance(o, torch.Tensor) else o) for o in (pred, gt))
-    if pred.shape != gt.shape: raise SpmlError(f"prediction has shape {tuple(pred.shape)}, ground truth {tuple(gt.shape)}: resize the prediction (nearest) first")
-    if pred.is_floating_point() or gt.is_floating_point(): raise SpmlError(f"labels are integers, these are {pred.dtype} and {gt.dtype}: take the argmax first")
+    if pred.shape != gt.shape:
+        raise SpmlError(f"prediction has shape {tuple(pred.shape)}, ground truth {tuple(gt.shape)}: "
+                        f"resize the prediction (nearest) first")
+    if pred.is_floating_point() or gt.is_floating_point():
+        raise SpmlError(f"labels are integers, these are {pred.dtype} and {gt.dtype}: take the argmax first")
     return pred.to(gt.device).long(), gt.long()
 
 # %% ../nbs/api/02_metrics.ipynb #ae5bd261
@@ -43,51 +47,62 @@ class Confusion:
         counted = (gt >= 0) & (gt < n)
         pred, gt = pred[counted], gt[counted]
         if len(pred) and not 0 <= pred.min() <= pred.max() < n:
-            raise SpmlError(f"the prediction holds {pred.max() if pred.max() >= n else pred.min()} where the ground truth has a class; classes are 0..{n-1}: every pixel needs one")
+            wrong = pred.max() if pred.max() >= n else pred.min()
+            raise SpmlError(f"the prediction holds {wrong} where the ground truth has a class; classes are "
+                            f"0..{n-1}: every pixel needs one")
         self.counts += torch.bincount(gt*n + pred, minlength=n*n).view(n, n).cpu().numpy()
         return self
 
-    def __add__(self, other):
-        if other.n_classes != self.n_classes: raise SpmlError(f"cannot add counts of {self.n_classes} and {other.n_classes} classes")
-        total = Confusion(self.n_classes)
-        total.counts = self.counts + other.counts
-        return total
+# %% ../nbs/api/02_metrics.ipynb #fcdbc40e
+@patch
+def __add__(self:Confusion, other):
+    if other.n_classes != self.n_classes:
+        raise SpmlError(f"cannot add counts of {self.n_classes} and {other.n_classes} classes")
+    total = Confusion(self.n_classes)
+    total.counts = self.counts + other.counts
+    return total
 
-    def merged(self,
-        ids, # (C,) class that each class is counted as
-    )->'Confusion': # of as many classes; those that went into others have no pixels
-        "The same with classes taken together, such as left and right"
-        total, ids = Confusion(self.n_classes), np.asarray(ids)
-        np.add.at(total.counts, (ids[:,None], ids), self.counts)
-        return total
+@patch
+def merged(self:Confusion,
+    ids, # (C,) class that each class is counted as
+)->'Confusion': # of as many classes; those that went into others have no pixels
+    "The same with classes taken together, such as left and right"
+    total, ids = Confusion(self.n_classes), np.asarray(ids)
+    np.add.at(total.counts, (ids[:,None], ids), self.counts)
+    return total
 
-    @property
-    def present(self)->np.ndarray:
-        "(C,) bool: classes that the ground truth holds"
-        return self.counts.sum(1) > 0
+# %% ../nbs/api/02_metrics.ipynb #e5c0f54f
+@patch(as_prop=True)
+def present(self:Confusion)->np.ndarray:
+    "(C,) bool: classes that the ground truth holds"
+    return self.counts.sum(1) > 0
 
-    @property
-    def iou(self)->np.ndarray:
-        "(C,) percent: intersection over union; 0 for a class without any pixel"
-        return _iou(self.counts)
+@patch(as_prop=True)
+def iou(self:Confusion)->np.ndarray:
+    "(C,) percent: intersection over union; 0 for a class without any pixel"
+    return _iou(self.counts)
 
-    @property
-    def accuracy(self)->float:
-        "Percent of counted pixels with their class"
-        return 100 * self.counts.trace() / max(self.counts.sum(), 1)
+@patch(as_prop=True)
+def accuracy(self:Confusion)->float:
+    "Percent of counted pixels with their class"
+    return 100 * self.counts.trace() / max(self.counts.sum(), 1)
 
-    @property
-    def miou(self)->float:
-        "Percent: the paper's mean over all C classes, those without pixels as 0"
-        return self.mean_iou()
+@patch(as_prop=True)
+def miou(self:Confusion)->float:
+    "Percent: the paper's mean over all C classes, those without pixels as 0"
+    return self.mean_iou()
 
-    def mean_iou(self,
-        present_only:bool=False, # mean over the classes that the ground truth holds
-    )->float: # percent
-        "Mean IoU"
-        return float(_mean(self.counts, present_only))
+@patch
+def mean_iou(self:Confusion,
+    present_only:bool=False, # mean over the classes that the ground truth holds
+)->float: # percent
+    "Mean IoU"
+    return float(_mean(self.counts, present_only))
 
-    def __repr__(self): return f"Confusion: {self.counts.sum()} pixels, {self.n_classes} classes, mIoU {self.miou:.2f}, accuracy {self.accuracy:.2f}"
+@patch
+def __repr__(self:Confusion):
+    return (f"Confusion: {self.counts.sum()} pixels, {self.n_classes} classes, mIoU {self.miou:.2f}, "
+            f"accuracy {self.accuracy:.2f}")
 
 # %% ../nbs/api/02_metrics.ipynb #857681a2
 def _iou(counts): # (...,C,C) to (...,C) percent
@@ -105,7 +120,8 @@ def per_class_table(
 )->pd.DataFrame: # C+1 rows, a column per method
     "IoU in percent of every class, and the mean"
     for name,c in methods.items():
-        if c.n_classes != len(classes): raise SpmlError(f"'{name}' counts {c.n_classes} classes, there are {len(classes)} names")
+        if c.n_classes != len(classes):
+            raise SpmlError(f"'{name}' counts {c.n_classes} classes, there are {len(classes)} names")
     return pd.DataFrame({name: [*c.iou, c.miou] for name,c in methods.items()}, index=[*classes.names, 'mean'])
 
 # %% ../nbs/api/02_metrics.ipynb #e3e143b8
@@ -129,7 +145,8 @@ def bootstrap_interval(
     counts = [c.counts for c in per_image]
     if not counts: raise SpmlError("no images to draw from")
     counts = np.stack(counts)
-    draws = rng_of(seed, 'bootstrap').multinomial(len(counts), np.full(len(counts), 1/len(counts)), size=n) # how often each image is drawn
+    # how often each image is drawn
+    draws = rng_of(seed, 'bootstrap').multinomial(len(counts), np.full(len(counts), 1/len(counts)), size=n)
     scores = _mean(np.tensordot(draws.astype(float), counts.astype(float), 1), present_only)
     return tuple(np.quantile(scores, [(1-level)/2, (1+level)/2]).tolist())
 
@@ -153,7 +170,8 @@ def boundary_f(
     "F-measure of class boundaries within a tolerance"
     pred, gt = (o.cpu().numpy() for o in _tensors(pred, gt))
     if not (gt < UNLABELLED).any(): raise SpmlError("the ground truth is all void: no boundary to compare with")
-    if (pred[gt < UNLABELLED] >= UNLABELLED).any(): raise SpmlError("the prediction is void where the ground truth is not: every pixel needs a class")
+    if (pred[gt < UNLABELLED] >= UNLABELLED).any():
+        raise SpmlError("the prediction is void where the ground truth is not: every pixel needs a class")
     reach, (pred, _), (gt, far) = tolerance * np.hypot(*gt.shape), _fill(pred), _fill(gt)
     known = far <= reach
     found = n_pred = met = n_gt = 0
@@ -175,7 +193,8 @@ def instance_weighted_iou(
     total, weight = np.zeros(n_classes), np.zeros(n_classes)
     for pred, gt, instances in images:
         gt, instances = np.asarray(gt), np.asarray(instances)
-        votes = [np.bincount(v[v < n_classes], minlength=n_classes) for v in (gt[instances == i] for i in np.unique(instances))]
+        of_instance = [gt[instances == i] for i in np.unique(instances)]
+        votes = [np.bincount(v[v < n_classes], minlength=n_classes) for v in of_instance]
         count = np.bincount([v.argmax() for v in votes if v.any() or void_instance], minlength=n_classes)
         total, weight = total + Confusion(n_classes).add(pred, gt).iou * count, weight + count
     return total / np.maximum(weight, 1)
@@ -187,7 +206,8 @@ def true_instances(
 )->list: # of (class id, (H,W) bool mask)
     "The instances of an image and their classes, by majority of their pixels; those of class 0 or void are left out"
     labels, out = np.asarray(labels), []
-    if labels.shape != np.shape(instances): raise SpmlError(f"labels have shape {labels.shape}, instances {np.shape(instances)}: the same is wanted")
+    if labels.shape != np.shape(instances):
+        raise SpmlError(f"labels have shape {labels.shape}, instances {np.shape(instances)}: the same is wanted")
     for i in np.unique(instances):
         mask = np.asarray(instances) == i
         votes = np.bincount(labels[mask & (labels < UNLABELLED)], minlength=1)
@@ -222,7 +242,8 @@ def instance_ap(
     iou:float=.5,   # intersection over union that a hit must reach, 0..1
 )->float: # percent; nan where there is no true instance
     "mAP^r: mean average precision of instances, over the classes that occur; a second hit of the same instance is none"
-    if len(predicted) != len(truth): raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: one list for each image")
+    if len(predicted) != len(truth):
+        raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: one list for each image")
     if not 0 < iou <= 1: raise SpmlError(f"iou {iou} must lie above 0 and not above 1")
     each = []
     for c in sorted({t[0] for image in truth for t in image}):
@@ -238,8 +259,9 @@ def average_best_overlap(
     predicted:list, # per image a list of (class id, score, (H,W) bool mask, ...)
     truth:list,     # per image a list of (class id, (H,W) bool mask)
 )->float: # percent; nan where there is no true instance
-    "ABO: IoU of each true instance with the best prediction of its class, averaged over the instances of a class, then over classes"
-    if len(predicted) != len(truth): raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: one list for each image")
+    "ABO: IoU of each true instance with the best prediction of its class, averaged over instances, then over classes"
+    if len(predicted) != len(truth):
+        raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: one list for each image")
     best = {}
     for found, image in zip(predicted, truth):
         for c, mask in image:

@@ -97,12 +97,7 @@ def test_import_cells_hold_imports_only(path):
 
 
 LONG_CELLS = { # exported cells of more than 40 lines: none may come, and who shortens one takes it out here
-    "00_core": ["ad4c334d"], "02_metrics": ["ae5bd261"], "63_seam": ["f7c76496"], "14_images": ["13b05198",
-    "3743e9df"], "14a_weak": ["5a0cf6c6"], "16_batches": ["6d31a637"], "70_retrieval": ["e7e4c242"], "60_losses":
-    ["98f15756"], "92_widgets": ["d6be75ec"], "93_explore": ["2c166621"], "93a_thresholds": ["46ec63a5",
-    "46ff58f8"], "93b_nearness": ["66d6b57e", "9fe4c5a8"], "93c_lending": ["d164a045"], "95_live": ["b25428e8"],
-    "40_nets": ["0e35a693", "9cf046ed"], "51_fused": ["5de715cf"], "58_recipes": ["281cdcbe"], "22_oversegment":
-    ["8bfa90c3"], "78_pipelines": ["1001e4cb"]}
+    "14_images": ["13b05198", "3743e9df"], "14a_weak": ["5a0cf6c6"], "16_batches": ["6d31a637"]}
 
 
 @each_notebook
@@ -111,6 +106,54 @@ def test_exported_cells_are_short(path):
     imports = re.compile(r"(#\|.*|from .*|import .*|\s*)$")
     long = [i for i, s in cells if s.startswith("#| export") and s.count("\n") > 40 and not all(map(imports.match, s.splitlines()))]
     assert sorted(long) == LONG_CELLS.get(path.stem, [])
+
+
+UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
+    "00_core": "data_root",
+    "01_files":
+        "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers "
+        "disk_fault holds_ids inside is_ours is_there load_tensors part_beside read_bytes read_image "
+        "read_index_png read_json read_lines read_text save_tensors unlike write_index_png write_json "
+        "written_by",
+    "62_classifier": "TagTermsLoss",
+    "64_seeds": "threshold_labels",
+    "10_annotations": "Annotation Tags check_inside",
+    "10b_formats": "annotation_from_json read_annotation read_label_png write_annotation",
+    "11_keypoints": "scaled",
+    "12_scenes": "Scene",
+    "14_images": "BoundedCache ImageSet check_masks read_class_names resize",
+    "14a_weak": "Sample rescale",
+    "14c_tag_index": "TagIndex",
+    "15_body_parts": "DensePoseSet",
+    "15a_sources": "Clothes DensePose Folder Parts Scenes Voc",
+    "16_batches": "BatchLoader GroupLoader RoundLoader ScoreLoader",
+    "59_distributed": "ProcessesCB",
+    "94_drawings": "write_labels",
+    "94a_annotate": "Annotator",
+    "95_live": "answer_while_busy",
+    "95a_exercises": "Unwritten",
+    "21_hed": "cached_hed_weights fetch_hed_weights read_hed_weights",
+    "77_workers": "await_workers connected dask_distributed each_result local_client slurm_client",
+    "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",
+    "96_experiment": "RunFailed",
+    "99_cli": "spml_sweep spml_tables",
+}
+
+
+def unshown(path):
+    "Public functions and classes that no later example of their notebook names and shows an output of"
+    cells = [(c["outputs"], "".join(c["source"])) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    examples = [re.sub(r"#.*", "", s) if outputs and not re.match(r"#\| *(export|hide)", s) else "" for outputs, s in cells]
+    for k, (_, source) in enumerate(cells):
+        if not source.startswith("#| export"): continue
+        made = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+        made = [n.name for n in made if not any("patch" in ast.unparse(d) for d in n.decorator_list)]
+        yield from (name for name in made if not re.search(rf"\b{name}\b", "\n".join(examples[k + 1:])))
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if "api" in p.parts], ids=relative)
+def test_public_names_are_shown(path):
+    assert sorted(unshown(path)) == sorted(UNSHOWN.get(path.stem, "").split())
 
 
 ORDER = "core", "files", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"

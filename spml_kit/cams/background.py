@@ -72,9 +72,10 @@ def geodesic_saliency(
                         "`regions=100`, or a folder of them")
     lab, sizes = rgb2lab(image).reshape(-1, 3), np.bincount(ids, minlength=n)
     colour = np.stack([np.bincount(ids, lab[:, k], n) for k in range(3)], 1)/np.maximum(sizes, 1)[:, None]
-    (a, b), border = region_graph(regions)[0].T, np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    outline = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    a, b = region_graph(regions)[0].T
     step = np.maximum(np.linalg.norm(colour[a] - colour[b], axis=1), 1e-6) # a sparse zero would be no edge
-    far = dijkstra(coo_matrix((step, (a, b)), (n, n)).tocsr(), directed=False, indices=border, min_only=True)
+    far = dijkstra(coo_matrix((step, (a, b)), (n, n)).tocsr(), directed=False, indices=outline, min_only=True)
     return (far/max(far[sizes > 0].max(), 1e-6))[regions]
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class TagNet(BackboneNet):
     ):
         if n_classes < 2: raise SpmlError(f"{n_classes} class(es): background and at least one more are needed")
         super().__init__(backbone, output_stride, pretrained, weights)
-        self.dropout, self.classifier = nn.Dropout(dropout), nn.Conv2d(self.backbone.feature_info.channels()[-1], n_classes - 1, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(self.backbone.feature_info.channels()[-1], n_classes - 1, 1, bias=False)
 
     def classify(self,
         features:list, # of the backbone, the last (B,D,h,w)
@@ -122,7 +123,7 @@ TAG_RECIPE = RECIPES['small'].but(scale=(.75, 1.15), multipliers=(.3, .3, 1), lr
 class TagMethod:
     "A way to learn from tags"
     name:str          # of it, in checkpoints and tables
-    net:Callable      # (n_classes, **options) -> module with `maps`, (B,3,H,W) to (B,C,h,w), whose output the loss takes
+    net:Callable      # (n_classes, **options) -> module with `maps`, (B,3,H,W) to (B,C,h,w); the loss takes its output
     loss:Callable = TagLoss # () -> `MultiTermLoss`
     recipe:Recipe = TAG_RECIPE # its training
     group:int = 1     # images that learn together: 2 for pairs, 3 and more for groups; `weak_dls` makes batches of such
@@ -145,13 +146,16 @@ def tag_splitter(
     model:nn.Module, # with a `backbone`
 )->list: # three lists: body weights, body biases, head
     "Parameters by learning rate; modules in the body that are new to it (their `fresh` is True) learn as the head does"
-    groups, fresh = ([], [], []), {p for m in model.modules() if getattr(m, 'fresh', False) for p in m.parameters()}
-    for name, p in model.named_parameters(): groups[2 if p in fresh or not name.startswith('backbone.') else int(name.endswith('bias'))].append(p)
-    return list(groups)
+    fresh = {p for m in model.modules() if getattr(m, 'fresh', False) for p in m.parameters()}
+    weights, biases, head = [], [], []
+    for name, p in model.named_parameters():
+        if p in fresh or not name.startswith('backbone.'): head.append(p)
+        else: (biases if name.endswith('bias') else weights).append(p)
+    return [weights, biases, head]
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #232a0706
 def tag_learner(
-    dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them; labels and regions are not read
+    dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them; only images and tags are read
     method=CAM, # `TagMethod`, or its name: one of `TAG_METHODS`, or package.module:name
     recipe:Recipe=None, # training, of three multipliers; its network is not used. None: the method's
     net:dict=None, # further arguments of the method's network
@@ -162,7 +166,8 @@ def tag_learner(
     if isinstance(method, str): method = named_object(method, TAG_METHODS, 'method')
     seed_everything(seed)
     model, loss = method.net(dls.c, **(net or {})).to(memory_format=torch.channels_last), method.loss()
-    learn = kit_learner(dls, model, loss, recipe or method.recipe, method.name, tag_splitter, [TagPrecision()], seed, path)
+    recipe = recipe or method.recipe
+    learn = kit_learner(dls, model, loss, recipe, method.name, tag_splitter, [TagPrecision()], seed, path)
     learn.settings |= dict(net=net or {})
     return learn
 
@@ -190,7 +195,9 @@ def class_maps(
     tags, device = np.asarray(tags, bool), next(model.parameters()).device
     x = image_tensor(image, device)
     if merge not in MERGES: raise SpmlError(f"merge '{merge}' is not one of {list(MERGES)}")
-    if not tags.any(): raise SpmlError("an image without any tag has no class maps: tag it (background alone is a tag too) or leave it out")
+    if not tags.any():
+        raise SpmlError("an image without any tag has no class maps: tag it (background alone is a tag too) "
+                        "or leave it out")
     if not len(scales) or min(scales) <= 0: raise SpmlError(f"scales {scales} must hold relative sizes above 0")
     model.eval()
     (h, w), seen = x.shape[-2:], []
@@ -198,11 +205,14 @@ def class_maps(
     for s in scales:
         view = F.interpolate(x, [max(1, round(s*n)) for n in (h, w)], mode='bilinear', align_corners=False)
         m = model.maps(torch.cat([view, view.flip(-1)]) if flip else view, **more).float()
-        if m.shape[1] != len(tags): raise SpmlError(f"{len(tags)} tags, but the network knows {m.shape[1]} classes: one flag per class, background included")
+        if m.shape[1] != len(tags):
+            raise SpmlError(f"{len(tags)} tags, but the network knows {m.shape[1]} classes: one flag per class, "
+                            f"background included")
         m = F.interpolate(m[:, tags].relu(), (h, w), mode='bilinear', align_corners=False)
         seen.append(m[0] + m[1].flip(-1) if flip else m[0])
     maps = MERGES[merge](seen)
-    if not maps.isfinite().all(): raise SpmlError("class maps are not finite: the network has diverged; train it with a smaller learning rate")
+    if not maps.isfinite().all():
+        raise SpmlError("class maps are not finite: the network has diverged; train it with a smaller learning rate")
     out = np.zeros((len(tags), h, w), np.float32)
     out[tags] = maps.cpu().numpy()
     out[0] = 0
@@ -222,11 +232,13 @@ def related_images(
     if method.same_tags: drawn = index.related(i, n, rng, True)
     else:
         others = [o[o != i] for o in map(index.with_tag, np.flatnonzero(index.tags[i]))]
-        drawn = np.concatenate([np.zeros(0, int), *(rng.choice(o, min(n, len(o)), replace=False) for o in others if len(o))])
+        drawn = [rng.choice(o, min(n, len(o)), replace=False) for o in others if len(o)]
+        drawn = np.concatenate([np.zeros(0, int), *drawn])
     return [(weak.images.image(k), weak.tags(k)) for k in np.unique(drawn[drawn != i])]
 
 # %% ../../nbs/api/cams/62_classifier.ipynb #f052f29e
-GRAD_CAMS = dict(gradcam='GradCAM', layercam='LayerCAM', hirescam='HiResCAM', xgradcam='XGradCAM', eigengradcam='EigenGradCAM', scorecam='ScoreCAM') | {'gradcam++': 'GradCAMPlusPlus'}
+GRAD_CAMS = {'gradcam': 'GradCAM', 'layercam': 'LayerCAM', 'hirescam': 'HiResCAM', 'xgradcam': 'XGradCAM',
+             'eigengradcam': 'EigenGradCAM', 'scorecam': 'ScoreCAM', 'gradcam++': 'GradCAMPlusPlus'}
 
 def grad_cam(
     model:nn.Module,  # `TagNet`, or another network with `dropout` before its `classifier`
@@ -237,15 +249,20 @@ def grad_cam(
     "Where the classifier saw each tag, by a method of pytorch-grad-cam"
     tags = np.asarray(tags, bool)
     if method not in GRAD_CAMS: raise SpmlError(f"method '{method}' is not one of {list(GRAD_CAMS)}")
-    if tags.shape != (model.classifier.out_channels + 1,): raise SpmlError(f"{tags.size} tags, but the network knows {model.classifier.out_channels + 1} classes: one flag per class, background included")
+    n_classes = model.classifier.out_channels + 1
+    if tags.shape != (n_classes,):
+        raise SpmlError(f"{tags.size} tags, but the network knows {n_classes} classes: one flag per class, "
+                        f"background included")
     if not tags.any(): raise SpmlError("an image without any tag has no class maps: tag it or leave it out")
     try: import pytorch_grad_cam
-    except ImportError as e: raise SpmlError(f"{method} needs the package pytorch-grad-cam ({e}): pip install grad-cam") from None
+    except ImportError as e:
+        raise SpmlError(f"{method} needs the package pytorch-grad-cam ({e}): pip install grad-cam") from None
     model.eval()
     present, out = np.flatnonzero(tags[1:]), np.zeros((len(tags), *image.shape[:2]), np.float32)
     if not len(present): return out
     x = image_tensor(image, next(model.parameters()).device)
-    with getattr(pytorch_grad_cam, GRAD_CAMS[method])(model, [model.dropout]) as cam: # dropout is idle here: its output is the last map
+    # dropout is idle here: its output is the last map
+    with getattr(pytorch_grad_cam, GRAD_CAMS[method])(model, [model.dropout]) as cam:
         out[1 + present] = cam(x.repeat(len(present), 1, 1, 1), [lambda logits, c=c: logits[c] for c in present])
     model.zero_grad()
     return out

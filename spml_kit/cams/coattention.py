@@ -48,7 +48,8 @@ def attend(
         asks, answers, values = float32_at_least(asks), float32_at_least(answers), float32_at_least(values)
         if B*N*M <= largest: return attend_plain(asks, answers, values, scale)
         parts = asks.split(max(1, largest//(B*M)), 2)
-        return torch.cat([checkpoint(attend_plain, part, answers, values, scale, use_reentrant=False) for part in parts], 2)
+        messages = (checkpoint(attend_plain, part, answers, values, scale, use_reentrant=False) for part in parts)
+        return torch.cat([*messages], 2)
 
 # %% ../../nbs/api/cams/65_coattention.ipynb #9d85d45f
 FORMS = 'bilinear', 'two projections' # of `CoAttention`
@@ -84,7 +85,8 @@ class CoAttention(nn.Module):
     )->torch.Tensor: # (B,D,h,w) the sender's features where the receiver has something like them
         "The message to one image"
         one, two = receiver.flatten(2), sender.flatten(2)
-        return attend(*self.sides(one, two, second), two, self.scale, self.largest).view(len(one), -1, *receiver.shape[2:])
+        message = attend(*self.sides(one, two, second), two, self.scale, self.largest)
+        return message.view(len(one), -1, *receiver.shape[2:])
 
 # %% ../../nbs/api/cams/65_coattention.ipynb #9d85d4a0
 @patch
@@ -106,7 +108,8 @@ class PairAttention(CoAttention):
     )->tuple: # (B,D,h,w) and (B,D,k,l) messages
         "What each image hears from the other"
         f, g = one.flatten(2), two.flatten(2)
-        if self.form != 'bilinear' or len(f)*f.shape[2]*g.shape[2] > self.largest: return self.receive(one, two), self.receive(two, one, True)
+        if self.form != 'bilinear' or len(f)*f.shape[2]*g.shape[2] > self.largest:
+            return self.receive(one, two), self.receive(two, one, True)
         with torch.autocast(f.device.type, enabled=False):
             f, g, weight = float32_at_least(f), float32_at_least(g), float32_at_least(self.weight)
             affinity = self.scale*f.transpose(1, 2) @ (weight @ g)

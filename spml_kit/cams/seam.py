@@ -8,6 +8,7 @@ __all__ = ['SEAM', 'scaled_maps', 'seed_maps', 'share_evidence', 'SeamNet', 'Sea
 # %% ../../nbs/api/cams/63_seam.ipynb #091c386f
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import SpmlError
@@ -46,7 +47,8 @@ class SeamNet(TagNet):
         n_classes:int, # C, background included
         scale:float=.5, # size of the second view, relative; the paper's is .3
         widths:tuple=(64, 128), # channels compared of the backbone's last but one and last map
-        refine:bool=True, # give refined class maps? the attribute may be set after training, to see what refinement does
+        # give refined class maps? the attribute may be set after training, to see what refinement does
+        refine:bool=True,
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)
@@ -55,17 +57,6 @@ class SeamNet(TagNet):
         self.scale, self.refine, n = scale, refine, self.backbone.feature_info.channels()
         self.middle, self.last = (nn.Conv2d(i, o, 1, bias=False) for i, o in zip(n[-2:], widths))
         self.compare = nn.Conv2d(3 + sum(widths), 3 + sum(widths), 1, bias=False)
-
-    def look(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # (B,C-1,h,w) raw maps, (B,C,h,w) refined maps
-        "Raw maps of the foreground classes; refined maps of all, 0..1"
-        features = self.features(x)
-        raw = self.classify(features)
-        fit = lambda o: F.interpolate(o, raw.shape[-2:], mode='bilinear', align_corners=False)
-        what = [fit((x - self.mean)/self.std), fit(self.middle(features[-2].detach()).relu()),
-                fit(self.last(features[-1].detach()).relu())]
-        return raw, share_evidence(seed_maps(scaled_maps(raw.detach())), self.compare(torch.cat(what, 1)))
 
     def maps(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
@@ -78,8 +69,21 @@ class SeamNet(TagNet):
     ): # in evaluation (B,C-1) logits of the tags; in training raw and refined maps of both views
         "What `SeamLoss` and the metric take"
         if not self.training: return super().forward(x)
-        return *self.look(x), *self.look(F.interpolate(x, scale_factor=self.scale, mode='bilinear',
-                                                       align_corners=False))
+        smaller = F.interpolate(x, scale_factor=self.scale, mode='bilinear', align_corners=False)
+        return *self.look(x), *self.look(smaller)
+
+# %% ../../nbs/api/cams/63_seam.ipynb #fb14478b
+@patch
+def look(self:SeamNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->tuple: # (B,C-1,h,w) raw maps, (B,C,h,w) refined maps
+    "Raw maps of the foreground classes; refined maps of all, 0..1"
+    features = self.features(x)
+    raw = self.classify(features)
+    fit = lambda o: F.interpolate(o, raw.shape[-2:], mode='bilinear', align_corners=False)
+    what = [fit((x - self.mean)/self.std), fit(self.middle(features[-2].detach()).relu()),
+            fit(self.last(features[-1].detach()).relu())]
+    return raw, share_evidence(seed_maps(scaled_maps(raw.detach())), self.compare(torch.cat(what, 1)))
 
 # %% ../../nbs/api/cams/63_seam.ipynb #f7c76496
 class SeamLoss(TagTermsLoss):
@@ -107,22 +111,24 @@ class SeamLoss(TagTermsLoss):
         off = (seeds.detach() - refined).abs().flatten(1)
         return off.topk(max(1, int(self.hardest*off.shape[1])))[0].mean()
 
-    def terms(self,
-        pred, # what `SeamNet` returns in training
-        tags:torch.Tensor, # (B,C) bool
-    )->dict: # name to scalar
-        "The terms of a batch"
-        raws, refineds = pred[0::2], pred[1::2]
-        told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None,
-            None].float() # background is in every tagged image; an untagged one counts nowhere
-        fit = lambda o: F.interpolate(o, raws[0].shape[-2:], mode='bilinear', align_corners=False)
-        one, two = (fit(scaled_maps(o.float())*told[:, 1:]) for o in raws)
-        refined = [fit(scaled_maps(o.float())*told) for o in refineds]
-        seeds = [seed_maps(o)*told for o in (one, two)]
-        return dict(tags=sum(self.classify(o.mean((2, 3)), None, None, tags) for o in raws)/2,
-                     pooling=sum(self.pooling(o.float()*told) for o in refineds)/2,
-                     equivariance=(one - two).abs().mean(),
-                     cross=self.cross(seeds[1], refined[0]) + self.cross(seeds[0], refined[1]))
+# %% ../../nbs/api/cams/63_seam.ipynb #7eef8993
+@patch
+def terms(self:SeamLoss,
+    pred, # what `SeamNet` returns in training
+    tags:torch.Tensor, # (B,C) bool
+)->dict: # name to scalar
+    "The terms of a batch"
+    raws, refineds = pred[0::2], pred[1::2]
+    told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None,
+        None].float() # background is in every tagged image; an untagged one counts nowhere
+    fit = lambda o: F.interpolate(o, raws[0].shape[-2:], mode='bilinear', align_corners=False)
+    one, two = (fit(scaled_maps(o.float())*told[:, 1:]) for o in raws)
+    refined = [fit(scaled_maps(o.float())*told) for o in refineds]
+    seeds = [seed_maps(o)*told for o in (one, two)]
+    return dict(tags=sum(self.classify(o.mean((2, 3)), None, None, tags) for o in raws)/2,
+                 pooling=sum(self.pooling(o.float()*told) for o in refineds)/2,
+                 equivariance=(one - two).abs().mean(),
+                 cross=self.cross(seeds[1], refined[0]) + self.cross(seeds[0], refined[1]))
 
 # %% ../../nbs/api/cams/63_seam.ipynb #235b4ad4
 SEAM = TagMethod('seam', SeamNet, SeamLoss)

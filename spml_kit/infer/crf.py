@@ -79,7 +79,9 @@ class Rows:
 # %% ../../nbs/api/infer/74_crf.ipynb #b0ae5143
 def enclosing_simplex(
     features:torch.Tensor, # (N,d) in standard deviations
-)->tuple: # corner of remainder 0 divided by d+1, (N,d+1) int64; rank of each coordinate, (N,d+1) int64; weights of the corners, (N,d+1)
+# corner of remainder 0 divided by d+1, (N,d+1) int64; rank of each coordinate, (N,d+1) int64; weights of the corners,
+# (N,d+1)
+)->tuple:
     "Where points lie in the permutohedral lattice"
     d = features.shape[1]
     i = torch.arange(1, d+1, device=features.device)

@@ -34,7 +34,7 @@ def transition(
     "Affinity to the power, rows divided by their sums (the columns of the paper's matrix)"
     return A.log().mul_(power).softmax(1)
 
-# %% ../../nbs/api/infer/72_propagate.ipynb #debc0db5
+# %% ../../nbs/api/infer/72_propagate.ipynb #172d6338
 MAX_NODES = 30_000 # the matrix of more nodes than these has over 3.6 GB
 ROWS = 256 # of the matrix that are made at a time: they stay in the processor's cache
 
@@ -44,6 +44,7 @@ def _series(steps, eps):
     tail = list(accumulate(reversed(c)))[::-1]
     return [a for a,t in zip(c, tail) if t >= eps]
 
+# %% ../../nbs/api/infer/72_propagate.ipynb #debc0db5
 def random_walk(
     scores:torch.Tensor, # (C,n), or (C,h,w) maps
     views:torch.Tensor,  # (V,n,D), or (V,D,h,w) maps on the grid of the scores
@@ -53,7 +54,8 @@ def random_walk(
 )->torch.Tensor: # as `scores`
     "Scores after `steps` steps on the embedding: each pixel takes the mean of those like it"
     grid = scores.shape[1:]
-    if scores.ndim not in (2, 3) or (views.shape[2:] if scores.ndim == 3 else views.shape[1:2]) != grid or views.ndim != scores.ndim + 1:
+    of_views = views.shape[2:] if scores.ndim == 3 else views.shape[1:2]
+    if scores.ndim not in (2, 3) or of_views != grid or views.ndim != scores.ndim + 1:
         raise SpmlError(f"scores {tuple(scores.shape)} and views {tuple(views.shape)} do not fit: expected (C,n) and "
                         f"(V,n,D), or (C,h,w) and (V,D,h,w)")
     if grid.numel() > MAX_NODES:

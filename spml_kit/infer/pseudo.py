@@ -102,8 +102,11 @@ def nearest_segment_scores(
     grid:tuple=(24, 24), # k-means clusters down and across
     stride:int=8, # pixels per step of the walk's grid
     crop:int=None, # side of sliding windows
-)->torch.Tensor: # (C,H//stride,W//stride), what the walk starts from: >= 0, of every class of the image the maximum is 1
-    "Every pixel takes the label of the nearest labelled segment; shares of them within each segment (reference `pseudo_denseposerw_crf.py`)"
+# (C,H//stride,W//stride), what the walk starts from: >= 0, of every class of the image the maximum is 1
+)->torch.Tensor:
+    """Share of each segment's pixels whose nearest labelled segment has each class
+
+    Reference: `pseudo_denseposerw_crf.py`."""
     return _spread(embed_view(model, sample.image, crop=crop)[0], sample, grid, stride)
 
 # %% ../../nbs/api/infer/78_pseudo.ipynb #4c5faa1b

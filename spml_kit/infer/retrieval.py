@@ -8,6 +8,7 @@ __all__ = ['nearest', 'SegmentIndex', 'topk_precision', 'legacy_topk', 'normalis
 # %% ../../nbs/api/infer/70_retrieval.ipynb #3f175ded
 import pandas as pd
 import torch
+from fastcore.basics import patch
 
 from ..core import SpmlError, UNLABELLED
 from ..files import save_tensors, load_tensors
@@ -80,89 +81,102 @@ class SegmentIndex:
         self.faiss = None
 
     def __len__(self): return len(self.mu)
-    def __repr__(self): return f"SegmentIndex: {len(self)} segments of {len(self.image.unique())} images, {len(self.label.unique())} classes, {self.mu.shape[1]} dimensions"
+    def __repr__(self):
+        return (f"SegmentIndex: {len(self)} segments of {len(self.image.unique())} images, "
+                f"{len(self.label.unique())} classes, {self.mu.shape[1]} dimensions")
 
-    def nearest(self,
-        q:torch.Tensor,  # (Q,D) unit queries
-        k:int=20,        # how many; at most all
-        chunk:int=None,  # similarities held at a time, as in `nearest`
-    )->tuple: # (Q,k) similarity, (Q,k) place in the index
-        "The k most similar segments"
-        if self.faiss is None: return nearest(q, self.mu, k, chunk)
-        found = [torch.from_numpy(o).to(self.mu.device)
-                 for o in self.faiss.search(q.float().cpu().numpy(), min(k, len(self)))]
-        if (found[1] < 0).any():
-            raise SpmlError(f"faiss looked at fewer than {k} segments for some query: raise `index.faiss.nprobe`, or "
-                            f"ask for fewer")
-        return tuple(found)
+# %% ../../nbs/api/infer/70_retrieval.ipynb #fc953a32
+@patch
+def nearest(self:SegmentIndex,
+    q:torch.Tensor,  # (Q,D) unit queries
+    k:int=20,        # how many; at most all
+    chunk:int=None,  # similarities held at a time, as in `nearest`
+)->tuple: # (Q,k) similarity, (Q,k) place in the index
+    "The k most similar segments"
+    if self.faiss is None: return nearest(q, self.mu, k, chunk)
+    found = [torch.from_numpy(o).to(self.mu.device)
+             for o in self.faiss.search(q.float().cpu().numpy(), min(k, len(self)))]
+    if (found[1] < 0).any():
+        raise SpmlError(f"faiss looked at fewer than {k} segments for some query: raise `index.faiss.nprobe`, or "
+                        f"ask for fewer")
+    return tuple(found)
 
-    def use_faiss(self,
-        factory:str='Flat', # what `faiss.index_factory` builds: 'Flat' is exact, 'IVF1024,Flat' or 'HNSW32' miss some neighbours and are quicker
-    )->'SegmentIndex': # itself
-        "Let faiss look for the neighbours; its index is `self.faiss`"
-        try: import faiss
-        except ImportError as e:
-            raise SpmlError(f"use_faiss needs the package faiss ({e}): pip install faiss-cpu") from None
-        rows = self.mu.float().cpu().numpy()
-        try: search = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError:
-            raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; try 'Flat' or 'IVF1024,Flat'") from None
-        search.train(rows)
-        search.add(rows)
-        self.faiss = search
-        return self
+@patch
+def use_faiss(self:SegmentIndex,
+    # what `faiss.index_factory` builds: 'Flat' is exact, 'IVF1024,Flat' or 'HNSW32' miss some neighbours and are
+    # quicker
+    factory:str='Flat',
+)->'SegmentIndex': # itself
+    "Let faiss look for the neighbours; its index is `self.faiss`"
+    try: import faiss
+    except ImportError as e:
+        raise SpmlError(f"use_faiss needs the package faiss ({e}): pip install faiss-cpu") from None
+    rows = self.mu.float().cpu().numpy()
+    try: search = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise SpmlError(f"'{factory}' is nothing that faiss.index_factory builds; "
+                        f"try 'Flat' or 'IVF1024,Flat'") from None
+    search.train(rows)
+    search.add(rows)
+    self.faiss = search
+    return self
 
-    def vote(self,
-        q:torch.Tensor,  # (Q,D) unit queries
-        n_classes:int,   # C
-        k:int=20,        # how many segments vote
-    )->torch.Tensor: # (Q,C) share of the votes, rows sum to 1
-        "Share of the k nearest segments that carry each class"
-        if self.label.max() >= n_classes:
-            raise SpmlError(f"the index holds class {self.label.max()}, asked for {n_classes} classes: build it with "
-                            f"n_classes={n_classes}")
-        label = self.label[self.nearest(q, k)[1]]
-        votes = torch.zeros(len(label), n_classes, device=label.device).scatter_add_(1, label,
-            torch.ones_like(label, dtype=torch.float32))
-        return votes / label.shape[1]
+# %% ../../nbs/api/infer/70_retrieval.ipynb #e58e0b73
+@patch
+def vote(self:SegmentIndex,
+    q:torch.Tensor,  # (Q,D) unit queries
+    n_classes:int,   # C
+    k:int=20,        # how many segments vote
+)->torch.Tensor: # (Q,C) share of the votes, rows sum to 1
+    "Share of the k nearest segments that carry each class"
+    if self.label.max() >= n_classes:
+        raise SpmlError(f"the index holds class {self.label.max()}, asked for {n_classes} classes: build it with "
+                        f"n_classes={n_classes}")
+    label = self.label[self.nearest(q, k)[1]]
+    votes = torch.zeros(len(label), n_classes, device=label.device)
+    votes.scatter_add_(1, label, torch.ones_like(label, dtype=torch.float32))
+    return votes / label.shape[1]
 
-    def predict(self,
-        q:torch.Tensor,  # (Q,D) unit queries
-        n_classes:int,   # C
-        k:int=20,        # how many segments vote
-    )->torch.Tensor: # (Q,) class
-        "Most frequent class among the k nearest segments; ties go to the smallest class"
-        votes = self.vote(q, n_classes, k)
-        return (votes == votes.amax(1, keepdim=True)).int().argmax(1)
+@patch
+def predict(self:SegmentIndex,
+    q:torch.Tensor,  # (Q,D) unit queries
+    n_classes:int,   # C
+    k:int=20,        # how many segments vote
+)->torch.Tensor: # (Q,) class
+    "Most frequent class among the k nearest segments; ties go to the smallest class"
+    votes = self.vote(q, n_classes, k)
+    return (votes == votes.amax(1, keepdim=True)).int().argmax(1)
 
-    def explain(self,
-        q:torch.Tensor, # (D,) one unit query
-        k:int=5,        # how many segments
-    )->pd.DataFrame: # similarity, label, image, row; nearest first
-        "Which training segments stand behind a prediction"
-        sim, i = (o[0] for o in self.nearest(q[None], k))
-        return pd.DataFrame({n: o.tolist()
-                             for n,o in dict(similarity=sim, label=self.label[i], image=self.image[i],
-                                             row=self.row[i]).items()})
+@patch
+def explain(self:SegmentIndex,
+    q:torch.Tensor, # (D,) one unit query
+    k:int=5,        # how many segments
+)->pd.DataFrame: # similarity, label, image, row; nearest first
+    "Which training segments stand behind a prediction"
+    sim, i = (o[0] for o in self.nearest(q[None], k))
+    columns = dict(similarity=sim, label=self.label[i], image=self.image[i], row=self.row[i])
+    return pd.DataFrame({name: column.tolist() for name, column in columns.items()})
 
-    def save(self,
-        path, # safetensors file
-    ):
-        "Write the index, atomically"
-        save_tensors(path, {n: getattr(self, n) for n in ('mu', 'label', 'image', 'row')}, kind='SegmentIndex')
+# %% ../../nbs/api/infer/70_retrieval.ipynb #cea358b0
+@patch
+def save(self:SegmentIndex,
+    path, # safetensors file
+):
+    "Write the index, atomically"
+    save_tensors(path, {n: getattr(self, n) for n in ('mu', 'label', 'image', 'row')}, kind='SegmentIndex')
 
-    @classmethod
-    def load(cls,
-        path,         # file that `save` wrote
-        device='cpu', # where the prototypes go
-    ):
-        "Read an index"
-        t, meta = load_tensors(path, device)
-        if meta.get('kind') != 'SegmentIndex':
-            raise SpmlError(f"{path}: holds {sorted(t)}, no SegmentIndex: give a file that SegmentIndex.save wrote")
-        index = cls(t['mu'], t['label'], t['image'])
-        index.row = t['row']
-        return index
+@patch(cls_method=True)
+def load(cls:SegmentIndex,
+    path,         # file that `save` wrote
+    device='cpu', # where the prototypes go
+):
+    "Read an index"
+    t, meta = load_tensors(path, device)
+    if meta.get('kind') != 'SegmentIndex':
+        raise SpmlError(f"{path}: holds {sorted(t)}, no SegmentIndex: give a file that SegmentIndex.save wrote")
+    index = cls(t['mu'], t['label'], t['image'])
+    index.row = t['row']
+    return index
 
 # %% ../../nbs/api/infer/70_retrieval.ipynb #b6de1877
 def topk_precision(

@@ -95,7 +95,8 @@ def majority_labels(
     labels:torch.Tensor, # (N,) 0..255
     own:torch.Tensor,    # (N,) segment of each pixel
     m:int, # number of segments
-)->torch.Tensor: # (m,) most frequent label, 254 where all pixels are unlabelled; ties to the smallest, an empty segment gets 0
+# (m,) most frequent label, 254 where all pixels are unlabelled; ties to the smallest, an empty segment gets 0
+)->torch.Tensor:
     "Majority vote of the pixels of each segment that have a label"
     place, two = own*256 + labels.long(), torch.full_like(own, 2)
     votes = own.new_zeros(m*256).scatter_add_(0, place, two).view(m, 256) # a GPU would wait for `bincount`

@@ -61,7 +61,10 @@ class ScheduleCB(Callback):
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #f6f7cdf9
 class LossCB(Callback):
-    "Loss in train or evaluation mode with the model; memory bank fed after each step; stream of batches at the right round; the loss told how much of the training is done; an error at the first loss or weight that is not finite"
+    """What the loss must know of the training, and an error at the first loss or weight that is not finite
+
+    The loss is in train or evaluation mode with the model, is told how much of the training is done, and feeds its
+    memory bank after each step; the stream of batches is at the right round."""
     def before_train(self):
         self.loss_func.train()
         if hasattr(self.dls.train, 'round'): self.dls.train.round = self.epoch
@@ -138,7 +141,9 @@ class TermMetric(Metric):
     def value(self): return self.loss_func.round_means.get(self.part)
 
 class MeanIoU(Metric):
-    "Mean IoU in percent of the head's prediction on the validation set, over the classes that occur there; where that has weak labels only, it is called agreement"
+    """Mean IoU in percent of the head's prediction on the validation set, over the classes that occur there
+
+    Where the set has weak labels only, it is called agreement."""
     def __init__(self,
         n_classes:int, # C
         name:str='miou', # 'miou', or 'agreement' with weak labels
@@ -147,7 +152,8 @@ class MeanIoU(Metric):
 
     def accumulate(self, learn):
         logits, labels = learn.pred[1], learn.yb[0]
-        self.confusion.add(F.interpolate(logits.float(), labels.shape[-2:], mode='bilinear', align_corners=False).argmax(1), labels)
+        scores = F.interpolate(logits.float(), labels.shape[-2:], mode='bilinear', align_corners=False)
+        self.confusion.add(scores.argmax(1), labels)
 
     @property
     def name(self): return self._name

@@ -114,7 +114,9 @@ def _put_back(learn, tensors, meta):
         state[int(i)][name] = v
     learn.opt.load_state_dict({'state': state, 'hypers': learn.opt.hypers})
     if hasattr(learn.loss_func, 'bank'): learn.loss_func.bank.load_state_dict(part('bank.'))
-    own = lambda states, now: (rows := states.cpu().view(-1, len(now)))[rank() % len(rows)].clone() # a run may go on with more or fewer processes
+    def own(states, now): # a run may go on with more or fewer processes
+        rows = states.cpu().view(-1, len(now))
+        return rows[rank() % len(rows)].clone()
     torch.set_rng_state(own(tensors['random'], torch.get_rng_state()))
     if 'random_gpu' in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(own(tensors['random_gpu'], torch.cuda.get_rng_state()))

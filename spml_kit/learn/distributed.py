@@ -29,7 +29,8 @@ def join_processes():
     "Meet the processes that a launcher has started, each on a GPU of its own if there are any; alone, do nothing"
     if num_distrib() < 2 or dist.is_initialized(): return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) # where each sees its own GPU only, all are number 0
+        # where each sees its own GPU only, all are number 0
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     dist.init_process_group() # tensors on GPUs by NCCL, others by Gloo
     atexit.register(dist.destroy_process_group)
 
@@ -115,7 +116,9 @@ def joint_relation_loss(
     seg:Segments,      # what `gather_segments` gave
     candidates:Prototypes, # segments of batch and memory, those of the batch first
     own_negative:bool=False, # reference parity for images without tags
-)->torch.Tensor: # scalar, whose mean over the processes is the mean over the anchors of all (or over the images, where only those of one image are compared)
+# scalar, whose mean over the processes is the mean over the anchors of all (or over the images, where only those of one
+# image are compared)
+)->torch.Tensor:
     "Loss of one relation"
     loss, _ = relation_loss(relation, seg, candidates, own_negative)
     if world_size() == 1: return loss

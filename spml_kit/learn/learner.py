@@ -92,6 +92,13 @@ def head_score(
     return MeanIoU(dls.c, getattr(dls, 'score_name', 'miou'))
 
 # %% ../../nbs/api/learn/63_learner.ipynb #5026863f
+def _paper_loss(annotation, recipe, relations, reference_scale):
+    "SPML's loss of an annotation type; with relations of one's own the head counts as much as they do"
+    head_weight = 1. if relations else paper_weights(annotation, reference_scale).head
+    return SpmlLoss(relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid,
+                    recipe.iterations, recipe.memory, head_weight, colours=recipe.colours,
+                    embedding_scale=recipe.embedding_scale)
+
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them
     annotation:str='scribbles', # whose weights the paper gives: 'tags', 'boxes', 'points', 'scribbles', 'keypoints'
@@ -108,9 +115,9 @@ def spml_learner(
         raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
-    loss = method if isinstance(method, MultiTermLoss) else CrossEntropy() if method == 'cross_entropy' else SpmlLoss(
-        relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid, recipe.iterations, recipe.memory,
-        1. if relations else paper_weights(annotation, reference_scale).head, colours=recipe.colours, embedding_scale=recipe.embedding_scale)
+    if isinstance(method, MultiTermLoss): loss = method
+    elif method == 'cross_entropy': loss = CrossEntropy()
+    else: loss = _paper_loss(annotation, recipe, relations, reference_scale)
     name = method if isinstance(method, str) else type(method).__name__
     return kit_learner(dls, model, loss, recipe, name, spml_splitter, [head_score(dls)], seed, path, **kwargs)
 
@@ -125,8 +132,8 @@ def fit_poly(self:Learner,
 ):
     "Train with the recipe's multipliers and poly schedule"
     file, done = Path(self.path)/'checkpoint.safetensors', 0
-    self.history, self.settings = [], self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr
-                                                           or self.recipe.lr)
+    self.history = []
+    self.settings = self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if checkpoint and not resume and is_there(file): read_run(self, file) # refuses to write over another run
     if resume and is_there(file): done = load_run(self, file)
     else: seed_everything(self.settings['seed'] + rank())
@@ -134,5 +141,6 @@ def fit_poly(self:Learner,
         raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return
     r = self.recipe
-    own = [ProcessesCB(), ScheduleCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)] + ([CheckpointCB(file)] if checkpoint or resume else [])
+    own = [ProcessesCB(), ScheduleCB(self.settings['lr'], r.multipliers, r.warmup, r.power, r.drops)]
+    if checkpoint or resume: own.append(CheckpointCB(file))
     self.fit(rounds, start_epoch=done, cbs=[*own, *L(cbs)])

@@ -8,6 +8,7 @@ __all__ = ['MultiTermLoss', 'labelled_cross_entropy', 'CrossEntropy', 'SpmlLoss'
 # %% ../../nbs/api/learn/60_losses.ipynb #68441988
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import SpmlError
@@ -75,7 +76,8 @@ class SpmlLoss(MultiTermLoss):
         super().__init__()
         if len({r.name for r in relations}) < len(relations):
             raise SpmlError(f"relations share a name: {[r.name for r in relations]}; name them apart")
-        self.relations, self.grid, self.iterations, self.head_weight, self.own_negative = relations, grid, iterations, head_weight, own_negative
+        self.relations, self.grid, self.iterations = relations, grid, iterations
+        self.head_weight, self.own_negative = head_weight, own_negative
         self.bank, self.protos, self.colours, self.embedding_scale = MemoryBank(memory), None, colours, embedding_scale
 
     @property
@@ -83,38 +85,43 @@ class SpmlLoss(MultiTermLoss):
         "Names of the parts of the loss"
         return (*(r.name for r in self.relations), 'head')
 
-    def segments(self,
-        images:torch.Tensor,  # (B,3,H,W) in 0..1; only colours look at them
-        emb:torch.Tensor,     # (B,D,h,w) raw embedding
-        labels:torch.Tensor,  # (B,H,W) weak labels
-        regions:torch.Tensor, # (B,H,W) contour regions
-        tags:torch.Tensor,    # (B,C) classes of each image
-        **options, # `grid` and `iterations`, to look at others than the loss's own
-    )->Segments:
-        "Segments of a batch as this loss makes them"
-        local = location_colours(images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
-        return make_segments(emb, labels, regions, tags, local=local, embedding_scale=self.embedding_scale,
-                             **dict(grid=self.grid, iterations=self.iterations) | options)
+# %% ../../nbs/api/learn/60_losses.ipynb #848db3c0
+@patch
+def segments(self:SpmlLoss,
+    images:torch.Tensor,  # (B,3,H,W) in 0..1; only colours look at them
+    emb:torch.Tensor,     # (B,D,h,w) raw embedding
+    labels:torch.Tensor,  # (B,H,W) weak labels
+    regions:torch.Tensor, # (B,H,W) contour regions
+    tags:torch.Tensor,    # (B,C) classes of each image
+    **options, # `grid` and `iterations`, to look at others than the loss's own
+)->Segments:
+    "Segments of a batch as this loss makes them"
+    local = location_colours(images, *emb.shape[-2:]).to(emb.dtype) if self.colours else None
+    return make_segments(emb, labels, regions, tags, local=local, embedding_scale=self.embedding_scale,
+                         **dict(grid=self.grid, iterations=self.iterations) | options)
 
-    def forward(self,
-        pred:tuple,           # (B,D,h,w) raw embedding, (B,C,h,w) logits
-        labels:torch.Tensor,  # (B,H,W) weak labels
-        regions:torch.Tensor, # (B,H,W) contour regions
-        tags:torch.Tensor,    # (B,C) classes of each image
-    )->torch.Tensor: # scalar
-        "Total loss"
-        emb, logits = pred
-        with torch.autocast(emb.device.type, enabled=False):
-            head = labelled_cross_entropy(logits, labels, joint=self.training)
-            if not self.training: return head
-            seg = gather_segments(self.segments(self.images, emb, labels, regions, tags))
-            candidates = self.bank.candidates(seg.protos)
-            parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations
-                     if r.weight}
-        self.protos = seg.protos
-        self.record(parts | dict(head=head))
-        return sum(r.weight*parts[r.name] for r in self.relations if r.weight) + self.head_weight*head
+# %% ../../nbs/api/learn/60_losses.ipynb #9d968281
+@patch
+def forward(self:SpmlLoss,
+    pred:tuple,           # (B,D,h,w) raw embedding, (B,C,h,w) logits
+    labels:torch.Tensor,  # (B,H,W) weak labels
+    regions:torch.Tensor, # (B,H,W) contour regions
+    tags:torch.Tensor,    # (B,C) classes of each image
+)->torch.Tensor: # scalar
+    "Total loss"
+    emb, logits = pred
+    with torch.autocast(emb.device.type, enabled=False):
+        head = labelled_cross_entropy(logits, labels, joint=self.training)
+        if not self.training: return head
+        seg = gather_segments(self.segments(self.images, emb, labels, regions, tags))
+        candidates = self.bank.candidates(seg.protos)
+        parts = {r.name: joint_relation_loss(r, seg, candidates, self.own_negative) for r in self.relations
+                 if r.weight}
+    self.protos = seg.protos
+    self.record(parts | dict(head=head))
+    return sum(r.weight*parts[r.name] for r in self.relations if r.weight) + self.head_weight*head
 
-    def after_step(self):
-        "Keep the batch's prototypes in the memory bank"
-        self.bank.push(self.protos)
+@patch
+def after_step(self:SpmlLoss):
+    "Keep the batch's prototypes in the memory bank"
+    self.bank.push(self.protos)

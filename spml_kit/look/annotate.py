@@ -24,7 +24,8 @@ from skimage.measure import approximate_polygon
 from ..core import SpmlError, UNLABELLED, Classes
 from ..files import read_image
 from ..data.images import FolderSet, resize
-from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, mend_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
+from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, mend_labels, prepare_spread
+from .drawings import read_drawing, spread_labels, to_annotations, to_marks, write_drawing
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #98ee56ba
 _PAGE = resources.files('spml_kit.look')/'static'
@@ -36,8 +37,10 @@ class Annotator(anywidget.AnyWidget):
     index, count, name = T.Int(0).tag(sync=True), T.Int(0).tag(sync=True), T.Unicode().tag(sync=True)
     picture, spread, size = T.Bytes().tag(sync=True), T.Bytes().tag(sync=True), T.List([1, 1]).tag(sync=True)
     marks, palette, can = T.List().tag(sync=True), T.List().tag(sync=True), T.List([False, False]).tag(sync=True)
-    tool, current, brush = T.Enum(['scribbles', 'points', 'boxes', 'erase'], 'scribbles').tag(sync=True), T.Int(1).tag(sync=True), T.CFloat(3.).tag(sync=True)
-    preview, status, failed, done = T.Bool(False).tag(sync=True), T.Unicode().tag(sync=True), T.Bool(False).tag(sync=True), T.Unicode().tag(sync=True)
+    tool = T.Enum(['scribbles', 'points', 'boxes', 'erase'], 'scribbles').tag(sync=True)
+    current, brush = T.Int(1).tag(sync=True), T.CFloat(3.).tag(sync=True)
+    preview, failed = T.Bool(False).tag(sync=True), T.Bool(False).tag(sync=True)
+    status, done = T.Unicode().tag(sync=True), T.Unicode().tag(sync=True)
 
     def __init__(self,
         folder,       # of one's own: with images/ in it, or the images themselves
@@ -45,16 +48,16 @@ class Annotator(anywidget.AnyWidget):
         model=None,   # trained `SegNet`, whose embedding spreads the drawing
         index:int=0,  # image to begin with
     ):
-        self.folder, self.model, self.image, self.labels, self._quiet, self._history = Path(folder), model, None, None, False, {}
+        self.folder, self.model, self.image, self.labels = Path(folder), model, None, None
+        self._quiet, self._history = False, {}
         if not self.folder.is_dir(): raise SpmlError(f"{self.folder}: no such folder; make it and put images into it")
         images = self.folder/'images'
         placeholder = Classes(('background', 'object')) # the table is asked for once there are images
         self.paths = FolderSet(images if images.is_dir() else self.folder, classes=placeholder).paths
         self.names, self.classes = list(self.paths), class_table(self.folder, classes)
-        super().__init__(count=len(self.names),
-                         palette=[dict(name=n, key=KEYS[i] if i < len(KEYS) else '', colour='rgb(%d,%d,%d)' % tuple(c))
-                                                         for i,(n,c) in enumerate(zip(self.classes.names,
-                                                             class_colours(len(self.classes))))])
+        palette = [dict(name=n, key=KEYS[i] if i < len(KEYS) else '', colour='rgb(%d,%d,%d)' % tuple(c))
+                   for i, (n, c) in enumerate(zip(self.classes.names, class_colours(len(self.classes))))]
+        super().__init__(count=len(self.names), palette=palette)
         self.on_msg(lambda _, content, buffers: self._receive(content))
         self.observe(lambda change: self._trait_set(change), ['index', 'preview', 'brush'])
         self.go(index)
@@ -275,12 +278,15 @@ def figure(self:Annotator)->plt.Figure:
     paint = lambda labels, under: np.where((labels < UNLABELLED)[..., None], colours[labels], under)
     panels = {'drawing': paint(ink, np.where(rim[..., None], np.uint8(255), self.image)),
               'label map': paint(self.labels, np.uint8(90))}
-    try:
-        panels['propagated'] = (.5*colours[self.spread_drawing()[0]] + .5*resize(self.image, self._seen[1].shape)).round().astype(np.uint8)
+    try: spread = self.spread_drawing()[0]
     except SpmlError: "Nothing to tell apart yet: two panels"
+    else:
+        faded = .5*colours[spread] + .5*resize(self.image, self._seen[1].shape)
+        panels['propagated'] = faded.round().astype(np.uint8)
     fig, axs = plt.subplots(1, len(panels), figsize=(2.8*len(panels), 2.8*h/w + .7), layout='constrained')
     for ax,(title,picture) in zip(axs, panels.items()):
-        ax.imshow(picture, interpolation='nearest', extent=(-.5, w - .5, h - .5, -.5)); ax.set_title(title, fontsize='medium'); ax.axis('off')
+        ax.imshow(picture, interpolation='nearest', extent=(-.5, w - .5, h - .5, -.5))
+        ax.set_title(title, fontsize='medium'); ax.axis('off')
     for m in marks:
         if m.kind == 'tags': continue
         (x, y), (u, v) = m.xy[0], m.xy[-1]
@@ -290,8 +296,9 @@ def figure(self:Annotator)->plt.Figure:
         axs[0].text(min(x + self.brush, w - 8), max(y - self.brush, 6), self.palette[m.c]['key'], fontsize=8,
                     weight='bold', bbox=dict(boxstyle='square,pad=.1', fc='w', ec='none', alpha=.8))
     seen = sorted({m.c for m in marks} | set(np.unique(self.labels[self.labels < UNLABELLED]).tolist()))
-    tags = {m.c for m in marks if m.kind == 'tags'}
-    fig.legend(handles=[Patch(fc=colours[c]/255, label=f"{self.palette[c]['key']} {self.classes.names[c]}" + (' (tag)' if c in tags else '')) for c in seen],
+    called = {c: f"{self.palette[c]['key']} {self.classes.names[c]}" for c in seen}
+    tagged = {m.c: ' (tag)' for m in marks if m.kind == 'tags'}
+    fig.legend(handles=[Patch(fc=colours[c]/255, label=name + tagged.get(c, '')) for c, name in called.items()],
                loc='outside lower center', ncols=6, frameon=False, fontsize='small')
     plt.close(fig)
     return fig

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from skimage.color import rgb2lab
 
 from ..core import SpmlError, UNLABELLED, Classes, check_labels
-from ..files import atomic_path, inside, is_there, read_index_png, read_json, read_lines, read_text, write_index_png, written_by
+from ..files import atomic_path, inside, is_there, read_index_png, read_json, read_lines, read_text
+from ..files import write_index_png, written_by
 from ..regions.oversegment import oversegment
 from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import KINDS, read_annotation, write_annotation
@@ -92,7 +93,8 @@ ANNOTATOR = 'spml_kit annotator' # stands in the label files that drawings leave
 def _most_exact(annotations): return annotations[max(annotations, key=DRAWN.index)]
 def _as_map(annotations): return bool({'scribbles', 'points'} & annotations.keys()) # a label PNG? else JSON
 
-def _label_files(folder, name): return [p for p in (Path(folder)/'labels'/f'{name}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)]
+def _label_files(folder, name):
+    return [p for s in ('.png', '.json', '.xml') if is_there(p := Path(folder)/'labels'/f'{name}{s}')]
 
 def _agrees(path, annotations):
     "Does a label file say what a drawing gives?"
@@ -104,8 +106,8 @@ def _agrees(path, annotations):
 def _own(path, annotations):
     "Did a drawing leave this label file? Versions before 0.2 did not write so into it"
     try:
-        if path.suffix == '.png' and written_by(path) == ANNOTATOR or path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR:
-            return True
+        if path.suffix == '.png' and written_by(path) == ANNOTATOR: return True
+        if path.suffix == '.json' and read_json(path).get('by') == ANNOTATOR: return True
         return _agrees(path, annotations)
     except SpmlError: return False # no labels of this kit
 
@@ -122,7 +124,9 @@ def write_labels(
     labels:np.ndarray, # (H,W) what `drawn_labels` makes of them
     palette:np.ndarray=None, # (256,3) colours of the label PNG
 )->Path: # the file, or None where nothing is drawn
-    "Write the file that training reads: a label PNG of strokes and dots, else the most exact annotation; never two for one image"
+    """Write the file that training reads, never two for one image
+
+    A label PNG of strokes and dots, else the most exact annotation."""
     png, plain = (Path(folder)/'labels'/f'{name}{s}' for s in ('.png', '.json'))
     final = None if not annotations else png if _as_map(annotations) else plain
     for path in {png, plain} - {final}: path.unlink(missing_ok=True)
@@ -138,7 +142,7 @@ def write_drawing(
     labels:np.ndarray, # (H,W) what `drawn_labels` makes of them
     palette:np.ndarray=None, # (256,3) colours of the label PNG
 )->Path: # the file in `labels`, or None
-    "Write a drawing, then the labels that follow from it, each file whole or not at all; labels that were not drawn here are refused"
+    "Write a drawing, then the labels that follow from it, each file whole or not at all; others' labels are refused"
     paths = {kind: inside(Path(folder)/kind, name, '.json') for kind in DRAWN}
     before = {kind: read_annotation(p) for kind, p in paths.items() if is_there(p)}
     _check_own(folder, name, before)
@@ -177,7 +181,8 @@ def read_drawing(
         if not is_there(path): continue
         out[kind] = ann = read_annotation(path)
         if not isinstance(ann, KINDS[kind]):
-            raise SpmlError(f"{path}: holds {type(ann).__name__.lower()}, not {kind}; move it to the folder of its kind")
+            raise SpmlError(f"{path}: holds {type(ann).__name__.lower()}, not {kind}; "
+                            f"move it to the folder of its kind")
         if ann.classes.max() >= n_classes:
             raise SpmlError(f"{path}: class id {ann.classes.max()}, but the class table has {n_classes} classes; give "
                             f"the table that it was drawn with")

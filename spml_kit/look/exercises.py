@@ -30,14 +30,17 @@ def _line(frame):
 def check(
     *functions,  # what the reader wrote; each must give something other than None
     hint=''      # what to tell after a try that fails
-):               # a decorator: runs the tests with the functions as arguments, says how it went, and gives whether all is right
+# a decorator: runs the tests with the functions as arguments, says how it went, and gives whether all is right
+):
     "Check an exercise: `@check(f)` above a function of tests that takes `f`."
     names = ', '.join(f'`{f.__name__}`' for f in functions)
     def run(tests):
         said, tried = '', True
         try: tests(*map(_written, functions))
         except Unwritten:
-            said, tried = f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, then this one.', False
+            said = (f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, '
+                    f'then this one.')
+            tried = False
         except AssertionError as e:
             where = [o for o in traceback.extract_tb(e.__traceback__) if o.name == tests.__name__]
             said = f'{names}: not right yet. This does not hold:\n    {_line(where[-1])}\n    {str(e).strip()}'

@@ -187,7 +187,7 @@ def memory_strip(
     for k, cell in enumerate(cells): strip[k//per_row*CELL:][:CELL, k % per_row*CELL:][:, :CELL] = cell
     return strip, order
 
-# %% ../../nbs/api/look/91_explain.ipynb #02af5a35
+# %% ../../nbs/api/look/91_explain.ipynb #198eaee0
 @dataclass
 class View:
     "What an explorer shows"
@@ -196,6 +196,7 @@ class View:
     bars:dict = None  # name to (value, text) or (value, text, colour '#rrggbb')
     tables:dict = None # caption to DataFrame
 
+# %% ../../nbs/api/look/91_explain.ipynb #02af5a35
 def view_figure(
     view:View,       # the state of an explorer
     width:float=3.2, # of a picture, in inches
@@ -221,7 +222,8 @@ def view_figure(
                     edgecolor='#666666')
             for i, k in enumerate(names):
                 ax.text(max(view.bars[k][0], 0), i, f' {view.bars[k][1]}', va='center', fontsize='small')
-            ax.spines[['top', 'right', 'bottom']].set_visible(False); ax.set(xticks=[], ylim=(min(len(names) - 4, 0) - .6, len(names) - .4)); ax.margins(x=.35)
+            ax.spines[['top', 'right', 'bottom']].set_visible(False)
+            ax.set(xticks=[], ylim=(min(len(names) - 4, 0) - .6, len(names) - .4)); ax.margins(x=.35)
         for ax, (title, table) in zip(axs, below):
             ax.axis('off'); ax.set_title(title, fontsize='medium', loc='left')
             ax.text(0, 1, table.to_string(index=False) if len(table) else 'none', family='monospace', fontsize=7.5,
@@ -237,7 +239,8 @@ def division_errors(
     "Undersegmentation and oversegmentation"
     known = np.asarray(mask) < UNLABELLED
     if not known.any(): raise SpmlError("the mask is all void: nothing to compare with")
-    parts, pieces = components(np.where(known, mask, -1), background=-1, connectivity=1)[known], np.asarray(pieces)[known]
+    parts = components(np.where(known, mask, -1), background=-1, connectivity=1)[known]
+    pieces = np.asarray(pieces)[known]
     over, under = variation_of_information(parts, pieces)
     return dict(leak=100*(1 - partition_scores(pieces[None], [np.asarray(mask, int)[known][None]])['purity']),
                 under=float(under), over=float(over))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets as T
+from fastcore.basics import patch
 
 from ..core import UNLABELLED, SpmlError
 from ..regions.contours import gradient_contours
@@ -21,7 +22,8 @@ from ..data.weak import SAID, SIMULATED, WeakSet
 from ..method.segments import Prototypes
 from ..method.memory import MemoryBank
 from .plot import draw_regions, overlay
-from .explain import CELL, View, cross, forces_table, grow, memory_strip, outline, paint_forces, pixel_forces
+from .explain import (CELL, View, cross, forces_table, grow, memory_strip, outline, paint_forces,
+                                   pixel_forces)
 from .widgets import GAP, Explorer, mosaic, mosaic_at, view_step
 from .inputs import check_pixel, chosen, images_of, labels_of, loss_of, pixel_of
 
@@ -30,7 +32,8 @@ def _batches(given, which):
     "Batches of the same images by kind of annotation, the given one first"
     if not isinstance(given, WeakSet):
         return {'as given': tuple(torch.as_tensor(o)[chosen(which, len(given[0]))].cpu() for o in given)}
-    first, out = given.annotation if isinstance(given.annotation, str) and given.annotation in (*SIMULATED, *SAID) else 'as given', {}
+    known, out = isinstance(given.annotation, str) and given.annotation in (*SIMULATED, *SAID), {}
+    first = given.annotation if known else 'as given'
     for kind in (first, *(k for k in (*SIMULATED, *SAID) if k != first)):
         try:
             weak = given if kind == first else WeakSet(given.images, kind, seed=given.seed)
@@ -41,6 +44,29 @@ def _batches(given, which):
         out[kind] = labels_of(samples)
         if kind == first: images, regions = images_of(samples)
     return {k: (images, labels, regions, tags) for k, (labels, tags) in out.items()}
+
+# %% ../../nbs/api/look/93_explore.ipynb #7888c217
+def _controls(relations, loss, kinds, bank):
+    "Controls of `explore_relations`, as they stand at the beginning"
+    names, first = [*relations], next(iter(relations.values()))
+    return dict(
+        relation=W.Dropdown(options=names, description='relation',
+                            tooltip='whose pull and push the second picture shows'),
+        second=W.Dropdown(options=['none', *names], value=[*names, 'none'][1], description='beside it',
+                          tooltip='a second relation, to compare'),
+        kappa=W.FloatSlider(first.kappa, min=.5, max=60, step=.5, description='concentration',
+                            tooltip='kappa of the relation: high ones look at the most similar segments only'),
+        weight=W.FloatSlider(first.weight, min=0, max=2, step=.05, description='weight',
+                             tooltip='lambda of the relation in the total loss'),
+        clusters=W.IntSlider(loss.grid[0], min=1, max=12, description='clusters a side',
+                             tooltip='k-means starts from so many bands down and across'),
+        iterations=W.IntSlider(loss.iterations, min=0, max=20, description='k-means steps',
+                               tooltip='0 leaves the grid as it is'),
+        regions=W.IntSlider(0, min=0, max=100, description='regions',
+                            tooltip='contour regions an image; 0: as the batch has them'),
+        annotation=W.Dropdown(options=kinds, description='annotation', tooltip='what the labels were made of'),
+        memory=W.Checkbox(len(bank) > 0, description='memory bank', disabled=not len(bank),
+                          tooltip='compare with the segments of the last batches too?'))
 
 # %% ../../nbs/api/look/93_explore.ipynb #2c166621
 class explore_relations(Explorer):
@@ -59,125 +85,143 @@ class explore_relations(Explorer):
         self.rgb = (255*self.images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
         self.seen = self.rgb[:, ::self.step, ::self.step]
-        self.relations, self.bank = {r.name: replace(r, anchors=1.) for r in (*self.loss.relations, *relations)}, MemoryBank(64)
+        self.relations = {r.name: replace(r, anchors=1.) for r in (*self.loss.relations, *relations)}
+        self.bank = MemoryBank(64)
         for p in self.loss.bank.batches: self.bank.push(Prototypes(**{k: v.cpu() for k, v in vars(p).items()}))
         learn.model.eval()
         with torch.no_grad():
             emb, logits = (o.float().cpu() for o in learn.model(self.images.to(next(learn.model.parameters()).device)))
         self.emb, self.logits = emb, F.interpolate(logits, self.size, mode='bilinear', align_corners=False)
-        self._trees, self._made, names = [hierarchy_of(gradient_contours(o)) for o in self.rgb], (None, None), [*self.relations]
-        first = self.relations[names[0]]
-        super().__init__('relations', dict(
-            relation=W.Dropdown(options=names, description='relation',
-                                tooltip='whose pull and push the second picture shows'),
-            second=W.Dropdown(options=['none', *names], value=[*names, 'none'][1], description='beside it',
-                              tooltip='a second relation, to compare'),
-            kappa=W.FloatSlider(first.kappa, min=.5, max=60, step=.5, description='concentration',
-                tooltip='kappa of the relation: high ones look at the most similar segments only'),
-            weight=W.FloatSlider(first.weight, min=0, max=2, step=.05, description='weight',
-                                 tooltip='lambda of the relation in the total loss'),
-            clusters=W.IntSlider(self.loss.grid[0], min=1, max=12, description='clusters a side',
-                                 tooltip='k-means starts from so many bands down and across'),
-            iterations=W.IntSlider(self.loss.iterations, min=0, max=20, description='k-means steps',
-                                   tooltip='0 leaves the grid as it is'),
-            regions=W.IntSlider(0, min=0, max=100, description='regions',
-                                tooltip='contour regions an image; 0: as the batch has them'),
-            annotation=W.Dropdown(options=[*self.batches], description='annotation',
-                                  tooltip='what the labels were made of'),
-            memory=W.Checkbox(len(self.bank) > 0, description='memory bank', disabled=not len(self.bank),
-                tooltip='compare with the segments of the last batches too?')), 3, width=270)
+        self._trees, self._made = [hierarchy_of(gradient_contours(o)) for o in self.rgb], (None, None)
+        super().__init__('relations', _controls(self.relations, self.loss, [*self.batches], self.bank), 3, width=270)
         self.observe(self.refresh, 'point')
-        seg = self.segments()[0]
-        if not len(seg.v): raise SpmlError('every pixel of these images is void: nothing takes part in training')
-        label = seg.protos.label[seg.own]
-        # a stroke is a good place to begin
-        good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0]
-        self.point = pixel_of(int(seg.pixel[good[len(good)//2]]), seg.shape, self.size)
+        self.point = self._first_point()
         self.refresh()
 
-    def segments(self)->tuple: # `Segments` of the batch; candidates with those of the memory
-        "Segments for the present controls"
-        key = self.annotation.value, self.regions.value, self.clusters.value, self.iterations.value, self.memory.value
-        if self._made[0] != key:
-            _, labels, regions, tags = self.batches[key[0]]
-            if key[1]: regions = torch.from_numpy(np.stack([t.regions(key[1]) for t in self._trees])).long()
-            seg = self.loss.segments(self.images, self.emb, labels, regions, tags, grid=(key[2],)*2, iterations=key[3])
-            self._made = key, (seg, self.bank.candidates(seg.protos) if key[4] else seg.protos)
-        return self._made[1]
+# %% ../../nbs/api/look/93_explore.ipynb #8cc7e604
+@patch
+def segments(self:explore_relations)->tuple: # `Segments` of the batch; candidates with those of the memory
+    "Segments for the present controls"
+    key = self.annotation.value, self.regions.value, self.clusters.value, self.iterations.value, self.memory.value
+    if self._made[0] != key:
+        _, labels, regions, tags = self.batches[key[0]]
+        if key[1]: regions = torch.from_numpy(np.stack([t.regions(key[1]) for t in self._trees])).long()
+        seg = self.loss.segments(self.images, self.emb, labels, regions, tags, grid=(key[2],)*2, iterations=key[3])
+        self._made = key, (seg, self.bank.candidates(seg.protos) if key[4] else seg.protos)
+    return self._made[1]
 
-    def refresh(self, change=None):
-        if change and change.get('owner') is self.relation: # the sliders take over its numbers
-            self._held = True
-            self.kappa.value, self.weight.value = self.relations[change.new].kappa, self.relations[change.new].weight
-            self._held = False
-        if change and change.get('owner') in (self.kappa, self.weight) and not self._held:
-            self.relations[self.relation.value] = replace(self.relations[self.relation.value], kappa=self.kappa.value,
-                                                          weight=self.weight.value)
-        super().refresh()
+@patch
+def _first_point(self:explore_relations):
+    seg = self.segments()[0]
+    if not len(seg.v): raise SpmlError('every pixel of these images is void: nothing takes part in training')
+    label = seg.protos.label[seg.own]
+    # a stroke is a good place to begin
+    good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0]
+    return pixel_of(int(seg.pixel[good[len(good)//2]]), seg.shape, self.size)
 
-    def click(self, k, x, y):
-        at, top = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3]), len(self.view.pictures[next(iter(self.view.pictures))]) + GAP
-        if at: self.point = at[0], *(min(v*self.step + self.step//2, n - 1) for v, n in zip(at[1:], self.size[::-1]))
-        elif k == 0 or y < top: return 'Between the pictures: click into one of them.'
-        else: # the memory bank
-            f, order, cell = *self.shown[k - 1], (y - top)//CELL*(self.strip//CELL) + x//CELL
-            if cell >= len(order): return 'Nothing is shown here.'
-            j = order[cell]
-            share = f"{abs(100*f.share[j]):.1f} % of the {'pull' if f.share[j] < 0 else 'push'}"
-            return f"A segment of the memory bank, {self._name(int(f.protos.label[j]))}: similarity {f.similarity[j]:.2f}, {share}."
+# %% ../../nbs/api/look/93_explore.ipynb #1b58f72d
+@patch
+def refresh(self:explore_relations, change=None):
+    if change and change.get('owner') is self.relation: # the sliders take over its numbers
+        self._held = True
+        self.kappa.value, self.weight.value = self.relations[change.new].kappa, self.relations[change.new].weight
+        self._held = False
+    if change and change.get('owner') in (self.kappa, self.weight) and not self._held:
+        numbers = dict(kappa=self.kappa.value, weight=self.weight.value)
+        self.relations[self.relation.value] = replace(self.relations[self.relation.value], **numbers)
+    Explorer.refresh(self)
 
-    def _name(self, label): return f"'{self.classes.names[label]}'" if label < len(self.classes) else 'unlabelled'
+@patch
+def click(self:explore_relations, k, x, y):
+    at = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3])
+    top = len(next(iter(self.view.pictures.values()))) + GAP
+    if at: self.point = at[0], *(min(v*self.step + self.step//2, n - 1) for v, n in zip(at[1:], self.size[::-1]))
+    elif k == 0 or y < top: return 'Between the pictures: click into one of them.'
+    else: return self._of_memory(*self.shown[k - 1], (y - top)//CELL*(self.strip//CELL) + x//CELL)
 
-    def parts(self,
-        seg,        # `Segments` of the batch
-        candidates, # prototypes: of the batch, then of the memory
-        row:int,    # the pixel's place among all of the batch
-    )->dict: # name to unweighted loss
-        "The pixel's loss under each relation, and the head's where it is labelled"
-        i, x, y = self.point
-        label = int(self.batches[self.annotation.value][1][i, y, x])
-        head = float(F.cross_entropy(self.logits[i, :, y, x][None], torch.tensor([label]))) if label < len(self.classes) else 0.
-        return {n: pixel_forces(r, seg, candidates, row, self.loss.own_negative).loss for n, r in self.relations.items()} | {'head': head}
+@patch
+def _of_memory(self:explore_relations, f, order, cell):
+    if cell >= len(order): return 'Nothing is shown here.'
+    j = order[cell]
+    share = f"{abs(100*f.share[j]):.1f} % of the {'pull' if f.share[j] < 0 else 'push'}"
+    return (f"A segment of the memory bank, {self._name(int(f.protos.label[j]))}: "
+            f"similarity {f.similarity[j]:.2f}, {share}.")
 
-    def draw(self):
-        i, x, y = self.point
-        check_pixel(self.point, len(self.rgb), self.size)
-        (seg, candidates), (H, W_), n = self.segments(), self.size, len(self.rgb)
-        row = int(seg.map(torch.arange(len(seg.v)))[i, y*seg.shape[1]//H, x*seg.shape[2]//W_])
-        if row < 0:
-            raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes '
-                            f'part in nothing.')
-        names = [self.relation.value] + ([self.second.value] if self.second.value != 'none' else [])
-        forces = [pixel_forces(self.relations[k], seg, candidates, row, self.loss.own_negative) for k in names]
-        shown, labels = self.seen.shape[1:3], self.batches[self.annotation.value][1][:, ::self.step,
-            ::self.step].numpy()
-        owned = grow(seg.map() == forces[0].own, shown)
-        def marked(pictures): # own segment and pixel
-            out = [outline(p, o) if o.any() else p for p, o in zip(pictures, owned)]
-            out[i] = cross(out[i], x//self.step, y//self.step)
-            return mosaic(out)
-        batch = marked([overlay((p//2 + draw_regions(p, s)//2), l, self.classes, 1)
-                        for p, s, l in zip(self.seen, grow(seg.map(), shown), labels)])
-        pictures, tables, self.shown, self.strip, m = {'the batch: labels and segments': batch}, {}, [], batch.shape[1], len(seg.protos)
-        for f in forces:
-            picture, order = marked(paint_forces(self.seen, grow(seg.map(f.gradient[seg.own], fill=0.), shown))), ()
-            if len(f.protos) > m:
-                strip, order = memory_strip(f.gradient[m:].numpy(), f.protos.label[m:].numpy(), self.classes,
-                                            self.strip)
-                picture = np.concatenate([picture, np.full((GAP, self.strip, 3), 255, np.uint8), strip])
-            self.shown.append((f, [m + int(k) for k in order]))
-            pictures[f'{f.relation.name}: blue pulls, red pushes'
-                     + ('\nbelow: the strongest of the memory' if len(order) else '')] = picture
-            tables[f.relation.name] = forces_table(f, self.classes, n)
-        parts = self.parts(seg, candidates, row)
-        weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
-        bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in parts.items()}
-        where = f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == forces[0].own).sum())} cells, {self._name(int(seg.protos.label[forces[0].own]))}."
-        return View(' '.join([where, *(self._said(f, m) for f in forces)]), pictures, bars, tables)
+# %% ../../nbs/api/look/93_explore.ipynb #4b678c70
+@patch
+def parts(self:explore_relations,
+    seg,        # `Segments` of the batch
+    candidates, # prototypes: of the batch, then of the memory
+    row:int,    # the pixel's place among all of the batch
+)->dict: # name to unweighted loss
+    "The pixel's loss under each relation, and the head's where it is labelled"
+    i, x, y = self.point
+    label, head = int(self.batches[self.annotation.value][1][i, y, x]), 0.
+    if label < len(self.classes):
+        head = float(F.cross_entropy(self.logits[i, :, y, x][None], torch.tensor([label])))
+    losses = {n: pixel_forces(r, seg, candidates, row, self.loss.own_negative).loss for n, r in self.relations.items()}
+    return losses | {'head': head}
 
-    def _said(self, f, own):
-        if not f.anchor: return f"'{f.relation.name}' says nothing about this segment."
-        pull, push = (-f.share).clamp_min(0), f.share.clamp_min(0)
-        memory = f'; memory {pull[own:].sum():.0%} and {push[own:].sum():.0%}' if len(f.protos) > own else ''
-        many = f'{int((pull > 0).sum())} segments pull, {int((push > 0).sum())} push'
-        return f"'{f.relation.name}' moves it with {f.strength:.0%} of full strength: {many}{memory}."
+@patch
+def _name(self:explore_relations, label):
+    return f"'{self.classes.names[label]}'" if label < len(self.classes) else 'unlabelled'
+
+@patch
+def _said(self:explore_relations, f, own):
+    if not f.anchor: return f"'{f.relation.name}' says nothing about this segment."
+    pull, push = (-f.share).clamp_min(0), f.share.clamp_min(0)
+    memory = f'; memory {pull[own:].sum():.0%} and {push[own:].sum():.0%}' if len(f.protos) > own else ''
+    many = f'{int((pull > 0).sum())} segments pull, {int((push > 0).sum())} push'
+    return f"'{f.relation.name}' moves it with {f.strength:.0%} of full strength: {many}{memory}."
+
+# %% ../../nbs/api/look/93_explore.ipynb #b20aaeee
+@patch
+def _marked(self:explore_relations, pictures, owned): # mosaic of the images, with own segment and pixel
+    i, x, y = self.point
+    out = [outline(p, o) if o.any() else p for p, o in zip(pictures, owned)]
+    out[i] = cross(out[i], x//self.step, y//self.step)
+    return mosaic(out)
+
+@patch
+def _of_forces(self:explore_relations, f, seg, owned): # picture; places of the segments of the memory that it shows
+    forces, m = grow(seg.map(f.gradient[seg.own], fill=0.), self.seen.shape[1:3]), len(seg.protos)
+    picture = self._marked(paint_forces(self.seen, forces), owned)
+    if len(f.protos) == m: return picture, []
+    strip, order = memory_strip(f.gradient[m:].numpy(), f.protos.label[m:].numpy(), self.classes, self.strip)
+    gap = np.full((GAP, self.strip, 3), 255, np.uint8)
+    return np.concatenate([picture, gap, strip]), [m + int(k) for k in order]
+
+@patch
+def _row(self:explore_relations, seg): # the pixel's place among all of the batch
+    i, x, y = self.point
+    check_pixel(self.point, len(self.rgb), self.size)
+    row = int(seg.map(torch.arange(len(seg.v)))[i, y*seg.shape[1]//self.size[0], x*seg.shape[2]//self.size[1]])
+    if row < 0:
+        raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void (padding, or marked to be left out): it takes '
+                        f'part in nothing.')
+    return row
+
+# %% ../../nbs/api/look/93_explore.ipynb #147da55a
+@patch
+def draw(self:explore_relations):
+    seg, candidates = self.segments()
+    row, shown = self._row(seg), self.seen.shape[1:3]
+    names = [self.relation.value] + ([self.second.value] if self.second.value != 'none' else [])
+    forces = [pixel_forces(self.relations[k], seg, candidates, row, self.loss.own_negative) for k in names]
+    me, labels = forces[0].own, self.batches[self.annotation.value][1][:, ::self.step, ::self.step].numpy()
+    owned = grow(seg.map() == me, shown)
+    batch = self._marked([overlay((p//2 + draw_regions(p, s)//2), l, self.classes, 1)
+                          for p, s, l in zip(self.seen, grow(seg.map(), shown), labels)], owned)
+    pictures, tables, self.shown, self.strip = {'the batch: labels and segments': batch}, {}, [], batch.shape[1]
+    for f in forces:
+        picture, order = self._of_forces(f, seg, owned)
+        self.shown.append((f, order))
+        below = '\nbelow: the strongest of the memory' if order else ''
+        pictures[f'{f.relation.name}: blue pulls, red pushes{below}'] = picture
+        tables[f.relation.name] = forces_table(f, self.classes, len(self.rgb))
+    weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
+    bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in self.parts(seg, candidates, row).items()}
+    i, x, y = self.point
+    where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == me).sum())} cells, "
+             f"{self._name(int(seg.protos.label[me]))}.")
+    return View(' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)]), pictures, bars, tables)

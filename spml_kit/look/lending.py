@@ -9,6 +9,7 @@ __all__ = ['explore_affinity']
 import ipywidgets as W
 import torch
 import traitlets as T
+from fastcore.basics import patch
 
 from ..core import UNLABELLED, VOID, SpmlError
 from ..data.weak import WeakSet
@@ -36,80 +37,103 @@ class explore_affinity(Explorer):
         learn.model.eval()
         with torch.no_grad(): emb = learn.model(images.to(next(learn.model.parameters()).device))[0].float().cpu()
         self.seg = loss.segments(images, emb, labels, regions, tags)
-        self.given = self.seg.protos.label < UNLABELLED
+        self.given, masks = self.seg.protos.label < UNLABELLED, weak.images.masks
         if not self.given.any(): raise SpmlError('no segment of these images is labelled: there is nobody to lend')
-        self.truth = self._truth(pad_batch([weak.images.mask(i) for i in which], VOID).long()) if weak.images.masks else None
+        self.truth = self._truth(pad_batch([weak.images.mask(i) for i in which], VOID).long()) if masks else None
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
-        self.seen, self.nearness = self.rgb[:, ::self.step, ::self.step], {}
-        trained = feature_affinity().code.keywords | next((getattr(r.code, 'keywords', {}) for r in loss.relations
-                                                           if r.name == 'affinity'), {}) # the defaults where it is not trained
-        self.alone = 'without a label it ' + ('is positive to every segment' if trained['unmatched'] == 'all' else 'is '
-                                                            'left out')
+        self.seen = self.rgb[:, ::self.step, ::self.step]
+        trained = _lending(loss)
+        left_to = 'positive to every segment' if trained['unmatched'] == 'all' else 'left out'
+        self.alone = f'without a label it is {left_to}'
         super().__init__('affinity', dict(
             threshold=W.FloatSlider(trained['threshold'], min=-1, max=1, step=.01, description='threshold',
                                     tooltip='least cosine at which a label is lent'),
-            across=W.Checkbox(trained['across'], description='across images', tooltip='may segments of other '
-                                                            'images lend?')), 3, width=300)
+            across=W.Checkbox(trained['across'], description='across images',
+                              tooltip='may segments of other images lend?')), 3, width=300)
         self.observe(self.refresh, 'point')
-        cells = torch.bincount(self.seg.own)
-        largest = int((cells*~self.given).argmax()) # without a label
+        largest = int((torch.bincount(self.seg.own)*~self.given).argmax()) # without a label
         inside = self.seg.pixel[self.seg.own == largest]
         self.point = pixel_of(int(inside[len(inside)//2]), self.seg.shape, self.size)
         self.refresh()
 
-    def _truth(self, masks): # most frequent true class of each segment; 255 where there is none
-        small, m = resize_labels(masks, self.seg.shape[1:]).flatten()[self.seg.pixel], len(self.seg.protos)
-        known = small < len(self.classes)
-        if not known.any(): return torch.full((m,), VOID)
-        return torch.where(torch.bincount(self.seg.own[known], minlength=m) > 0,
-                           majority_labels(small[known], self.seg.own[known], m), VOID)
+def _lending(loss):
+    "How labels are lent in training; by default where it has no such relation"
+    ways = [getattr(r.code, 'keywords', {}) for r in loss.relations if r.name == 'affinity']
+    return feature_affinity().code.keywords | (ways[0] if ways else {})
 
-    def click(self, k, x, y):
-        at = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3])
-        if not at: return 'Between the pictures: click into one of them.'
-        self.point = at[0], *(min(v*self.step + self.step//2, n - 1) for v, n in zip(at[1:], self.size[::-1]))
+# %% ../../nbs/api/look/93c_lending.ipynb #5c224adc
+@patch
+def _truth(self:explore_affinity, masks): # most frequent true class of each segment; 255 where there is none
+    small, m = resize_labels(masks, self.seg.shape[1:]).flatten()[self.seg.pixel], len(self.seg.protos)
+    known = small < len(self.classes)
+    if not known.any(): return torch.full((m,), VOID)
+    return torch.where(torch.bincount(self.seg.own[known], minlength=m) > 0,
+                       majority_labels(small[known], self.seg.own[known], m), VOID)
 
-    def draw(self):
-        i, x, y = self.point
-        check_pixel(self.point, len(self.rgb), self.size)
-        seg, protos, names = self.seg, self.seg.protos, self.classes.names
-        me = int(seg.map()[i, y*seg.shape[1]//self.size[0], x*seg.shape[2]//self.size[1]])
-        if me < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void: it takes part in nothing.')
-        label, lender, cosine = nearest_labels(protos.mu_loc, protos.label, protos.image, self.threshold.value,
-                                               self.across.value)
-        shown = self.seen.shape[1:3]
-        cells = seg.map()
-        them, mine = (grow((cells == s) & (cells >= 0), shown)
-                      for s in (int(lender[me]), me)) # -1: nobody, and in the map void
-        def marked(pictures): # the segment with a cross, its lender outlined too
-            out = [outline(outline(p, b) if b.any() else p, a) if a.any() else outline(p, b) if b.any() else p
-                   for p, a, b in zip(pictures, mine, them)]
-            out[i] = cross(out[i], x//self.step, y//self.step)
-            return mosaic(out)
-        painted = lambda values: marked([overlay(p, l, self.classes, .6)
-                                         for p, l in zip(self.seen,
-                                                         grow(seg.map(values[seg.own].byte(), fill=VOID), shown))])
-        lent = torch.where(label < 0, UNLABELLED, label)
-        pictures = {'what was annotated': painted(protos.label),
-                    'once labels are lent\nthe cross and its lender are outlined': painted(lent),
-                    'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(list(heat(grow(seg.map(cosine[seg.own], fill=0.), shown), 0, 1)))}
-        where = f'A segment of {int((seg.own == me).sum())} cells of image {i}'
-        if self.given[me]:
-            said = f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
-        elif lender[me] < 0: said = f'{where}: no segment of its image is labelled, so nobody can lend; {self.alone}.'
-        else:
-            of = f"'{names[int(protos.label[lender[me]])]}' of image {int(protos.image[lender[me]])}, cosine {cosine[me]:.2f}"
-            said = f'{where}: the nearest labelled one is {of}; ' + ('it lends its label.' if label[me] >= 0 else f'too far: {self.alone}.')
-        loans = ~self.given & (label >= 0)
-        said += f' {int(loans.sum())} of {int((~self.given).sum())} unlabelled segments find a label'
-        if self.truth is not None and (judged := loans & (self.truth < VOID)).any():
-            said += f', {100*(label == self.truth)[judged].float().mean():.0f} % of them the right one'
-        may = self.given & ((protos.image == protos.image[me]) | self.across.value)
-        near = {int(k): float((protos.mu_loc[may & (protos.label == k)] @ protos.mu_loc[me]).max())
-                for k in protos.label[may].unique()}
-        bars = {names[k]: (near[k], f'{near[k]:.2f} cosine of the nearest', hex_of(self.classes.palette[k]))
-                for k in sorted(near, key=near.get, reverse=True)}
-        if self.across.value:
-            said += '. In training, segments of the memory bank are asked too; they are not shown here'
-        return View(said + '.', pictures, bars)
+@patch
+def click(self:explore_affinity, k, x, y):
+    at = mosaic_at(x, y, len(self.rgb), self.seen.shape[1:3])
+    if not at: return 'Between the pictures: click into one of them.'
+    self.point = at[0], *(min(v*self.step + self.step//2, n - 1) for v, n in zip(at[1:], self.size[::-1]))
+
+# %% ../../nbs/api/look/93c_lending.ipynb #3ff27fe6
+@patch
+def _painted(self:explore_affinity, me, lender, lent, cosine): # the three pictures
+    i, x, y = self.point
+    seg, shown = self.seg, self.seen.shape[1:3]
+    cells = seg.map()
+    mine, them = (grow((cells == s) & (cells >= 0), shown) for s in (me, lender)) # -1: nobody, and in the map void
+    def marked(pictures): # the segment with a cross, its lender outlined too
+        out = [*pictures]
+        for k, (a, b) in enumerate(zip(mine, them)):
+            for one in (b, a):
+                if one.any(): out[k] = outline(out[k], one)
+        out[i] = cross(out[i], x//self.step, y//self.step)
+        return mosaic(out)
+    def painted(values):
+        labels = grow(seg.map(values[seg.own].byte(), fill=VOID), shown)
+        return marked(overlay(p, l, self.classes, .6) for p, l in zip(self.seen, labels))
+    near = heat(grow(seg.map(cosine[seg.own], fill=0.), shown), 0, 1)
+    return {'what was annotated': painted(seg.protos.label),
+            'once labels are lent\nthe cross and its lender are outlined': painted(lent),
+            'cosine with the nearest labelled segment\ndark 0 and less, bright 1': marked(near)}
+
+# %% ../../nbs/api/look/93c_lending.ipynb #a86d6ecf
+@patch
+def _said(self:explore_affinity, me, label, lender, cosine):
+    protos, names, found = self.seg.protos, self.classes.names, int(lender[me])
+    where = f'A segment of {int((self.seg.own == me).sum())} cells of image {self.point[0]}'
+    if self.given[me]: return f"{where}, annotated as '{names[int(protos.label[me])]}': it lends, and keeps its own."
+    if found < 0: return f'{where}: no segment of its image is labelled, so nobody can lend; {self.alone}.'
+    of = f"'{names[int(protos.label[found])]}' of image {int(protos.image[found])}, cosine {cosine[me]:.2f}"
+    ends = 'it lends its label' if label[me] >= 0 else f'too far: {self.alone}'
+    return f'{where}: the nearest labelled one is {of}; {ends}.'
+
+@patch
+def _of_all(self:explore_affinity, label): # loans, and how many were right
+    loans = ~self.given & (label >= 0)
+    said = f'{int(loans.sum())} of {int((~self.given).sum())} unlabelled segments find a label'
+    if self.truth is not None and (judged := loans & (self.truth < VOID)).any():
+        said += f', {100*(label == self.truth)[judged].float().mean():.0f} % of them the right one'
+    if not self.across.value: return f'{said}.'
+    return f'{said}. In training, segments of the memory bank are asked too; they are not shown here.'
+
+# %% ../../nbs/api/look/93c_lending.ipynb #0e1a657b
+@patch
+def draw(self:explore_affinity):
+    i, x, y = self.point
+    check_pixel(self.point, len(self.rgb), self.size)
+    seg, protos, names = self.seg, self.seg.protos, self.classes.names
+    me = int(seg.map()[i, y*seg.shape[1]//self.size[0], x*seg.shape[2]//self.size[1]])
+    if me < 0: raise SpmlError(f'The pixel ({x}, {y}) of image {i} is void: it takes part in nothing.')
+    label, lender, cosine = nearest_labels(protos.mu_loc, protos.label, protos.image, self.threshold.value,
+                                           self.across.value)
+    lent = torch.where(label < 0, UNLABELLED, label)
+    may = self.given & ((protos.image == protos.image[me]) | self.across.value)
+    near = {int(k): float((protos.mu_loc[may & (protos.label == k)] @ protos.mu_loc[me]).max())
+            for k in protos.label[may].unique()}
+    bars = {names[k]: (near[k], f'{near[k]:.2f} cosine of the nearest', hex_of(self.classes.palette[k]))
+            for k in sorted(near, key=near.get, reverse=True)}
+    said = f'{self._said(me, label, lender, cosine)} {self._of_all(label)}'
+    return View(said, self._painted(me, int(lender[me]), lent, cosine), bars)

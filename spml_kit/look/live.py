@@ -39,11 +39,12 @@ class LossCurves:
         loss:float=None, # of the last step, where the loss has no parts
     ):
         "Add a point to each curve"
-        sums, count = {k: float(v) for k,v in getattr(self.loss_func, 'sums', {}).items()}, getattr(self.loss_func,
-            'count', 0)
+        sums = {k: float(v) for k, v in getattr(self.loss_func, 'sums', {}).items()}
+        count = getattr(self.loss_func, 'count', 0)
         old, n = self.last if count >= self.last[1] else ({}, 0) # a new round has begun
         self.last = sums, count
-        new = {k: (v - old.get(k, 0))/(count - n) for k,v in sums.items()} if count > n else {} if sums or loss is None else {'loss': loss}
+        if count > n: new = {k: (v - old.get(k, 0))/(count - n) for k, v in sums.items()}
+        else: new = {} if sums or loss is None else {'loss': loss}
         if not new: return
         self.steps.append(step)
         for k,v in new.items(): self.parts.setdefault(k, []).append(v)
@@ -78,7 +79,8 @@ class LiveCB(Callback):
         if min(images, every, stride) < 1:
             raise SpmlError(f"LiveCB: images={images}, every={every}, stride={stride} must be at least 1")
         self.weak, self.n_images, self.every, self.stride, self.show = weak, images, every, stride, show
-        self.curves, self.quality, self.maps, self.stopped, self.note, self.view, self.next_draw = None, {}, [], False, '', None, 0
+        self.curves, self.quality, self.maps = None, {}, []
+        self.stopped, self.note, self.view, self.next_draw = False, '', None, 0
 
     @property
     def file(self)->Path:
@@ -90,56 +92,68 @@ class LiveCB(Callback):
         self.stopped = True
         if self.view: self.button.set_trait('description', 'Stopping…')
 
-    def before_fit(self):
-        self.rows, done = self.learn.history, len(self.learn.history)*len(self.dls.train)
-        self.stopped, self.note, self.classes = False, '', self.dls.classes
-        self.saves = not any(isinstance(cb, CheckpointCB) for cb in self.learn.cbs)
-        if done == 0: self.curves, self.quality = None, {}
-        if self.curves is None: self.curves = LossCurves(self.loss_func)
-        self.curves.forget(done)
-        if done == 0 and is_there(self.file): read_run(self.learn, self.file) # refuses to write over another run
-        if done == 0: save_run(self.learn, self.file, 0)
-        self.before = signal.signal(signal.SIGINT, self._interrupted) if threading.current_thread() is threading.main_thread() else None
-        self._look()
-        self._open()
+# %% ../../nbs/api/look/95_live.ipynb #cf490c3b
+@patch
+def before_fit(self:LiveCB):
+    self.rows, done = self.learn.history, len(self.learn.history)*len(self.dls.train)
+    self.stopped, self.note, self.classes = False, '', self.dls.classes
+    self.saves = not any(isinstance(cb, CheckpointCB) for cb in self.learn.cbs)
+    if done == 0: self.curves, self.quality = None, {}
+    if self.curves is None: self.curves = LossCurves(self.loss_func)
+    self.curves.forget(done)
+    if done == 0 and is_there(self.file): read_run(self.learn, self.file) # refuses to write over another run
+    if done == 0: save_run(self.learn, self.file, 0)
+    main = threading.current_thread() is threading.main_thread()
+    self.before = signal.signal(signal.SIGINT, self._interrupted) if main else None
+    self._look()
+    self._open()
 
-    def after_batch(self):
-        step = self.epoch*len(self.dls.train) + self.iter + 1
-        if self.training and step % self.every == 0:
-            self.curves.look(step, float(self.loss.detach()))
-            self._draw(always=False)
-        if self.stopped: raise CancelFitException
+@patch
+def _interrupted(self:LiveCB, number, frame):
+    signal.signal(signal.SIGINT, self.before)
+    if self.learn is None: signal.raise_signal(number) # training has ended by an error
+    else: self.stop()
 
-    def after_epoch(self):
-        if self.saves: save_run(self.learn, self.file, self.epoch + 1)
-        self._look()
-        self._draw()
+# %% ../../nbs/api/look/95_live.ipynb #ac993901
+@patch
+def after_batch(self:LiveCB):
+    step = self.epoch*len(self.dls.train) + self.iter + 1
+    if self.training and step % self.every == 0:
+        self.curves.look(step, float(self.loss.detach()))
+        self._draw(always=False)
+    if self.stopped: raise CancelFitException
 
-    def after_cancel_fit(self):
-        if not self.stopped: return
-        if hasattr(self.loss_func, 'means'): self.loss_func.means() # the sums of the round that was broken off
-        self.note = f'stopped in round {self.epoch + 1}; fit_poly({self.n_epoch}, resume=True) goes on after round {len(self.learn.history)}'
+@patch
+def after_epoch(self:LiveCB):
+    if self.saves: save_run(self.learn, self.file, self.epoch + 1)
+    self._look()
+    self._draw()
 
-    def after_fit(self):
-        if self.before is not None: signal.signal(signal.SIGINT, self.before)
-        self.note = self.note or f'{self.n_epoch} rounds done'
-        self._draw()
-        self._close()
+@patch
+def after_cancel_fit(self:LiveCB):
+    if not self.stopped: return
+    if hasattr(self.loss_func, 'means'): self.loss_func.means() # the sums of the round that was broken off
+    self.note = (f'stopped in round {self.epoch + 1}; fit_poly({self.n_epoch}, resume=True) goes on after round '
+                 f'{len(self.learn.history)}')
 
-    def _interrupted(self, number, frame):
-        signal.signal(signal.SIGINT, self.before)
-        if self.learn is None: signal.raise_signal(number) # training has ended by an error
-        else: self.stop()
+@patch
+def after_fit(self:LiveCB):
+    if self.before is not None: signal.signal(signal.SIGINT, self.before)
+    self.note = self.note or f'{self.n_epoch} rounds done'
+    self._draw()
+    self._close()
 
 # %% ../../nbs/api/look/95_live.ipynb #9a003999
 @patch
 def _look(self:LiveCB):
     "Predictions and pseudo-labels of the images, and their quality after so many rounds"
-    weak, was, confusion, self.maps = self.weak or self.dls.train.dataset, self.model.training, Confusion(len(self.classes)), []
+    weak, was = self.weak or self.dls.train.dataset, self.model.training
+    confusion, self.maps = Confusion(len(self.classes)), []
     self.judge = 'masks' if weak.images.masks else 'weak labels'
     known = ((i, s) for i,s in ((i, weak.sample(i)) for i in range(len(weak))) if s.tags.any())
     for i,s in islice(known, self.n_images):
-        pseudo = random_walk_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored).argmax(0).byte().cpu().numpy()
+        scores = random_walk_scores(self.model, s.image, s.tags, stride=self.stride, mirror=weak.classes.mirrored)
+        pseudo = scores.argmax(0).byte().cpu().numpy()
         truth = weak.images.mask(i) if weak.images.masks else s.labels
         self.maps.append([s.image, s.labels, predict_head(self.model, s.image), pseudo,
                           *([truth] if weak.images.masks else [])])
@@ -165,7 +179,10 @@ def figure(self:LiveCB)->plt.Figure:
     for k,(name,values) in enumerate({f'pseudo-labels against {self.judge}': self.quality,
                                       'head on validation': score}.items()):
         quality.plot(list(values), list(values.values()), color=OKABE_ITO[k], marker='os'[k], ms=4, lw=1, label=name)
-    losses.set(xlabel='step', title='parts of the loss'); quality.set(xlabel='round', title='mIoU, %' if self.judge == 'masks' else 'agreement with weak labels, %', ylim=(0, 100)); quality.xaxis.get_major_locator().set_params(integer=True)
+    losses.set(xlabel='step', title='parts of the loss')
+    title = 'mIoU, %' if self.judge == 'masks' else 'agreement with weak labels, %'
+    quality.set(xlabel='round', title=title, ylim=(0, 100))
+    quality.xaxis.get_major_locator().set_params(integer=True)
     for ax in (losses, quality):
         ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=.3)
         if ax.has_data(): ax.legend(frameon=False, fontsize='x-small')
@@ -191,7 +208,8 @@ def _open(self:LiveCB):
     "Show picture and button, if there is a notebook"
     if not (self.show and hasattr(get_ipython(), 'kernel')): return
     self.button = ipywidgets.Button(description='Stop', icon='stop',
-                                    tooltip='end training after this step; fit_poly(..., resume=True) goes on', layout=dict(width='10em'))
+                                    tooltip='end training after this step; fit_poly(..., resume=True) goes on',
+                                    layout=dict(width='10em'))
     self.button.on_click(lambda _: self.stop())
     self.place = display(answer_while_busy(self.button), display_id=True)
     self.view = display(self._image(), display_id=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import traitlets as T
+from fastcore.basics import patch
 
 from ..core import UNLABELLED, VOID, SpmlError
 from ..files import load_tensors
@@ -80,70 +81,81 @@ class explore_embedding(Explorer):
         folder=None, # snapshots of `SnapshotCB`; None: the network as it is
         which:tuple=(0, 1, 2, 3), # images of it
     ):
-        self.classes, labels = learn.dls.classes, None
-        if isinstance(images, (tuple, list)): x, labels = (o[chosen(which, len(o))].cpu() for o in images[:2])
-        else:
-            which = chosen(which, len(images))
-            samples = [images.sample(i) for i in which] if isinstance(images, WeakSet) else None
-            x = picture_batch([s.image for s in samples] if samples else [images.image(i) for i in which])
-            if samples: labels = pad_batch([s.labels for s in samples], VOID).long()
-        self.rgb, self.seen, self.labels = (255*x).round().byte().permute(0, 2, 3, 1).numpy(), snapshots(learn.model, x,
-            folder), labels
+        self.classes = learn.dls.classes
+        x, self.labels = _given_images(images, which)
+        self.rgb, self.seen = (255*x).round().byte().permute(0, 2, 3, 1).numpy(), snapshots(learn.model, x, folder)
         self.size, self.step_px = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])
-        steps, B = [*self.seen], len(self.rgb)
-        self.colours = dict(zip(steps, embedding_rgb(torch.cat([*self.seen.values()])).reshape(len(steps), B,
-            *self.seen['now'].shape[-2:], 3)))
+        steps, size = [*self.seen], self.seen['now'].shape[-2:]
+        colours = embedding_rgb(torch.cat([*self.seen.values()])) # of all steps together: they stay comparable
+        self.colours = dict(zip(steps, colours.reshape(len(steps), len(self.rgb), *size, 3)))
         super().__init__('embedding', dict(
             step=W.SelectionSlider(options=steps, value='now', description='step', tooltip='steps of training done'),
-            follow=W.Checkbox(True, description='follow the pointer', tooltip='else a click or the arrow keys choose '
-                                                            'the pixel')), 4, width=270)
-        for p in self.pictures[:3]:
-            p.observe(lambda change, k=self.pictures.index(p): change.new and self.click(k, *change.new), 'hover')
+            follow=W.Checkbox(True, description='follow the pointer',
+                              tooltip='else a click or the arrow keys choose the pixel')), 4, width=270)
+        for k, p in enumerate(self.pictures[:3]):
+            p.observe(lambda change, k=k: change.new and self.click(k, *change.new), 'hover')
         self.follow.observe(self._follow, 'value')
         self.observe(self.refresh, 'point')
         self.point = 0, self.size[1]//2, self.size[0]//2
         self._follow()
         self.refresh()
 
-    def _follow(self, *_):
-        for p in self.pictures[:3]: p.follow = self.follow.value
+def _given_images(images, which):
+    "(B,3,H,W) in 0..1, and their (B,H,W) labels where there are any"
+    if isinstance(images, (tuple, list)): return [o[chosen(which, len(o))].cpu() for o in images[:2]]
+    which = chosen(which, len(images))
+    if not isinstance(images, WeakSet): return picture_batch([images.image(i) for i in which]), None
+    samples = [images.sample(i) for i in which]
+    return picture_batch([s.image for s in samples]), pad_batch([s.labels for s in samples], VOID).long()
 
-    def click(self, k, x, y):
-        shown = self.rgb[:, ::self.step_px, ::self.step_px].shape[1:3]
-        if k == 3: # the film
-            at = mosaic_at(x, y, len(self.seen), self.seen['now'].shape[-2:], 3)
-            if at: self.step.value = [*self.seen][at[0]]
-            return
-        at = mosaic_at(x, y, len(self.rgb), shown)
-        if not at: return 'Between the pictures: point into one of them.'
-        self.point = at[0], *(min(v*self.step_px, n - 1) for v, n in zip(at[1:], self.size[::-1]))
+# %% ../../nbs/api/look/93b_nearness.ipynb #c18b24ea
+@patch
+def _follow(self:explore_embedding, *_):
+    for p in self.pictures[:3]: p.follow = self.follow.value
 
-    def draw(self):
-        i, x, y = self.point
-        check_pixel(self.point, len(self.rgb), self.size)
-        v, s = self.seen[self.step.value], self.step_px
-        h, w = v.shape[-2:]
-        cosine = torch.einsum('bdhw,d->bhw', v, v[i, :, y*h//self.size[0], x*w//self.size[1]])
-        at = lambda pictures: mosaic([cross(p, x//s, y//s) if k == i else p
-                                      for k, p in enumerate(np.ascontiguousarray(o[::s, ::s]) for o in pictures)])
-        rows, columns = (np.arange(n)*m//n for n, m in zip(self.size, (h, w)))
-        big = lambda o: o[:, rows[:, None], columns]
-        pictures = {'images': at(self.rgb),
-                    f'embedding, step {self.step.value}': at(big(self.colours[self.step.value])),
-                    'cosine with the pixel under the cross\ndark -1, bright 1': at(big(heat(cosine.numpy(), -1)))}
-        if len(self.seen) > 1:
-            pictures[f'image {i} over the steps\n{", ".join(map(str, self.seen))}'] = mosaic([c[i]
-                for c in self.colours.values()], 3)
-        said, bars = f'Pixel ({x}, {y}) of image {i} at step {self.step.value}: {(cosine > .8).float().mean():.0%} of all pixels have a cosine above 0.8.', None
-        if self.labels is not None:
-            small = resize_labels(self.labels, (h, w))
-            mean = {int(k): float(cosine[small == k].mean()) for k in small[small < UNLABELLED].unique()}
-            bars = {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels',
-                                            hex_of(self.classes.palette[k]))
-                    for k in sorted(mean, key=mean.get, reverse=True)}
-            own = int(self.labels[i, y, x])
-            if own < len(self.classes): said += f" It is labelled '{self.classes.names[own]}'."
-        return View(said, pictures, bars)
+@patch
+def click(self:explore_embedding, k, x, y):
+    shown = self.rgb[:, ::self.step_px, ::self.step_px].shape[1:3]
+    if k == 3: # the film
+        at = mosaic_at(x, y, len(self.seen), self.seen['now'].shape[-2:], 3)
+        if at: self.step.value = [*self.seen][at[0]]
+        return
+    at = mosaic_at(x, y, len(self.rgb), shown)
+    if not at: return 'Between the pictures: point into one of them.'
+    self.point = at[0], *(min(v*self.step_px, n - 1) for v, n in zip(at[1:], self.size[::-1]))
+
+@patch
+def _by_class(self:explore_embedding, cosine): # bars: mean cosine with the labelled pixels of each class
+    small = resize_labels(self.labels, cosine.shape[1:])
+    mean = {int(k): float(cosine[small == k].mean()) for k in small[small < UNLABELLED].unique()}
+    return {self.classes.names[k]: (mean[k], f'{mean[k]:.2f} mean cosine with labelled pixels',
+                                    hex_of(self.classes.palette[k]))
+            for k in sorted(mean, key=mean.get, reverse=True)}
+
+# %% ../../nbs/api/look/93b_nearness.ipynb #67fc2f5e
+@patch
+def draw(self:explore_embedding):
+    i, x, y = self.point
+    check_pixel(self.point, len(self.rgb), self.size)
+    v, s, now = self.seen[self.step.value], self.step_px, self.step.value
+    h, w = v.shape[-2:]
+    cosine = torch.einsum('bdhw,d->bhw', v, v[i, :, y*h//self.size[0], x*w//self.size[1]])
+    rows, columns = (np.arange(n)*m//n for n, m in zip(self.size, (h, w)))
+    big = lambda o: o[:, rows[:, None], columns]
+    def at(pictures):
+        small = (np.ascontiguousarray(o[::s, ::s]) for o in pictures)
+        return mosaic([cross(p, x//s, y//s) if k == i else p for k, p in enumerate(small)])
+    pictures = {'images': at(self.rgb), f'embedding, step {now}': at(big(self.colours[now])),
+                'cosine with the pixel under the cross\ndark -1, bright 1': at(big(heat(cosine.numpy(), -1)))}
+    if len(self.seen) > 1:
+        film = f'image {i} over the steps\n{", ".join(map(str, self.seen))}'
+        pictures[film] = mosaic([c[i] for c in self.colours.values()], 3)
+    said = (f'Pixel ({x}, {y}) of image {i} at step {now}: {(cosine > .8).float().mean():.0%} of all pixels have a '
+            f'cosine above 0.8.')
+    if self.labels is None: return View(said, pictures, None)
+    own = int(self.labels[i, y, x])
+    if own < len(self.classes): said += f" It is labelled '{self.classes.names[own]}'."
+    return View(said, pictures, self._by_class(cosine))
 
 # %% ../../nbs/api/look/93b_nearness.ipynb #19308d43
 @dataclass
@@ -230,7 +242,8 @@ def show_neighbours(
                              squeeze=False) # about a dot per pixel
     for line, (crops, called, names) in zip(axes, rows):
         for ax, crop, title in zip(line, crops, ['', *names]):
-            ax.imshow(crop); ax.set_title(title, fontsize=7, pad=2); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+            ax.imshow(crop); ax.set_title(title, fontsize=7, pad=2)
+            ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
         line[0].set_ylabel(called, fontsize=8)
     plt.close(fig)
     return fig
@@ -244,7 +257,8 @@ def project(
     if method == 'umap':
         try: from umap import UMAP
         except ImportError:
-            raise SpmlError("the map by UMAP needs the package umap-learn: pip install umap-learn, or take 'pca'") from None
+            raise SpmlError("the map by UMAP needs the package umap-learn: "
+                            "pip install umap-learn, or take 'pca'") from None
         fitted = UMAP(metric='cosine', random_state=0).fit(mu.cpu().numpy())
         place = lambda v: fitted.transform(v.cpu().numpy())
     else:
@@ -292,127 +306,166 @@ class explore_retrieval(Explorer):
         labels=None, # label maps of the training images; None: pseudo-labels, if `train` is a `WeakSet`
         grid:tuple=(12, 12), # k-means clusters down and across
     ):
-        self.model, self.queries, self.classes, self.grid = getattr(learn, 'model', learn), queries, queries.classes, grid
+        self.model, self.grid = getattr(learn, 'model', learn), grid
+        self.queries, self.classes = queries, queries.classes
         if labels is None:
             if not isinstance(train, WeakSet):
                 raise SpmlError("labels=None makes pseudo-labels of a WeakSet; give one, or the label maps of the "
                                 "training images")
             labels = pseudo_labels(self.model, train, refine=('regions',), stride=4, progress=False)
         self.train = train.images if isinstance(train, WeakSet) else train
-        self.store = segment_store(self.model, (self.train.image(i) for i in range(len(self.train))), labels,
-                                   len(self.classes), grid)
+        images = (self.train.image(i) for i in range(len(self.train)))
+        self.store = segment_store(self.model, images, labels, len(self.classes), grid)
         self._asked, self._maps, self.crop = {}, {}, min(CROP, *(n for m in self.store.maps for n in m.shape))
-        there = [self.classes.names[k] for k in self.store.index.label.unique()]
-        super().__init__('retrieval', dict(
-            image=W.IntSlider(0, min=0, max=len(queries) - 1, description='query',
-                              tooltip='which image; a new one needs a pass of the network'),
-            k=W.IntSlider(20, min=1, max=50, description='neighbours',
-                tooltip='how many segments vote; the first 15 are shown'),
-            only_class=W.Dropdown(options=['all', *there], description='class',
-                                  tooltip='retrieve segments of this class only'),
-            only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1,
-                                  description='image',
-                tooltip='retrieve segments of this training image only'),
-            method=W.Dropdown(options=['pca', 'umap'] if find_spec('umap') else ['pca'], description='map',
-                tooltip='main directions, or UMAP where umap-learn is installed')), 5, width=270)
+        super().__init__('retrieval', self._controls(), 5, width=270)
         self.point = tuple(n//2 for n in queries.image(0).shape[1::-1])
         self.observe(self.refresh, ['point', 'chosen'])
         self.refresh()
 
-    def _query(self): # segments (H,W) and prototypes of the query
-        i = self.image.value
-        if i not in self._asked:
-            own, mu = image_segments(embed_view(self.model, self.queries.image(i))[0], self.grid)
-            self._asked[i] = own.view(self.queries.image(i).shape[:2]).cpu().numpy(), mu.cpu()
-        return self._asked[i]
+# %% ../../nbs/api/look/93b_nearness.ipynb #f46ad945
+@patch
+def _controls(self:explore_retrieval):
+    there = [self.classes.names[k] for k in self.store.index.label.unique()]
+    return dict(
+        image=W.IntSlider(0, min=0, max=len(self.queries) - 1, description='query',
+                          tooltip='which image; a new one needs a pass of the network'),
+        k=W.IntSlider(20, min=1, max=50, description='neighbours',
+                      tooltip='how many segments vote; the first 15 are shown'),
+        only_class=W.Dropdown(options=['all', *there], description='class',
+                              tooltip='retrieve segments of this class only'),
+        only_image=W.Dropdown(options=[('all', -1), *((n, i) for i, n in enumerate(self.train.names))], value=-1,
+                              description='image', tooltip='retrieve segments of this training image only'),
+        method=W.Dropdown(options=['pca', 'umap'] if find_spec('umap') else ['pca'], description='map',
+                          tooltip='main directions, or UMAP where umap-learn is installed'))
 
-    def _places(self): # of the segments that may vote
-        index, keep = self.store.index, torch.ones(len(self.store.index), dtype=torch.bool)
-        if self.only_class.value != 'all': keep &= index.label == self.classes.id(self.only_class.value)
-        if self.only_image.value >= 0: keep &= index.image == self.only_image.value
-        if not keep.any(): raise SpmlError(f"No segment of class '{self.only_class.value}' in this training image.")
-        return keep.nonzero()[:, 0]
+# %% ../../nbs/api/look/93b_nearness.ipynb #866ed2b2
+@patch
+def _query(self:explore_retrieval): # segments (H,W) and prototypes of the query
+    i = self.image.value
+    if i not in self._asked:
+        own, mu = image_segments(embed_view(self.model, self.queries.image(i))[0], self.grid)
+        self._asked[i] = own.view(self.queries.image(i).shape[:2]).cpu().numpy(), mu.cpu()
+    return self._asked[i]
 
-    def _map(self):
-        key = self.method.value
-        if key not in self._maps:
-            place = project(self.store.index.mu, key)
-            self._maps[key] = place, place(self.store.index.mu)
-        return self._maps[key]
+@patch
+def _places(self:explore_retrieval): # of the segments that may vote
+    index, keep = self.store.index, torch.ones(len(self.store.index), dtype=torch.bool)
+    if self.only_class.value != 'all': keep &= index.label == self.classes.id(self.only_class.value)
+    if self.only_image.value >= 0: keep &= index.image == self.only_image.value
+    if not keep.any(): raise SpmlError(f"No segment of class '{self.only_class.value}' in this training image.")
+    return keep.nonzero()[:, 0]
 
-    def refresh(self, change=None):
-        if change and change.get('owner') is not self and not self._held: # other neighbours: show the first of them
-            self._held = True
-            self.chosen = -1
-            self._held = False
-        super().refresh()
+@patch
+def _map(self:explore_retrieval):
+    key = self.method.value
+    if key not in self._maps:
+        place = project(self.store.index.mu, key)
+        self._maps[key] = place, place(self.store.index.mu)
+    return self._maps[key]
 
-    def click(self, k, x, y):
-        size = self.queries.image(self.image.value).shape
-        if k < 2:
-            step = view_step(size[:2])
-            with self.hold(): self.chosen, self.point = -1, (min(x*step, size[1] - 1), min(y*step, size[0] - 1))
-        elif k == 2: # the neighbours
-            at = mosaic_at(x, y, len(self.shown), (self.crop + 4,)*2, 5)
-            if not at: return 'Between the pictures: click on one of the neighbours.'
-            self.chosen = self.shown[at[0]]
-        elif k == 3: # the map
-            self.chosen = int(((on_map(self._map()[1]) - (x, y))**2).sum(1).argmin())
-        else: # the training image
-            there = self.store.maps[int(self.store.index.image[self.place])]
-            j = int(there[tuple(min(v*view_step(there.shape), n - 1) for v, n in zip((y, x), there.shape))])
-            if j < 0: return 'This segment has no label: it is not in the index.'
-            self.chosen = j
+# %% ../../nbs/api/look/93b_nearness.ipynb #e5bee788
+@patch
+def refresh(self:explore_retrieval, change=None):
+    if change and change.get('owner') is not self and not self._held: # other neighbours: show the first of them
+        self._held = True
+        self.chosen = -1
+        self._held = False
+    Explorer.refresh(self)
 
-    def draw(self):
-        (own, mu), places, index, i = self._query(), self._places(), self.store.index, self.image.value
-        image, (x, y) = self.queries.image(i), (min(v, n - 1)
-                                                for v, n in zip(self.point, self.queries.image(i).shape[1::-1]))
-        sim, at = nearest(mu, index.mu[places], self.k.value)
-        label, C, name = index.label[places][at], len(self.classes), self.classes.names
-        votes = torch.nn.functional.one_hot(label, C).sum(1)
-        won = (votes == votes.amax(1, keepdim=True)).int().argmax(1) # ties to the smallest class, as `predict_retrieval`
-        me = int(own[y, x])
-        sim, at, label, votes, called, n = sim[me], places[at[me]], label[me], votes[me], int(won[me]), at.shape[1]
-        said = f"The segment under ({x}, {y}) is called '{name[called]}' by {int(votes[called])} of {n} votes."
-        truth, mask = None, self.queries.mask(i) if self.queries.masks else None
-        if mask is not None:
-            inside = mask[own == me]
-            truth = int(np.bincount(inside[inside < C], minlength=C).argmax()) if (inside < C).any() else None
-            if truth is None: said += ' The mask says nothing about it: it is void.'
-            elif truth == called: said += ' The mask agrees.'
-            else:
-                first = f', the first of which has rank {int((label == truth).nonzero()[0]) + 1}' if votes[truth] else ''
-                said += f" The mask says '{name[truth]}': the {int(votes[called])} neighbours of '{name[called]}' outvote {int(votes[truth])} of its own class{first}."
-        step = view_step(image.shape[:2])
-        small = lambda o: np.ascontiguousarray(o[::step, ::step])
-        marked = lambda p: cross(outline(p, small(own == me)), x//step, y//step)
-        predicted = won.numpy()[own].astype(np.uint8)
-        painted = small(overlay(image, predicted, self.classes, .7))
-        if mask is not None: # what is wrong is hatched
-            wrong = small((predicted != mask) & (mask < C))
-            painted[wrong & (np.indices(wrong.shape).sum(0) % 4 == 0)] = rgb_of(PUSH)
-        pictures = {'query and its segments': marked(small(image)//2 + draw_regions(small(image), small(own))//2),
-                    'called so by vote' + ('' if mask is None else '\nhatched where wrong'): marked(painted)}
-        self.shown, crops = at[:15].tolist(), []
-        for j, k in zip(self.shown, label.tolist()):
-            frame = (160, 160, 160) if truth is None else rgb_of(PULL if k == truth else PUSH)
-            crops.append(_framed(self.store.crop(self.train, j, self.crop), frame, 2))
-        pictures['nearest first, row by row' + ('' if truth is None else '\nblue is right, red is wrong')] = mosaic(crops, 5)
-        place, xy = self._map()
-        self.place = self.chosen if self.chosen >= 0 else int(at[0])
-        colours = self.classes.palette[index.label].copy()
-        faint = np.ones(len(xy), bool); faint[places] = False
-        colours[faint] = 225
-        dots = scatter(xy, colours, at.tolist(), self.place)
-        pictures[f'all segments ({self.method.value})\ncross: query, square: the one shown'] = cross(dots,
-            *on_map(place(mu[me:me + 1]))[0])
-        there = int(index.image[self.place])
-        far = self.train.image(there)
-        s = view_step(far.shape[:2])
-        pictures[f"{self.train.names[there]}: '{name[int(index.label[self.place])]}'"] = outline(np.ascontiguousarray(far[::s, ::s]), self.store.maps[there][::s, ::s] == self.place)
-        table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}',
-                              'image': [self.train.names[int(index.image[j])] for j in at]})
-        order = [k for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]]
-        bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', hex_of(self.classes.palette[k])) for k in order}
-        return View(said, pictures, bars, {'neighbours': table[:15]})
+@patch
+def click(self:explore_retrieval, k, x, y):
+    size = self.queries.image(self.image.value).shape
+    if k < 2:
+        step = view_step(size[:2])
+        with self.hold(): self.chosen, self.point = -1, (min(x*step, size[1] - 1), min(y*step, size[0] - 1))
+    elif k == 2: # the neighbours
+        at = mosaic_at(x, y, len(self.shown), (self.crop + 4,)*2, 5)
+        if not at: return 'Between the pictures: click on one of the neighbours.'
+        self.chosen = self.shown[at[0]]
+    elif k == 3: # the map
+        self.chosen = int(((on_map(self._map()[1]) - (x, y))**2).sum(1).argmin())
+    else: # the training image
+        there = self.store.maps[int(self.store.index.image[self.place])]
+        j = int(there[tuple(min(v*view_step(there.shape), n - 1) for v, n in zip((y, x), there.shape))])
+        if j < 0: return 'This segment has no label: it is not in the index.'
+        self.chosen = j
+
+# %% ../../nbs/api/look/93b_nearness.ipynb #7221f6a1
+@patch
+def _vote(self:explore_retrieval, me): # class of every segment; of one: cosines, places, labels and votes
+    mu, places, index, C = self._query()[1], self._places(), self.store.index, len(self.classes)
+    sim, at = nearest(mu, index.mu[places], self.k.value)
+    label = index.label[places][at]
+    votes = torch.nn.functional.one_hot(label, C).sum(1)
+    # ties to the smallest class, as `predict_retrieval`
+    won = (votes == votes.amax(1, keepdim=True)).int().argmax(1)
+    return won.numpy(), sim[me], places[at[me]], label[me], votes[me]
+
+@patch
+def _judged(self:explore_retrieval, inside, label, votes, called): # true class of a segment, or None; a sentence
+    C, name = len(self.classes), self.classes.names
+    if not (inside < C).any(): return None, ' The mask says nothing about it: it is void.'
+    truth = int(np.bincount(inside[inside < C], minlength=C).argmax())
+    if truth == called: return truth, ' The mask agrees.'
+    rank = int((label == truth).nonzero()[0]) + 1 if votes[truth] else None
+    first = f', the first of which has rank {rank}' if rank else ''
+    return truth, (f" The mask says '{name[truth]}': the {int(votes[called])} neighbours of '{name[called]}' outvote "
+                   f"{int(votes[truth])} of its own class{first}.")
+
+# %% ../../nbs/api/look/93b_nearness.ipynb #221e8dfc
+@patch
+def _of_query(self:explore_retrieval, own, me, xy, predicted, mask): # two pictures
+    image = self.queries.image(self.image.value)
+    step = view_step(image.shape[:2])
+    small = lambda o: np.ascontiguousarray(o[::step, ::step])
+    marked = lambda p: cross(outline(p, small(own == me)), *(v//step for v in xy))
+    painted = small(overlay(image, predicted, self.classes, .7))
+    if mask is not None: # what is wrong is hatched
+        wrong = small((predicted != mask) & (mask < len(self.classes)))
+        painted[wrong & (np.indices(wrong.shape).sum(0) % 4 == 0)] = rgb_of(PUSH)
+    return {'query and its segments': marked(small(image)//2 + draw_regions(small(image), small(own))//2),
+            'called so by vote' + ('' if mask is None else '\nhatched where wrong'): marked(painted)}
+
+@patch
+def _of_neighbours(self:explore_retrieval, at, label, truth): # the first of them, framed
+    self.shown, crops = at[:15].tolist(), []
+    for j, k in zip(self.shown, label.tolist()):
+        frame = (160, 160, 160) if truth is None else rgb_of(PULL if k == truth else PUSH)
+        crops.append(_framed(self.store.crop(self.train, j, self.crop), frame, 2))
+    caption = 'nearest first, row by row' + ('' if truth is None else '\nblue is right, red is wrong')
+    return {caption: mosaic(crops, 5)}
+
+@patch
+def _of_shown(self:explore_retrieval, at, mu): # the map; the image of the segment that is shown
+    (place, xy), index = self._map(), self.store.index
+    self.place = self.chosen if self.chosen >= 0 else int(at[0])
+    faint = np.ones(len(xy), bool); faint[self._places()] = False
+    colours = self.classes.palette[index.label].copy()
+    colours[faint] = 225
+    dots = cross(scatter(xy, colours, at.tolist(), self.place), *on_map(place(mu))[0])
+    there, called = int(index.image[self.place]), self.classes.names[int(index.label[self.place])]
+    far, s = self.train.image(there), view_step(self.train.image(there).shape[:2])
+    found = outline(np.ascontiguousarray(far[::s, ::s]), self.store.maps[there][::s, ::s] == self.place)
+    return {f'all segments ({self.method.value})\ncross: query, square: the one shown': dots,
+            f"{self.train.names[there]}: '{called}'": found}
+
+# %% ../../nbs/api/look/93b_nearness.ipynb #84698648
+@patch
+def draw(self:explore_retrieval):
+    (own, mu), i, name = self._query(), self.image.value, self.classes.names
+    x, y = (min(v, n - 1) for v, n in zip(self.point, own.shape[::-1]))
+    me = int(own[y, x])
+    won, sim, at, label, votes = self._vote(me)
+    called, n = int(won[me]), len(at)
+    said = f"The segment under ({x}, {y}) is called '{name[called]}' by {int(votes[called])} of {n} votes."
+    truth, mask = None, self.queries.mask(i) if self.queries.masks else None
+    if mask is not None:
+        truth, judged = self._judged(mask[own == me], label, votes, called)
+        said += judged
+    pictures = {**self._of_query(own, me, (x, y), won[own].astype(np.uint8), mask),
+                **self._of_neighbours(at, label, truth), **self._of_shown(at, mu[me:me + 1])}
+    table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}',
+                          'image': [self.train.names[int(self.store.index.image[j])] for j in at]})
+    order = [k for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]]
+    bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', hex_of(self.classes.palette[k])) for k in order}
+    return View(said, pictures, bars, {'neighbours': table[:15]})

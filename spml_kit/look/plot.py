@@ -54,16 +54,16 @@ def _picture(a, classes):
     if a.ndim == 3: return dict(X=a)
     if a.dtype == np.uint8 and classes is not None: return dict(X=classes.colour(a))
     if a.dtype.kind in 'iu':
-        return dict(X=rng_of(0, 'regions').permutation(int(a.max()) + 1)[a],
-                    cmap='twilight') # neighbours in different colours
+        # neighbours in different colours
+        return dict(X=rng_of(0, 'regions').permutation(int(a.max()) + 1)[a], cmap='twilight')
     return dict(X=a, cmap='viridis')
 
 def _legend(fig, maps, classes):
     seen = sorted({int(v) for m in maps for v in np.unique(m)})
     name = {UNLABELLED: 'unlabelled', VOID: 'void', **dict(enumerate(classes.names))}
-    fig.legend(handles=[Patch(facecolor=classes.palette[v]/255, edgecolor='grey', label=name.get(v, f'{v}?'))
-                        for v in seen],
-        loc='outside lower center', ncols=max(1, int(fig.get_figwidth()/1.3)), frameon=False, fontsize='small')
+    patches = [Patch(facecolor=classes.palette[v]/255, edgecolor='grey', label=name.get(v, f'{v}?')) for v in seen]
+    fig.legend(handles=patches, loc='outside lower center', ncols=max(1, int(fig.get_figwidth()/1.3)), frameon=False,
+               fontsize='small')
 
 def show_grid(
     rows,                 # list of rows, each a list of arrays; None leaves a gap
@@ -76,9 +76,9 @@ def show_grid(
     rows = [list(r) for r in rows]
     first = next((np.asarray(a) for r in rows for a in r if a is not None), None)
     if first is None: raise SpmlError("nothing to show: the rows are empty")
-    n_cols = max(len(r) for r in rows)
-    fig, axs = plt.subplots(len(rows), n_cols,
-                            figsize=(width*n_cols, (width*first.shape[0]/first.shape[1] + .25)*len(rows) + .4), squeeze=False, layout='constrained')
+    n_cols, height = max(len(r) for r in rows), width*first.shape[0]/first.shape[1] + .25
+    fig, axs = plt.subplots(len(rows), n_cols, figsize=(width*n_cols, height*len(rows) + .4), squeeze=False,
+                            layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for r,row in enumerate(rows):
         for ax,a in zip(axs[r], row):
@@ -103,8 +103,9 @@ def show_predictions(
     columns = dict(predictions) if masks is None else {**predictions, 'truth': masks}
     for name,maps in columns.items():
         if len(maps) != len(images): raise SpmlError(f"{len(images)} images but {len(maps)} maps of '{name}'")
-    return show_grid([[image, *[np.asarray(m[i], np.uint8) if alpha == 1 else overlay(image, m[i], classes, alpha) for m in columns.values()]] for i,image in enumerate(images)],
-        ['image', *columns], classes, width=width)
+    paint = lambda image, m: np.asarray(m, np.uint8) if alpha == 1 else overlay(image, m, classes, alpha)
+    rows = [[image, *(paint(image, m[i]) for m in columns.values())] for i, image in enumerate(images)]
+    return show_grid(rows, ['image', *columns], classes, width=width)
 
 # %% ../../nbs/api/look/90_plot.ipynb #a8280dc0
 def embedding_rgb(
@@ -129,7 +130,9 @@ def per_class_bars(
     title:str='IoU per class', # above the bars
 )->go.Figure:
     "A group of bars per class, a bar per method"
-    fig = go.Figure([go.Bar(name=m, x=list(table.index), y=table[m].round(2).tolist(), marker_color=OKABE_ITO[i % len(OKABE_ITO)]) for i,m in enumerate(table.columns)])
+    bar = lambda i, m: go.Bar(name=m, x=list(table.index), y=table[m].round(2).tolist(),
+                              marker_color=OKABE_ITO[i % len(OKABE_ITO)])
+    fig = go.Figure([bar(i, m) for i, m in enumerate(table.columns)])
     return fig.update_layout(barmode='group', title=title, yaxis=dict(title='percent', range=[0, 100]),
                              template='plotly_white', height=350, margin=dict(t=50, b=30))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import traitlets as T
+from fastcore.basics import patch
 
 from ..core import UNLABELLED, VOID, SpmlError
 from ..regions.contours import gradient_contours
@@ -38,90 +39,108 @@ class explore_background(Explorer):
 
     def __init__(self,
         weak:WeakSet, # images with their tags
-        maps,         # function of a `Sample` to its (C,H,W) class maps, or a Learner or network that `class_maps` takes
+        maps,         # function of a `Sample` to its (C,H,W) class maps, or a Learner or network for `class_maps`
         truth=None,   # image set with the masks of the same images
         alphas:tuple=(1., 2., 4., 6., 8., 12., 16.), # of the plane
         thresholds:tuple=(0., .1, .2, .3, .4, .5, .6, .7, .8, .9), # of the plane
     ):
         model = getattr(maps, 'model', maps)
         self.maps_of = (lambda s: class_maps(model, s.image, s.tags)) if isinstance(model, torch.nn.Module) else maps
-        self.weak, self.truth, self.alphas, self.thresholds, self._kept, self._planes = weak, truth, alphas, thresholds, {}, {}
+        self.weak, self.truth, self.alphas, self.thresholds = weak, truth, alphas, thresholds
+        self._kept, self._planes = {}, {}
         numbers = ['miou', 'coverage', 'precision', 'recall', 'unlabelled'] if truth else ['unlabelled']
         super().__init__('background', dict(
             image=W.IntSlider(0, min=0, max=len(weak) - 1, description='image',
                               tooltip='which image; a new one needs a pass of the network'),
             alpha=W.FloatSlider(6., min=.5, max=24, step=.5, description='alpha',
-                tooltip='power of the background: high ones leave it the pixels that no class claims at all'),
+                                tooltip='power of the background: high ones leave it what no class claims at all'),
             threshold=W.FloatSlider(.2, min=0, max=1, step=.01, description='threshold',
                                     tooltip='a weaker winner leaves its pixel unlabelled'),
             normalise=W.Dropdown(options=NORMALISE, value='sum', description='normalise',
                                  tooltip='sum: a score is its share of all; none: as it is'),
-            plane=W.Dropdown(options=numbers, description='plane shows', tooltip='what the heat map of all pairs '
-                                                            'shows, in percent')), 6, width=230)
+            plane=W.Dropdown(options=numbers, description='plane shows',
+                             tooltip='what the heat map of all pairs shows, in percent')), 6, width=230)
         self.point = tuple(n//2 for n in self._of(0)[1].shape[:0:-1])
         self.observe(self.refresh, 'point')
         self.refresh()
 
-    def _of(self, i): # sample, maps of the present classes, their ids, mask
-        if i not in self._kept:
-            s = self.weak.sample(i)
-            if not s.tags.any(): raise SpmlError(f"{self.weak.names[i]} has no tag: there is nothing to label.")
-            ids = np.flatnonzero(s.tags | (np.arange(len(s.tags)) == 0)) # absent classes only cost time
-            self._kept[i] = s, self.maps_of(s)[ids], np.append(ids, UNLABELLED).astype(np.uint8), self.truth and self.truth.mask(i)
-        return self._kept[i]
+# %% ../../nbs/api/look/93a_thresholds.ipynb #1a7e0a95
+@patch
+def _of(self:explore_background, i): # sample, maps of the present classes, their ids, mask
+    if i not in self._kept:
+        s = self.weak.sample(i)
+        if not s.tags.any(): raise SpmlError(f"{self.weak.names[i]} has no tag: there is nothing to label.")
+        ids = np.flatnonzero(s.tags | (np.arange(len(s.tags)) == 0)) # absent classes only cost time
+        called = np.append(ids, UNLABELLED).astype(np.uint8)
+        self._kept[i] = s, self.maps_of(s)[ids], called, self.truth and self.truth.mask(i)
+    return self._kept[i]
 
-    def _labels(self, maps, ids, alpha, threshold):
-        at = tag_labels(maps, np.ones(len(maps), bool), alpha, threshold, self.normalise.value)
-        return ids[np.where(at == UNLABELLED, len(maps), at)]
+@patch
+def _labels(self:explore_background, maps, ids, alpha, threshold):
+    at = tag_labels(maps, np.ones(len(maps), bool), alpha, threshold, self.normalise.value)
+    return ids[np.where(at == UNLABELLED, len(maps), at)]
 
-    def _plane(self, i):
-        key = i, self.normalise.value
-        if key not in self._planes:
-            _, maps, ids, mask = self._of(i)
-            step = view_step(maps.shape[1:], 96) # a coarse picture will do
-            number = np.full(256, VOID); number[ids[:-1]] = np.arange(len(maps)) # classes that nobody tagged count as void
-            mask = np.zeros(maps.shape[1:], int) if mask is None else number[mask]
-            everything = [maps[:, ::step, ::step]], [mask[::step, ::step]], [np.ones(len(maps), bool)]
-            self._planes[key] = threshold_plane(*everything, self.alphas, self.thresholds, self.normalise.value)
-        return self._planes[key]
+@patch
+def _plane(self:explore_background, i):
+    key = i, self.normalise.value
+    if key not in self._planes:
+        _, maps, ids, mask = self._of(i)
+        step = view_step(maps.shape[1:], 96) # a coarse picture will do
+        number = np.full(256, VOID); number[ids[:-1]] = np.arange(len(maps)) # classes that nobody tagged count as void
+        mask = np.zeros(maps.shape[1:], int) if mask is None else number[mask]
+        everything = [maps[:, ::step, ::step]], [mask[::step, ::step]], [np.ones(len(maps), bool)]
+        self._planes[key] = threshold_plane(*everything, self.alphas, self.thresholds, self.normalise.value)
+    return self._planes[key]
 
-    def click(self, k, x, y):
-        size, cell = self._of(self.image.value)[1].shape[1:], (y//PLANE_CELL, x//PLANE_CELL)
-        if k < len(self.view.pictures) - 1:
-            self.point = tuple(min(v*view_step(size), n - 1) for v, n in zip((x, y), size[::-1]))
-        else:
-            with self.hold():
-                self.alpha.value, self.threshold.value = (o[min(c, len(o) - 1)]
-                                                          for o, c in zip((self.alphas, self.thresholds), cell))
+# %% ../../nbs/api/look/93a_thresholds.ipynb #79ae3faf
+@patch
+def click(self:explore_background, k, x, y):
+    size, cell = self._of(self.image.value)[1].shape[1:], (y//PLANE_CELL, x//PLANE_CELL)
+    if k < len(self.view.pictures) - 1:
+        self.point = tuple(min(v*view_step(size), n - 1) for v, n in zip((x, y), size[::-1]))
+        return
+    alpha, threshold = (o[min(c, len(o) - 1)] for o, c in zip((self.alphas, self.thresholds), cell))
+    with self.hold(): self.alpha.value, self.threshold.value = alpha, threshold
 
-    def draw(self):
-        (s, maps, ids, mask), alpha, threshold, plane = self._of(self.image.value), self.alpha.value, self.threshold.value, self._plane(self.image.value)
-        classes, step, (x, y) = self.weak.classes, view_step(maps.shape[1:]), (min(v, n - 1)
-            for v, n in zip(self.point, maps.shape[:0:-1]))
-        labels, scores = self._labels(maps, ids, alpha, threshold), tag_scores(maps, alpha)
-        name = lambda k: 'unlabelled' if k == UNLABELLED else classes.names[k]
-        small = lambda o: cross(np.ascontiguousarray(o[::step, ::step]), x//step, y//step)
-        pictures = {'image': small(s.image), 'strongest class map': small(heat(scores[1:].max(0, initial=0))),
-                    'background': small(heat(scores[0])),
-                    'labels': small(overlay(s.image, labels, classes, .7))}
-        said = f'alpha {alpha:g}, threshold {threshold:g}: {(labels == UNLABELLED).mean():.1%} of the pixels are unlabelled.'
-        if mask is not None:
-            pictures['mask (not used)'] = small(overlay(s.image, mask, classes, .7))
-            now, paper = (label_quality([l], [mask], len(classes)) for l in (labels, self._labels(maps, ids, 6., .2)))
-            said += f" The labelled pixels have mIoU {now['miou']:.1f} ({now['miou'] - paper['miou']:+.1f} against alpha 6 and threshold 0.2),"
-            said += f" {now['recall']:.0f} % of the objects are labelled rightly."
-        values, ends = plane[self.plane.value], lambda o: f'{o[0]:g} to {o[-1]:g}'
-        best = np.unravel_index((-values if self.plane.value == 'unlabelled' else values).argmax(), values.shape)
-        caption = f'{self.plane.value}: best {values[best]:.0f} % at {self.alphas[best[0]]:g}, {self.thresholds[best[1]]:g}\ndown: alpha {ends(self.alphas)}, right: threshold {ends(self.thresholds)}'
-        at = (np.interp(v, o, range(len(o))) for v, o in ((threshold, self.thresholds), (alpha, self.alphas)))
-        cells = heat(values, values.min(), max(values.max(), values.min() + 1)).repeat(PLANE_CELL, 0).repeat(PLANE_CELL,
-            1)
-        pictures[caption] = cross(cells, *(int((v + .5)*PLANE_CELL) for v in at))
-        share = lambda k: float((labels == k).mean())
-        table = pd.DataFrame({'class': [name(k) for k in ids[:-1]], 'score': scores[:, y, x].round(2),
-                              'share': (scores[:, y, x]/max(scores[:, y, x].sum(), 1e-12)).round(2)})
-        return View(f'{said} The pixel ({x}, {y}) is called {name(labels[y, x])}.', pictures,
-                    {name(k): (share(k), f'{share(k):.1%} of the pixels', hex_of(classes.palette[k])) for k in ids}, {f'scores at ({x}, {y})': table})
+@patch
+def _painted_plane(self:explore_background): # its caption; the picture, crossed at the present pair
+    values, ends = self._plane(self.image.value)[self.plane.value], lambda o: f'{o[0]:g} to {o[-1]:g}'
+    best = np.unravel_index((-values if self.plane.value == 'unlabelled' else values).argmax(), values.shape)
+    caption = (f'{self.plane.value}: best {values[best]:.0f} % at {self.alphas[best[0]]:g}, '
+               f'{self.thresholds[best[1]]:g}\n'
+               f'down: alpha {ends(self.alphas)}, right: threshold {ends(self.thresholds)}')
+    cells = heat(values, values.min(), max(values.max(), values.min() + 1))
+    pair = (self.threshold.value, self.thresholds), (self.alpha.value, self.alphas)
+    at = (int((np.interp(v, o, range(len(o))) + .5)*PLANE_CELL) for v, o in pair)
+    return caption, cross(cells.repeat(PLANE_CELL, 0).repeat(PLANE_CELL, 1), *at)
+
+# %% ../../nbs/api/look/93a_thresholds.ipynb #dfd9341b
+@patch
+def draw(self:explore_background):
+    (s, maps, ids, mask), alpha, threshold = self._of(self.image.value), self.alpha.value, self.threshold.value
+    classes, step = self.weak.classes, view_step(maps.shape[1:])
+    x, y = (min(v, n - 1) for v, n in zip(self.point, maps.shape[:0:-1]))
+    labels, scores = self._labels(maps, ids, alpha, threshold), tag_scores(maps, alpha)
+    name = lambda k: 'unlabelled' if k == UNLABELLED else classes.names[k]
+    small = lambda o: cross(np.ascontiguousarray(o[::step, ::step]), x//step, y//step)
+    pictures = {'image': small(s.image), 'strongest class map': small(heat(scores[1:].max(0, initial=0))),
+                'background': small(heat(scores[0])), 'labels': small(overlay(s.image, labels, classes, .7))}
+    said = (f'alpha {alpha:g}, threshold {threshold:g}: '
+            f'{(labels == UNLABELLED).mean():.1%} of the pixels are unlabelled.')
+    if mask is not None:
+        pictures['mask (not used)'] = small(overlay(s.image, mask, classes, .7))
+        now, paper = (label_quality([l], [mask], len(classes)) for l in (labels, self._labels(maps, ids, 6., .2)))
+        said += (f" The labelled pixels have mIoU {now['miou']:.1f} ({now['miou'] - paper['miou']:+.1f} against "
+                 f"alpha 6 and threshold 0.2), {now['recall']:.0f} % of the objects are labelled rightly.")
+    caption, plane = self._painted_plane()
+    pictures[caption] = plane
+    share = {k: float((labels == k).mean()) for k in ids}
+    bars = {name(k): (v, f'{v:.1%} of the pixels', hex_of(classes.palette[k])) for k, v in share.items()}
+    here = scores[:, y, x]
+    table = pd.DataFrame({'class': [name(k) for k in ids[:-1]], 'score': here.round(2),
+                          'share': (here/max(here.sum(), 1e-12)).round(2)})
+    return View(f'{said} The pixel ({x}, {y}) is called {name(labels[y, x])}.', pictures, bars,
+                {f'scores at ({x}, {y})': table})
 
 # %% ../../nbs/api/look/93a_thresholds.ipynb #46ec63a5
 class explore_regions(Explorer):
@@ -133,7 +152,9 @@ class explore_regions(Explorer):
         learn=None, # Learner whose embedding k-means clusters; None: contours and regions only
         contours=gradient_contours, # image to (H,W) boundary strength, 0..1
     ):
-        self.set, self.contours, self.learn = images if hasattr(images, 'image') else FolderSet(images, classes=('background', 'object')), contours, learn
+        given = hasattr(images, 'image')
+        self.set = images if given else FolderSet(images, classes=('background', 'object'))
+        self.contours, self.learn = contours, learn
         self._trees, self._embs, self._steps = {}, {}, {}
         grid = getattr(learn.loss_func, 'grid', (6, 6))[0] if learn else 6
         controls = dict(
@@ -152,63 +173,78 @@ class explore_regions(Explorer):
         self.observe(self.refresh, 'point')
         self.refresh()
 
-    def _tree(self, i):
-        if i not in self._trees:
-            strength = self.contours(self.set.image(i))
-            self._trees[i] = strength, hierarchy_of(strength)
-        return self._trees[i]
+# %% ../../nbs/api/look/93a_thresholds.ipynb #24953e1c
+@patch
+def _tree(self:explore_regions, i):
+    if i not in self._trees:
+        strength = self.contours(self.set.image(i))
+        self._trees[i] = strength, hierarchy_of(strength)
+    return self._trees[i]
 
-    def clusters_of(self,
-        i:int, # which image
-        n:int, # clusters a side
-        t:int, # steps of k-means
-    )->torch.Tensor: # (h,w) cluster ids
-        "k-means of an image after some steps from the grid"
-        if i not in self._embs:
-            self.learn.model.eval()
-            x, size = picture_batch([self.set.image(i)]), self.set.image(i).shape[:2]
-            with torch.no_grad():
-                emb = unit(self.learn.model(x.to(next(self.learn.model.parameters()).device))[0].float(), 1).cpu()
-            h, w = (-(-n*k//m) for n, k, m in zip(size, emb.shape[-2:], x.shape[-2:])) # without the padding
-            emb = emb[..., :h, :w]
-            self._embs[i] = with_location(emb.flatten(2).transpose(1, 2), locations(h, w)), (h, w)
-        u, (h, w) = self._embs[i]
-        steps = self._steps.setdefault((i, n), [grid_labels(h, w, (n, n))[None]])
-        while len(steps) <= t: steps.append(spherical_kmeans(u, steps[-1], int(steps[0].max()) + 1, 1))
-        return steps[t].view(h, w)
+@patch
+def _features(self:explore_regions, i): # with location, as k-means takes them, and their (h,w)
+    if i not in self._embs:
+        self.learn.model.eval()
+        x, size = picture_batch([self.set.image(i)]), self.set.image(i).shape[:2]
+        with torch.no_grad():
+            emb = unit(self.learn.model(x.to(next(self.learn.model.parameters()).device))[0].float(), 1).cpu()
+        h, w = (-(-n*k//m) for n, k, m in zip(size, emb.shape[-2:], x.shape[-2:])) # without the padding
+        v = emb[..., :h, :w].flatten(2).transpose(1, 2)
+        self._embs[i] = with_location(v, locations(h, w)), (h, w)
+    return self._embs[i]
 
-    def click(self, k, x, y):
-        size = self.set.image(self.image.value).shape
-        self.point = min(x*view_step(size[:2]), size[1] - 1), min(y*view_step(size[:2]), size[0] - 1)
+@patch
+def clusters_of(self:explore_regions,
+    i:int, # which image
+    n:int, # clusters a side
+    t:int, # steps of k-means
+)->torch.Tensor: # (h,w) cluster ids
+    "k-means of an image after some steps from the grid"
+    u, (h, w) = self._features(i)
+    steps = self._steps.setdefault((i, n), [grid_labels(h, w, (n, n))[None]])
+    while len(steps) <= t: steps.append(spherical_kmeans(u, steps[-1], int(steps[0].max()) + 1, 1))
+    return steps[t].view(h, w)
 
-    def draw(self):
-        i, image = self.image.value, self.set.image(self.image.value)
-        size, step, (x, y) = image.shape[:2], view_step(image.shape[:2]), (min(v, n - 1)
-            for v, n in zip(self.point, image.shape[1::-1]))
-        (strength, tree), mask = self._tree(i), self.set.mask(i) if self.set.masks else None
-        pieces = {'regions': tree.regions(self.number.value) if self.cut.value == 'number' else tree.regions(threshold=self.strength.value)}
-        said = f"{pieces['regions'].max() + 1} regions"
-        if self.learn:
-            n, t = self.clusters.value, self.iteration.value
-            cluster = self.clusters_of(i, n, t)
-            pieces[f'k-means after {t} steps'] = grow(cluster, size)
-            small = resize_labels(torch.from_numpy(pieces['regions'])[None], cluster.shape)[0]
-            pieces['their cut: segments'] = grow(torch.unique(cluster*(int(small.max()) + 1) + small,
-                return_inverse=True)[1], size)
-            moved = (cluster != self.clusters_of(i, n, t - 1)).float().mean() if t else 0.
-            said += f"; {len(cluster.unique())} clusters, the last step moved {moved:.1%} of the cells; {pieces['their cut: segments'].max() + 1} segments"
-        small = lambda o: o[::step, ::step]
-        pictures = {'contours': cross(heat(small(strength)), x//step, y//step)}
-        rows = []
-        for name, p in pieces.items():
-            inside = p == p[y, x]
-            pictures[name] = cross(outline(draw_regions(np.ascontiguousarray(small(image)), small(p)), small(inside)),
-                                   x//step, y//step)
-            errors = {} if mask is None else {k: round(v, 2) for k, v in division_errors(p, mask).items()}
-            rows.append({'pieces': name, 'number': len(np.unique(p)), 'under the cross': f'{inside.mean():.1%}',
-                         **errors})
-        if mask is not None: pictures['mask (not used)'] = overlay(small(image), small(mask), self.set.classes, .7)
-        caption = 'the piece under the cross, as a share of the image' + ('' if mask is None else '; leak in %, under '
-                                                            'and over in bits')
-        return View(f"{said}. The pixel ({x}, {y}) lies in a region of {rows[0]['under the cross']} of the image.",
-                    pictures, None, {caption: pd.DataFrame(rows)})
+# %% ../../nbs/api/look/93a_thresholds.ipynb #47450b26
+@patch
+def click(self:explore_regions, k, x, y):
+    size = self.set.image(self.image.value).shape
+    self.point = min(x*view_step(size[:2]), size[1] - 1), min(y*view_step(size[:2]), size[0] - 1)
+
+@patch
+def _pieces(self:explore_regions, i): # caption to (H,W) ids; what is said of them
+    tree = self._tree(i)[1]
+    level = dict(n=self.number.value) if self.cut.value == 'number' else dict(threshold=self.strength.value)
+    regions = tree.regions(**level)
+    pieces, said = {'regions': regions}, f'{regions.max() + 1} regions'
+    if not self.learn: return pieces, said
+    n, t = self.clusters.value, self.iteration.value
+    cluster = self.clusters_of(i, n, t)
+    small = resize_labels(torch.from_numpy(regions)[None], cluster.shape)[0]
+    cut = torch.unique(cluster*(int(small.max()) + 1) + small, return_inverse=True)[1]
+    pieces[f'k-means after {t} steps'] = grow(cluster, regions.shape)
+    pieces['their cut: segments'] = grow(cut, regions.shape)
+    moved = (cluster != self.clusters_of(i, n, t - 1)).float().mean() if t else 0.
+    return pieces, (f'{said}; {len(cluster.unique())} clusters, the last step moved {moved:.1%} of the cells; '
+                    f'{pieces["their cut: segments"].max() + 1} segments')
+
+# %% ../../nbs/api/look/93a_thresholds.ipynb #e1320092
+@patch
+def draw(self:explore_regions):
+    i, image = self.image.value, self.set.image(self.image.value)
+    step, (x, y) = view_step(image.shape[:2]), (min(v, n - 1) for v, n in zip(self.point, image.shape[1::-1]))
+    strength, mask = self._tree(i)[0], self.set.mask(i) if self.set.masks else None
+    small = lambda o: np.ascontiguousarray(o[::step, ::step])
+    pictures, rows = {'contours': cross(heat(small(strength)), x//step, y//step)}, []
+    pieces, said = self._pieces(i)
+    for name, p in pieces.items():
+        inside = p == p[y, x]
+        pictures[name] = cross(outline(draw_regions(small(image), small(p)), small(inside)), x//step, y//step)
+        errors = {} if mask is None else {k: round(v, 2) for k, v in division_errors(p, mask).items()}
+        rows.append({'pieces': name, 'number': len(np.unique(p)), 'under the cross': f'{inside.mean():.1%}', **errors})
+    caption = 'the piece under the cross, as a share of the image'
+    if mask is not None:
+        pictures['mask (not used)'] = overlay(small(image), small(mask), self.set.classes, .7)
+        caption += '; leak in %, under and over in bits'
+    return View(f"{said}. The pixel ({x}, {y}) lies in a region of {rows[0]['under the cross']} of the image.",
+                pictures, None, {caption: pd.DataFrame(rows)})

@@ -13,6 +13,7 @@ import anywidget
 import ipywidgets as W
 import numpy as np
 import traitlets as T
+from fastcore.basics import patch
 from PIL import Image
 
 from ..core import SpmlError
@@ -83,7 +84,8 @@ class Explorer(W.VBox):
         pictures:int,  # how many there are, at most
         width:int=320, # of a picture in the browser, in pixels
     ):
-        self.pictures, self.controls, self._held, self.view = [ClickImage(width=width) for _ in range(pictures)], controls, False, None
+        self.pictures, self.controls = [ClickImage(width=width) for _ in range(pictures)], controls
+        self._held, self.view = False, None
         for k, w in controls.items():
             w.style.description_width, w.layout.width = '105px', '320px' # words are not cut
             setattr(self, k, w)
@@ -94,14 +96,6 @@ class Explorer(W.VBox):
         self.add_class('spml-explorer'); self.add_class(f'spml-explore-{name}')
         for w in controls.values(): w.observe(self.refresh, 'value')
         for k, p in enumerate(self.pictures): p.observe(lambda change, k=k: self._clicked(k, *change.new), 'point')
-
-    @contextlib.contextmanager
-    def hold(self):
-        "Several changes, one reaction after them"
-        self._held = True
-        try: yield
-        finally: self._held = False
-        self.refresh()
 
     def draw(self)->View:
         "What is to be seen; a subclass says so"
@@ -114,47 +108,72 @@ class Explorer(W.VBox):
     ):
         "What a click means; returns a sentence where it means nothing"
 
-    def say(self,
-        sentence:str, # plain words
-    ):
-        "Show a sentence under the controls"
-        self._words.value = f'<div class="spml-sentence" role="status">{html.escape(sentence)}</div>'
+# %% ../../nbs/api/look/92_widgets.ipynb #ab1f35c6
+@patch
+@contextlib.contextmanager
+def hold(self:Explorer):
+    "Several changes, one reaction after them"
+    self._held = True
+    try: yield
+    finally: self._held = False
+    self.refresh()
 
-    def _clicked(self, k, *at):
-        if self._held or not at: return
-        nothing = self.click(k, *at)
-        if nothing: self.say(nothing)
+@patch
+def say(self:Explorer,
+    sentence:str, # plain words
+):
+    "Show a sentence under the controls"
+    self._words.value = f'<div class="spml-sentence" role="status">{html.escape(sentence)}</div>'
 
-    def refresh(self, *_):
-        "React to a change"
-        if self._held: return
-        start = time.perf_counter()
-        try: self.view = self.draw()
-        except SpmlError as e: self.say(str(e))
-        else: self._show()
-        self.took = 1000*(time.perf_counter() - start)
+@patch
+def refresh(self:Explorer, *_):
+    "React to a change"
+    if self._held: return
+    start = time.perf_counter()
+    try: self.view = self.draw()
+    except SpmlError as e: self.say(str(e))
+    else: self._show()
+    self.took = 1000*(time.perf_counter() - start)
 
-    def _show(self):
-        v = self.view
-        self.say(v.sentence)
-        for p, (caption, picture) in zip(self.pictures, v.pictures.items()): p.caption = caption; p.show(picture)
-        for k, p in enumerate(self.pictures): p.layout.display = None if k < len(v.pictures) else 'none'
-        top, parts = max([b[0] for b in (v.bars or {}).values()], default=0), []
-        if v.bars:
-            parts.append('<table>'
-                         + ''.join(f'''<tr><td>{html.escape(k)}</td><td style="text-align:left"><span class="spml-bar" style="width:{round(160*max(b, 0)/max(top, 1e-12))}px;
-            background:{(*colour, '#666666')[0]}"></span> {html.escape(text)}</td></tr>''' for k, (b, text, *colour) in v.bars.items()) + '</table>')
-        rows = lambda t: t.to_html(index=False, border=0) if len(t) else ': none'
-        parts += [f'<div><b>{html.escape(k)}</b>{rows(t)}</div>' for k, t in (v.tables or {}).items()]
-        self._below.value = '<div style="display:flex;flex-wrap:wrap;gap:24px;line-height:1.4">' + ''.join(parts) + '</div>'
+@patch
+def _clicked(self:Explorer, k, *at):
+    if self._held or not at: return
+    nothing = self.click(k, *at)
+    if nothing: self.say(nothing)
 
-    def figure(self):
-        "The same state without a kernel"
-        return view_figure(self.view)
+# %% ../../nbs/api/look/92_widgets.ipynb #c8cf00fc
+def _bars(bars):
+    "Bars as a table of HTML"
+    top = max([value for value, *_ in bars.values()], default=0)
+    def row(name, value, text, colour='#666666'):
+        bar = f'width:{round(160*max(value, 0)/max(top, 1e-12))}px; background:{colour}'
+        return (f'<tr><td>{html.escape(name)}</td><td style="text-align:left"><span class="spml-bar" style="{bar}">'
+                f'</span> {html.escape(text)}</td></tr>')
+    return '<table>' + ''.join(row(k, *bar) for k, bar in bars.items()) + '</table>'
 
-    def _repr_mimebundle_(self, **kwargs):
-        packed, small = io.BytesIO(), io.BytesIO()
-        self.figure().savefig(packed, format='png', dpi=72)
-        Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # it is saved with the notebook
-        return super()._repr_mimebundle_(**kwargs) | {'text/plain': f'{type(self).__name__}: {self.view.sentence}',
-                                                      'image/jpeg': base64.b64encode(small.getvalue()).decode()}
+@patch
+def _show(self:Explorer):
+    v = self.view
+    self.say(v.sentence)
+    for p, (caption, picture) in zip(self.pictures, v.pictures.items()): p.caption = caption; p.show(picture)
+    for k, p in enumerate(self.pictures): p.layout.display = None if k < len(v.pictures) else 'none'
+    rows = lambda t: t.to_html(index=False, border=0) if len(t) else ': none'
+    parts = [_bars(v.bars)] if v.bars else []
+    parts += [f'<div><b>{html.escape(k)}</b>{rows(t)}</div>' for k, t in (v.tables or {}).items()]
+    style = 'display:flex;flex-wrap:wrap;gap:24px;line-height:1.4'
+    self._below.value = f'<div style="{style}">{"".join(parts)}</div>'
+
+# %% ../../nbs/api/look/92_widgets.ipynb #5f5011d5
+@patch
+def figure(self:Explorer):
+    "The same state without a kernel"
+    return view_figure(self.view)
+
+@patch
+def _repr_mimebundle_(self:Explorer, **kwargs):
+    packed, small = io.BytesIO(), io.BytesIO()
+    self.figure().savefig(packed, format='png', dpi=72)
+    Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # it is saved with the notebook
+    still = {'text/plain': f'{type(self).__name__}: {self.view.sentence}',
+             'image/jpeg': base64.b64encode(small.getvalue()).decode()}
+    return W.VBox._repr_mimebundle_(self, **kwargs) | still

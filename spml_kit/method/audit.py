@@ -30,12 +30,13 @@ def true_classes(
     counts.index_put_((seg.own[known], of_pixel[known]), torch.ones((), device=of_pixel.device), accumulate=True)
     return of_pixel, torch.where(counts.any(1), counts.argmax(1), 255)
 
-# %% ../../nbs/api/method/53_audit.ipynb #ed51f05e
+# %% ../../nbs/api/method/53_audit.ipynb #135d6318
 def _weighted(near, part, whole):
     "Mean over pixels of the weight of a part of the segments within a whole, where the whole has any, in percent"
     of = (near*whole).sum(1)
     return float(100*((near*(part & whole)).sum(1)/of)[of > 0].mean()) if (of > 0).any() else float('nan')
 
+# %% ../../nbs/api/method/53_audit.ipynb #ed51f05e
 def audit(
     relations,           # `Relation`s to look at
     emb:torch.Tensor,    # (B,D,h,w) raw embedding of a batch
@@ -52,8 +53,8 @@ def audit(
     of_pixel, of_segment = true_classes(seg, masks, C)
     slope = lambda relation, seg: torch.autograd.grad(relation_loss(relation, seg)[0], emb, retain_graph=True)[0]
     ideal = slope(semantic_annotation(), replace(seg, protos=replace(seg.protos, label=of_segment)))
-    other = torch.ones(len(seg.own), len(seg.protos), dtype=torch.bool, device=emb.device).scatter_(1, seg.own[:, None],
-        False)
+    other = torch.ones(len(seg.own), len(seg.protos), dtype=torch.bool, device=emb.device)
+    other.scatter_(1, seg.own[:, None], False)
     alike = (of_pixel[:, None] == of_segment) & (of_pixel < C)[:, None]
     rows, pull = {}, {}
     for r in (replace(r, anchors=1.) for r in relations):
@@ -64,8 +65,12 @@ def audit(
         near = (r.kappa*(x.detach()[asked] @ mu.detach().T - 1)).exp()
         candidate, positive, same = (o[asked] & other[asked] for o in (candidate, positive, alike))
         pull[r.name] = float(gradient.norm())
-        rows[r.name] = dict(asked=100*float(anchor.float().mean()),
-                            positive=_weighted(torch.ones_like(near), positive, candidate), right=_weighted(near, same, positive), chance=_weighted(near, same, candidate),
-            missed=_weighted(near, ~positive, candidate & same), agreement=float(torch.cosine_similarity(gradient.flatten(), ideal.flatten(), 0)))
+        rows[r.name] = dict(
+            asked=100*float(anchor.float().mean()),
+            positive=_weighted(torch.ones_like(near), positive, candidate),
+            right=_weighted(near, same, positive), chance=_weighted(near, same, candidate),
+            missed=_weighted(near, ~positive, candidate & same), gradient=None,
+            agreement=float(torch.cosine_similarity(gradient.flatten(), ideal.flatten(), 0)))
     total = sum(pull.values()) or 1.
-    return pd.DataFrame([dict(relation=name, **row, gradient=100*pull[name]/total) for name, row in rows.items()]).set_index('relation')[['asked', 'positive', 'right', 'chance', 'missed', 'gradient', 'agreement']]
+    for name, row in rows.items(): row['gradient'] = 100*pull[name]/total
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name='relation'))

@@ -33,7 +33,8 @@ def contrast_plain(
 
 # %% ../../nbs/api/method/52_contrast.ipynb #f54fbc0c
 def _chunk(x, mu, own, positive, weight, kappa, own_negative, need_grad, held):
-    "Losses (n,) of pixels against the segments `mu`, and the gradients by x and mu of their weighted sum; `positive` is (n,m), or how many of `mu`, counted from the first"
+    "Losses (n,) of pixels against the segments `mu`, and the gradients by x and mu of their weighted sum"
+    # `positive` is (n,m), or how many of `mu`, counted from the first
     e = torch.mm(kappa*x, mu.T, out=held[:len(x)*len(mu)].view(len(x), len(mu)))
     rows, leading = torch.arange(len(x), device=x.device), isinstance(positive, int)
     own_logit = e[rows, own]
@@ -60,7 +61,9 @@ def _chunk(x, mu, own, positive, weight, kappa, own_negative, need_grad, held):
 
 # %% ../../nbs/api/method/52_contrast.ipynb #6ea97698
 def _pieces(anchor, own, ids, match, image, elements):
-    "(pixels, segments, place of each pixel's own among them, positives as `_chunk` takes them), which together cover every anchor once"
+    """Pieces which together cover every anchor once
+
+    Pixels, segments, the place of each pixel's own among them, and positives as `_chunk` takes them"""
     row, everything = ids[own], torch.arange(len(ids), device=ids.device)
     key, order = (row if image is None else image[own])[anchor].sort(stable=True)
     order, (groups, counts) = anchor[order], key.unique_consecutive(return_counts=True)
@@ -92,8 +95,8 @@ class _Contrast(torch.autograd.Function):
         each = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         dx, dmu = (torch.zeros_like(x), torch.zeros_like(mu)) if need else (None, None)
         for rows, cols, own, positive in pieces:
-            each[rows], gx, gmu = _chunk(x[rows], mu[cols], own, positive, weight[rows], kappa, own_negative, need,
-                                         held)
+            of_chunk = x[rows], mu[cols], own, positive, weight[rows]
+            each[rows], gx, gmu = _chunk(*of_chunk, kappa, own_negative, need, held)
             if need:
                 dx[rows] = gx
                 dmu.index_add_(0, cols, gmu)
@@ -136,7 +139,8 @@ def contrast(
     ids:torch.Tensor, # (M,) group of each segment, -1 left out
     kappa:float,      # concentration, up to 60 in float32
     match:torch.Tensor=None, # (G,G) bool, which groups match; None is equality
-    image:torch.Tensor=None, # (M,) image of each segment: candidates are those of the same image, and the mean is over images of means over pixels
+    # (M,) image of each segment: candidates are those of the same image, the mean is over images of means over pixels
+    image:torch.Tensor=None,
     own_negative:bool=False, # may the own segment be its own negative?
     elements:int=None, # similarities held at a time; None is 2**20 on a CPU (its cache), 2**24 on a GPU
     anchors:float=1., # share of the pixels drawn as anchors

@@ -219,7 +219,7 @@ def _weights(live, lo, own, scoped):
 
 # %% ../../nbs/api/method/51_fused.ipynb #a1f0359b
 def _blocks(key, groups):
-    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody; how many are used; there are at most so many `groups`"
+    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody, and how many are used; at most `groups` keys"
     n = len(key)
     key, order = key.sort(stable=True)
     step = torch.arange(n, device=key.device) - torch.searchsorted(key, key) # within its key
@@ -243,6 +243,18 @@ def _order(own, ids, match, image, anchors):
     blocks = torch.stack([ids[lead], lo[lead], hi[lead]], 1).where(slot[::BLOCK, None] >= 0, 0)
     codes = ids.int() if match is None else match.byte()[:, ids].contiguous()
     return own.int(), _weights(live, lo, own, image is not None), slot, used, blocks.int(), codes, keep, place
+
+# %% ../../nbs/api/method/51_fused.ipynb #09f3318b
+def _gradients(ctx, grad):
+    "Gradients by the features and by the prototypes, these in the order in which they were given"
+    *tensors, used, place, factor = ctx.saved_tensors
+    N, M, D, numbers, fixed = ctx.numbers
+    factor, (_, pixels, segments) = grad*factor, _launch(fixed['W'])
+    dx, parts = grad.new_zeros(N, D), grad.new_empty(min(PARTS, -(-N//BLOCK)), M, D)
+    with torch.cuda.device_of(grad):
+        _by_pixels[(len(tensors[5]),)](*tensors, factor, dx, M, D, *numbers, **fixed, **pixels)
+        _by_segments[(-(-M//BLOCK), len(parts))](*tensors, used, parts, M, D, *numbers, **fixed, **segments)
+    return dx, factor*parts.sum(0)[place]
 
 # %% ../../nbs/api/method/51_fused.ipynb #5de715cf
 class FusedContrast(torch.autograd.Function):
@@ -279,14 +291,7 @@ class FusedContrast(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        *tensors, used, place, factor = ctx.saved_tensors
-        N, M, D, numbers, fixed = ctx.numbers
-        factor, (_, pixels, segments) = grad*factor, _launch(fixed['W'])
-        dx, parts = grad.new_zeros(N, D), grad.new_empty(min(PARTS, -(-N//BLOCK)), M, D)
-        with torch.cuda.device_of(grad):
-            _by_pixels[(len(tensors[5]),)](*tensors, factor, dx, M, D, *numbers, **fixed, **pixels)
-            _by_segments[(-(-M//BLOCK), len(parts))](*tensors, used, parts, M, D, *numbers, **fixed, **segments)
-        return dx, factor*parts.sum(0)[place], *[None]*7
+        return *_gradients(ctx, grad), *[None]*7
 
 # %% ../../nbs/api/method/51_fused.ipynb #31586609
 @lru_cache(maxsize=None)

@@ -9,6 +9,7 @@ __all__ = ['MemoryBank']
 from collections import deque
 
 import torch
+from fastcore.basics import patch
 
 from ..core import SpmlError
 from .segments import Prototypes
@@ -43,14 +44,19 @@ class MemoryBank:
         joined.tags = torch.cat([protos.tags, *(p.tags for p in reversed(self.batches))])
         return joined
 
-    def state_dict(self)->dict:
-        "Tensors of the bank by name"
-        return {f'{i}.{k}': v for i,p in enumerate(self.batches) for k,v in vars(p).items()}
+# %% ../../nbs/api/method/54_memory.ipynb #70e87a18
+@patch
+def state_dict(self:MemoryBank)->dict:
+    "Tensors of the bank by name"
+    return {f'{i}.{k}': v for i,p in enumerate(self.batches) for k,v in vars(p).items()}
 
-    def load_state_dict(self,
-        state:dict, # what `state_dict` gave
-    ):
-        "Put the tensors back"
-        n = len({k.split('.')[0] for k in state})
-        self.batches.clear()
-        for i in range(n): self.batches.append(Prototypes(**{k.split('.')[1]: v for k,v in state.items() if k.split('.')[0] == str(i)}))
+@patch
+def load_state_dict(self:MemoryBank,
+    state:dict, # what `state_dict` gave
+):
+    "Put the tensors back"
+    n = len({k.split('.')[0] for k in state})
+    self.batches.clear()
+    for i in range(n):
+        kept = {k.split('.')[1]: v for k, v in state.items() if k.split('.')[0] == str(i)}
+        self.batches.append(Prototypes(**kept))

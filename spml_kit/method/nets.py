@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureInfo
 from torch import nn
@@ -27,7 +28,7 @@ def unit(
     x:torch.Tensor, # features, any shape
     dim:int=-1,     # dimension that holds the feature
 )->torch.Tensor: # the same shape, length 1 (or 0) along `dim`, float32 or float64
-    "Scale features to unit length; zero stays zero; half precision becomes float32, where squares neither vanish nor overflow"
+    "Scale features to unit length; zero stays zero; half precision becomes float32, which holds all their squares"
     x = x.float() if x.dtype in (torch.half, torch.bfloat16) else x
     return x / x.norm(dim=dim, keepdim=True).clamp_min(1e-12)
 
@@ -99,7 +100,8 @@ class DepthwiseDilated(nn.Conv2d):
         k, d = layer.kernel_size[0], layer.dilation[0]
         return (layer.groups == layer.in_channels == layer.out_channels and k % 2 == 1 and d > 1
                 and layer.kernel_size == (k, k) and layer.dilation == (d, d)
-                and layer.padding == (d*(k//2),)*2 and layer.padding_mode == 'zeros' and layer.stride == (1, 1) and layer.bias is None)
+                and layer.padding == (d*(k//2),)*2 and layer.padding_mode == 'zeros'
+                and layer.stride == (1, 1) and layer.bias is None)
 
     def forward(self,
         x:torch.Tensor, # (B,C,H,W)
@@ -123,19 +125,22 @@ def image_tensor(
 class AdaptedNet(nn.Module):
     "Any network as a backbone"
     def __init__(self,
-        net:nn.Module, # (B,3,H,W) to a list of maps (B,C,h,w), finest first; `mean` and `std`, three numbers each, if it wants other colours than ImageNet's
+        # (B,3,H,W) to a list of maps (B,C,h,w), finest first; `mean` and `std`, three numbers each, if it wants other
+        # colours than ImageNet's
+        net:nn.Module,
     ):
         super().__init__()
-        self.net, self.mean, self.std = net, *(list(getattr(net, k, o))
-                                               for k, o in (('mean', IMAGENET_DEFAULT_MEAN),
-                                                            ('std', IMAGENET_DEFAULT_STD)))
+        self.net = net
+        self.mean = list(getattr(net, 'mean', IMAGENET_DEFAULT_MEAN))
+        self.std = list(getattr(net, 'std', IMAGENET_DEFAULT_STD))
         was, net = net.training, net.eval()
         with torch.no_grad(): maps = net(torch.zeros(1, 3, 256, 256))
         net.train(was)
         if not isinstance(maps, (list, tuple)) or not all(isinstance(m, torch.Tensor) and m.ndim == 4 for m in maps):
             raise SpmlError(f"{type(net).__name__} is no backbone: of an image (1,3,256,256) it must make a list of "
                             f"maps (1,C,h,w)")
-        self.feature_info = FeatureInfo([dict(num_chs=m.shape[1], reduction=round(256/m.shape[-1]), module='') for m in maps], [*range(len(maps))])
+        self.feature_info = FeatureInfo(
+            [dict(num_chs=m.shape[1], reduction=round(256/m.shape[-1]), module='') for m in maps], [*range(len(maps))])
 
     def forward(self, x): return list(self.net(x))
 
@@ -152,7 +157,8 @@ def _packaged_weights(name):
 
 # %% ../../nbs/api/method/40_nets.ipynb #1d27eb84
 def create_backbone(
-    name:str='tf_efficientnet_lite0', # timm name, or package.module:name of a function that makes a module for `AdaptedNet`
+    # timm name, or package.module:name of a function that makes a module for `AdaptedNet`
+    name:str='tf_efficientnet_lite0',
     output_stride:int=16, # 8, 16 or 32; a module of one's own has its own
     pretrained:bool=True, # ImageNet weights?
     weights:str=None,     # a state-dict file of one's own (timm's names), instead of `pretrained`
@@ -240,8 +246,8 @@ class PSP(nn.Module):
         width:int=512, # channels of each branch
     ):
         super().__init__()
-        block = lambda n, k: nn.Sequential(nn.Conv2d(n, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width),
-                                           nn.ReLU())
+        conv = lambda n, k: nn.Conv2d(n, width, k, padding=k//2, bias=False)
+        block = lambda n, k: nn.Sequential(conv(n, k), nn.BatchNorm2d(width), nn.ReLU())
         self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(b), *block(n_in, 1)) for b in bins)
         self.last = nn.Sequential(*block(n_in + len(bins)*width, 3), nn.Conv2d(width, n_out, 1))
 
@@ -258,7 +264,7 @@ class BackboneNet(nn.Module):
         pretrained:bool=True, # ImageNet weights?
         weights:str=None,     # state dict of one's own
         freeze_bn:bool=True,  # keep the backbone's batch norm statistics?
-        precision:str='float32', # in which it trains: 'float32' or 'bfloat16', the latter for GPUs; weights and maps stay float32
+        precision:str='float32', # in which it trains; 'bfloat16' is for GPUs, weights and maps stay float32
         checkpointing:bool=False, # gradient checkpointing: less memory, a second forward pass
         compiled:bool=False,  # `torch.compile` it at its first use?
         **kwargs, # further arguments of `timm.create_model`
@@ -266,13 +272,15 @@ class BackboneNet(nn.Module):
         super().__init__()
         if precision not in ('float32', 'bfloat16'):
             raise SpmlError(f"precision '{precision}' is not float32 or bfloat16")
-        self.backbone, self.freeze_bn, cfg = create_backbone(backbone, output_stride, pretrained, weights, **kwargs), freeze_bn, None if ':' in backbone else timm.get_pretrained_cfg(backbone)
+        self.backbone = create_backbone(backbone, output_stride, pretrained, weights, **kwargs)
+        self.freeze_bn = freeze_bn
+        cfg = None if ':' in backbone else timm.get_pretrained_cfg(backbone)
         self.precision = precision
         if checkpointing: checkpoint_blocks(self.backbone)
         if compiled: self.compile()
-        self.register_buffer('mean', torch.tensor(cfg.mean if cfg else self.backbone.mean).view(3, 1, 1),
-                             persistent=False)
-        self.register_buffer('std', torch.tensor(cfg.std if cfg else self.backbone.std).view(3, 1, 1), persistent=False)
+        colours = cfg or self.backbone
+        self.register_buffer('mean', torch.tensor(colours.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(colours.std).view(3, 1, 1), persistent=False)
 
     def train(self, mode=True):
         super().train(mode)
@@ -281,30 +289,34 @@ class BackboneNet(nn.Module):
                 if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
         return self
 
-    def features(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->list: # of the backbone's maps, finest first
-        "Feature maps"
-        with self.lowered(x):
-            maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
-        return [self.raised(m) for m in maps]
+# %% ../../nbs/api/method/40_nets.ipynb #06c1c866
+@patch
+def features(self:BackboneNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->list: # of the backbone's maps, finest first
+    "Feature maps"
+    with self.lowered(x):
+        maps = self.backbone(((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last))
+    return [self.raised(m) for m in maps]
 
-    @property
-    def low(self)->bool:
-        "Does it compute in bfloat16 now?"
-        return self.training and self.precision == 'bfloat16'
+@patch(as_prop=True)
+def low(self:BackboneNet)->bool:
+    "Does it compute in bfloat16 now?"
+    return self.training and self.precision == 'bfloat16'
 
-    def lowered(self,
-        x:torch.Tensor, # on the device where it runs
-    ): # context
-        "Where the network computes in its own precision"
-        return torch.autocast(x.device.type, torch.bfloat16) if self.low else nullcontext()
+@patch
+def lowered(self:BackboneNet,
+    x:torch.Tensor, # on the device where it runs
+): # context
+    "Where the network computes in its own precision"
+    return torch.autocast(x.device.type, torch.bfloat16) if self.low else nullcontext()
 
-    def raised(self,
-        x:torch.Tensor, # made by the network
-    )->torch.Tensor: # float32 after bfloat16, else as it is
-        "What leaves the network"
-        return x.float() if self.low else x
+@patch
+def raised(self:BackboneNet,
+    x:torch.Tensor, # made by the network
+)->torch.Tensor: # float32 after bfloat16, else as it is
+    "What leaves the network"
+    return x.float() if self.low else x
 
 # %% ../../nbs/api/method/40_nets.ipynb #0e35a693
 class EmbedNet(BackboneNet):
@@ -336,34 +348,39 @@ class EmbedNet(BackboneNet):
         if ':' not in backbone: # a module of one's own says itself what learns
             for p in self.frozen(): p.requires_grad_(False)
 
-    def frozen(self)->list:
-        "Parameters up to stride 4, which never change"
-        info = self.backbone.feature_info
-        if 4 not in info.reduction():
-            raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
-        last = info.module_name()[info.reduction().index(4)]
-        named = list(self.backbone.named_parameters()) # in the order in which they run
-        end = max(i for i,(name,_) in enumerate(named) if name.startswith((f'{last}.', f"{last.replace('.', '_')}.")))
-        return [p for _,p in named[:end+1]]
+# %% ../../nbs/api/method/40_nets.ipynb #132db6a0
+@patch
+def frozen(self:EmbedNet)->list:
+    "Parameters up to stride 4, which never change"
+    info = self.backbone.feature_info
+    if 4 not in info.reduction():
+        raise SpmlError(f"backbone has no map of stride 4 (its strides: {info.reduction()}); choose another")
+    last = info.module_name()[info.reduction().index(4)]
+    named = list(self.backbone.named_parameters()) # in the order in which they run
+    end = max(i for i,(name,_) in enumerate(named) if name.startswith((f'{last}.', f"{last.replace('.', '_')}.")))
+    return [p for _,p in named[:end+1]]
 
-    def forward(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->torch.Tensor: # (B,D,h,w) raw embedding, at stride 4 (stride 8 where output_stride=16 without laterals)
-        "Raw embedding"
-        return self.look(x)[1]
+# %% ../../nbs/api/method/40_nets.ipynb #0a3687e1
+@patch
+def forward(self:EmbedNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->torch.Tensor: # (B,D,h,w) raw embedding, at stride 4 (stride 8 where output_stride=16 without laterals)
+    "Raw embedding"
+    return self.look(x)[1]
 
-    def look(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # list of the backbone's maps, finest first; (B,D,h,w) raw embedding
-        "Feature maps and raw embedding"
-        maps = self.features(x)
-        with self.lowered(x):
-            y = self.head(maps[-1])
-            for i, conv in reversed(self.lateral.items()):
-                z = conv(maps[int(i)])
-                y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
-        y = self.raised(y)
-        return maps, y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
+@patch
+def look(self:EmbedNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->tuple: # list of the backbone's maps, finest first; (B,D,h,w) raw embedding
+    "Feature maps and raw embedding"
+    maps = self.features(x)
+    with self.lowered(x):
+        y = self.head(maps[-1])
+        for i, conv in reversed(self.lateral.items()):
+            z = conv(maps[int(i)])
+            y = self.smooth[i](F.relu(z + F.interpolate(y, z.shape[-2:], mode='bilinear', align_corners=False)))
+    y = self.raised(y)
+    return maps, y if self.lateral else F.interpolate(y, scale_factor=2, mode='bilinear', align_corners=False)
 
 # %% ../../nbs/api/method/40_nets.ipynb #cfed59f0
 _PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3e-4, out_indices=(1, 2, 3, 4),
@@ -403,7 +420,8 @@ class SegNet(nn.Module):
     "Embedding network and softmax head in one"
     def __init__(self,
         embed:nn.Module, # (B,3,H,W) to (B,D,h,w)
-        head:nn.Module,  # (B,D,h,w) unit embedding to (B,C,h,w) logits; with `sees_features` True, of (feature maps, unit embedding)
+        # (B,D,h,w) unit embedding to (B,C,h,w) logits; with `sees_features` True, of (feature maps, unit embedding)
+        head:nn.Module,
         detach:bool=True, # keep the head's gradient out of the embedding? True is SPML, False plain training
     ):
         super().__init__()

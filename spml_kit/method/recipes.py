@@ -10,6 +10,8 @@ __all__ = ['PAPER_WEIGHTS', 'SCRIPT_WEIGHTS', 'TRAINED_AS', 'PAPER_TRAINING', 'R
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from math import inf
 
+from fastcore.basics import patch
+
 from ..core import SpmlError, did_you_mean, merged, renamed_keys
 from .relations import feature_affinity, image_similarity, semantic_annotation, semantic_cooccurrence
 
@@ -55,7 +57,9 @@ def paper_weights(
 def paper_relations(
     annotation:str, # 'tags', 'boxes', 'points', 'scribbles' or 'keypoints'
     reference_scale:bool=False, # the released scripts' scale instead of the paper's?
-    changes:dict=None, # name of a relation to those arguments of its function that are not the paper's (None: the paper's after all); one that the paper leaves out enters when it is given a weight
+    # name of a relation to those arguments of its function that are not the paper's (None: the paper's after all); one
+    # that the paper leaves out enters when it is given a weight
+    changes:dict=None,
 )->list: # of `Relation`
     "The relations of an annotation type, as the paper weighs them"
     w = paper_weights(annotation, reference_scale)
@@ -75,8 +79,9 @@ def paper_relations(
 # %% ../../nbs/api/method/58_recipes.ipynb #37237063
 # Least value of each number, and what it must stay below; `above`: the least value itself is too small
 _RANGES = dict(dim=(1, inf), grid=(1, inf), iterations=(0, inf), embedding_scale=(0, inf), memory=(0, inf),
-               dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf), drops=(0, 1),
-               bs=(1, inf), crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
+               dropout=(0, 1), lr=(0, inf), multipliers=(0, inf), wd=(0, inf), warmup=(0, inf), power=(0, inf),
+               drops=(0, 1), bs=(1, inf),
+               crop=(1, inf), scale=(0, inf), steps=(1, inf), infer_grid=(1, inf))
 _ABOVE = 'lr', 'scale'
 
 def _check_range(name, value, kind):
@@ -87,6 +92,28 @@ def _check_range(name, value, kind):
     if not (least < value if name in _ABOVE else least <= value) or not value < below:
         raise SpmlError(f"recipe: {name} = {value} must be {'above' if name in _ABOVE else 'at least'} {least} and "
                         f"{'finite' if below == inf else f'below {below}'}")
+
+# %% ../../nbs/api/method/58_recipes.ipynb #f0a1ac58
+def _check_recipe(recipe):
+    "Kinds and ranges of the entries of a recipe"
+    for f in fields(recipe):
+        value, default = getattr(recipe, f.name), {} if f.default is MISSING else f.default
+        kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
+        if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
+            raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not "
+                            f"{type(default).__name__}, such as {default!r}")
+        if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2:
+            raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
+        for v in value if isinstance(value, (tuple, list)) else [value]:
+            _check_range(f.name, v,
+                         float if default == () else type(default[0] if isinstance(default, tuple) else default))
+    if not 2 <= len(recipe.multipliers) <= 4:
+        raise SpmlError(f"recipe: multipliers = {recipe.multipliers!r}: four numbers for an embedding network, three "
+                        f"for a classifier of tags, two for a head")
+    if not recipe.scale[0] <= recipe.scale[1]:
+        raise SpmlError(f"recipe: scale = {recipe.scale!r}: the smaller size comes first")
+    if recipe.optimiser not in ('adamw', 'sgd'):
+        raise SpmlError(f"recipe: optimiser '{recipe.optimiser}' is not adamw or sgd")
 
 # %% ../../nbs/api/method/58_recipes.ipynb #281cdcbe
 @dataclass(frozen=True)
@@ -116,39 +143,24 @@ class Recipe:
     infer_grid:tuple = (12, 12) # k-means clusters at inference
     source:str = ''       # where the numbers come from
 
-    def __post_init__(self):
-        for f in fields(self):
-            value, default = getattr(self, f.name), {} if f.default is MISSING else f.default
-            kinds = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
-            if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(default, bool):
-                raise SpmlError(f"recipe: {f.name} = {value!r} is of type {type(value).__name__}, not "
-                                f"{type(default).__name__}, such as {default!r}")
-            if f.name in ('grid', 'infer_grid', 'scale') and len(value) != 2:
-                raise SpmlError(f"recipe: {f.name} = {value!r} must be two numbers, such as {default!r}")
-            for v in value if isinstance(value, (tuple, list)) else [value]:
-                _check_range(f.name, v,
-                             float if default == () else type(default[0] if isinstance(default, tuple) else default))
-        if not 2 <= len(self.multipliers) <= 4:
-            raise SpmlError(f"recipe: multipliers = {self.multipliers!r}: four numbers for an embedding network, three "
-                            f"for a classifier of tags, two for a head")
-        if not self.scale[0] <= self.scale[1]:
-            raise SpmlError(f"recipe: scale = {self.scale!r}: the smaller size comes first")
-        if self.optimiser not in ('adamw', 'sgd'):
-            raise SpmlError(f"recipe: optimiser '{self.optimiser}' is not adamw or sgd")
+    def __post_init__(self): _check_recipe(self)
 
-    def settings(self)->dict:
-        "The entries, as json holds them; those that earlier versions had not, only where they are used"
-        return {k: v for k, v in asdict(self).items() if k != 'drops' or v}
+# %% ../../nbs/api/method/58_recipes.ipynb #a5c7de75
+@patch
+def settings(self:Recipe)->dict:
+    "The entries, as json holds them; those that earlier versions had not, only where they are used"
+    return {k: v for k, v in asdict(self).items() if k != 'drops' or v}
 
-    def but(self, **changes)->'Recipe':
-        "The same recipe with some entries changed; of relations, those arguments that are named"
-        changes = renamed_keys(changes)
-        for name in changes:
-            if name not in vars(self):
-                raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: "
-                                f"{', '.join(sorted(vars(self)))})")
-        new = replace(self, **changes)
-        return replace(new, relations=merged(self.relations, new.relations))
+@patch
+def but(self:Recipe, **changes)->'Recipe':
+    "The same recipe with some entries changed; of relations, those arguments that are named"
+    changes = renamed_keys(changes)
+    for name in changes:
+        if name not in vars(self):
+            raise SpmlError(f"recipe has no entry '{name}'{did_you_mean(name, vars(self))} (there are: "
+                            f"{', '.join(sorted(vars(self)))})")
+    new = replace(self, **changes)
+    return replace(new, relations=merged(self.relations, new.relations))
 
 # %% ../../nbs/api/method/58_recipes.ipynb #133380a6
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512,
@@ -159,5 +171,6 @@ RECIPES = {
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING,
                         source='paper A.2 and bashscripts/voc12'),
     'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1,
-                              relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24), **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
+                              relations={'similarity': {'location': False}}, steps=45_000, infer_grid=(24, 24),
+                              **PAPER_TRAINING, source='paper A.3 and bashscripts/densepose'),
 }

@@ -105,8 +105,12 @@ def nearest_labels(
     image:torch.Tensor, # (M,) image id
     threshold:float=.95, # least cosine, -1..1
     across:bool=False,  # look in other images too?
-)->tuple: # (M,) label, -1 where no labelled segment is near enough; (M,) the labelled segment that is nearest, -1 where there is none; (M,) its cosine
-    "Spread labels to the segments that resemble labelled ones (reference `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`)"
+# (M,) label, -1 where no labelled segment is near enough; (M,) the nearest labelled segment, -1 where there is none;
+# (M,) its cosine
+)->tuple:
+    """Spread labels to the segments that resemble labelled ones
+
+    Reference: `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`"""
     gives = label < UNLABELLED
     with torch.no_grad(): near, lender = _nearest_giver(mu, gives, torch.zeros_like(image) if across else image)
     best = torch.where(gives, 1., near) # who has a label keeps it

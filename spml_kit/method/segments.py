@@ -48,7 +48,7 @@ def cluster_means(
     return unit(torch.zeros(m, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, own, x))
 
 def _moves(rows, mu, own, counted, pixels, held):
-    "Index and new cluster of those rows (n*P,D), P of each of n images, that lie nearer to another mean than to their own"
+    "Index and new cluster of those rows (n*P,D), P of each image, that lie nearer to another mean than to their own"
     n, _, k = mu.shape
     part, own, counted = rows.view(n, -1, rows.shape[1]), own.view(n, -1), counted.view(n, -1)
     for lo in range(0, part.shape[1], pixels):
@@ -108,7 +108,7 @@ def spherical_kmeans(
     valid:torch.Tensor=None, # (B,P) bool, pixels that take part; None is all
     elements:int=None, # similarities held at a time; None is 2**20 on a CPU (its cache), 2**24 on a GPU
 )->torch.Tensor: # (B,P) clusters; those of pixels that take no part mean nothing
-    "Spherical k-means of a batch of images, without gradient (reference `segsort/common.py:kmeans_with_initial_labels`)"
+    "Spherical k-means of images, without gradient (reference `segsort/common.py:kmeans_with_initial_labels`)"
     B, P, D = u.shape
     labels = labels.expand(B, P).clone()
     valid = torch.ones(B, P, dtype=torch.bool, device=u.device) if valid is None else valid
@@ -169,7 +169,8 @@ class Segments:
     )->torch.Tensor: # (B,h,w)
         "Values of valid pixels as pictures"
         values = self.own if values is None else values
-        return torch.full(self.shape, fill, dtype=values.dtype, device=values.device).flatten().index_copy(0, self.pixel, values).view(self.shape)
+        picture = torch.full(self.shape, fill, dtype=values.dtype, device=values.device)
+        return picture.flatten().index_copy(0, self.pixel, values).view(self.shape)
 
 # %% ../../nbs/api/method/42_segments.ipynb #2723f855
 def cut_segments(
@@ -203,7 +204,8 @@ def make_segments(
     grid:tuple=(6, 6),    # k-means clusters down and across
     iterations:int=10,    # of k-means
     local:torch.Tensor=None, # (h*w,L) or (B,h*w,L) what pixels know beside the embedding; None: their location
-    embedding_scale:float=1.,       # factor of the embedding in the features with location, once clusters are found; 0.1 in the paper's DensePose setting
+    # factor of the embedding in the features with location, once clusters are found; 0.1 in the paper's DensePose
+    embedding_scale:float=1.,
 )->Segments: # of the pixels that are not void
     "Cluster, cut and average (paper section 3.1; reference `embeddings/resnet_deeplab.py:generate_clusters`)"
     B, D, h, w = emb.shape
@@ -218,6 +220,6 @@ def make_segments(
     pixel = valid.flatten().nonzero()[:,0]
     v, u, cluster, labels, regions = (o.flatten(0, 1).index_select(0, pixel) for o in (v, u, cluster, labels, regions))
     own, label, region, image = cut_segments(cluster, labels, regions, pixel//(h*w), k)
-    protos = Prototypes(cluster_means(v, own, len(label)), cluster_means(u, own, len(label)), label, region, image,
-                        tags)
+    mu, mu_loc = (cluster_means(o, own, len(label)) for o in (v, u))
+    protos = Prototypes(mu, mu_loc, label, region, image, tags)
     return Segments(v, u, own, pixel, (B, h, w), protos)

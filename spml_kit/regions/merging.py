@@ -26,7 +26,8 @@ def waterpixels(
 )->np.ndarray: # (H,W) int32 ids 0..R-1, each 4-connected
     "Superpixels: watershed of the contours from one seed per cell of a grid"
     contours = np.asarray(contours, np.float64)
-    if contours.ndim != 2 or not contours.size or not np.isfinite(contours).all(): raise SpmlError(f"contours must be a finite (H,W) map, got shape {contours.shape}")
+    if contours.ndim != 2 or not contours.size or not np.isfinite(contours).all():
+        raise SpmlError(f"contours must be a finite (H,W) map, got shape {contours.shape}")
     if side < 1: raise SpmlError(f"side {side}: a cell has at least one pixel")
     rows, cols = (np.linspace(0, n, max(1, round(n/side)) + 1).round().astype(int) for n in contours.shape)
     seeds, number = np.zeros(contours.shape, np.int32), 0
@@ -138,7 +139,8 @@ def merge(self:RegionPairs,
     "Add up two regions"
     self.histograms[c], self.area[c] = self.histograms[a] + self.histograms[b], self.area[a] + self.area[b]
     self.root[c] = np.sqrt(self.histograms[c]/self.area[c])
-    turn = np.array([e for x, e in one.items() if x > a] + [e for x, e in two.items() if x > b], int) # c is larger than any
+    # c is larger than any
+    turn = np.array([e for x, e in one.items() if x > a] + [e for x, e in two.items() if x > b], int)
     self.bands[2*turn], self.bands[2*turn + 1] = self.bands[2*turn + 1].copy(), self.bands[2*turn].copy()
     joint = [x for x in one if x in two]
     i, j = (np.array([d[x] for x in joint], int) for d in (one, two))
@@ -182,7 +184,7 @@ def merge_order(
         merges.append((a, b, -s))
     return merges
 
-# %% ../../nbs/api/regions/23a_merging.ipynb #23a000a0
+# %% ../../nbs/api/regions/23a_merging.ipynb #23a000a1
 def merge_regions(
     image:np.ndarray,    # (H,W,3) uint8 RGB, at least 2x2
     contours=gradient_contours, # image to (H,W) boundary strength, 0..1
@@ -191,7 +193,9 @@ def merge_regions(
     cues:str='both',     # 'both', 'content' or 'border'
 )->Hierarchy: # leaves are the superpixels
     "Tree of regions by merging superpixels, most similar first"
-    if getattr(image, 'dtype', None) != np.uint8: raise SpmlError(f"image has dtype {getattr(image, 'dtype', type(image).__name__)}: give (H,W,3) uint8 RGB, 0..255")
+    if getattr(image, 'dtype', None) != np.uint8:
+        given = getattr(image, 'dtype', type(image).__name__)
+        raise SpmlError(f"image has dtype {given}: give (H,W,3) uint8 RGB, 0..255")
     strength = contours(image)
     ids = waterpixels(strength, side)
     pairs = RegionPairs(image, strength, ids, cues)
@@ -207,7 +211,9 @@ def region_proposals(
     most:int=100,        # keep so many, of the highest contrast; ties to the smaller node
 )->np.ndarray: # (P,H,W) bool, highest contrast first
     "Masks of the nodes of a tree"
-    if not 0 <= area[0] <= area[1] <= 1 or most < 1: raise SpmlError(f"region_proposals(area={area}, most={most}): shares 0 <= smallest <= largest <= 1, at least one proposal")
+    if not 0 <= area[0] <= area[1] <= 1 or most < 1:
+        raise SpmlError(f"region_proposals(area={area}, most={most}): shares 0 <= smallest <= largest <= 1, "
+                        f"at least one proposal")
     n, total = tree.n_pieces, len(tree.parents)
     inside = np.eye(total, n, dtype=bool) # which leaves a node holds
     for node in range(total - 1): inside[tree.parents[node]] |= inside[node]
@@ -225,11 +231,13 @@ def snap_labels(
 )->np.ndarray: # (H,W) of the same type
     "Give regions the class of most of their labelled pixels; ties to the smallest class"
     labels, regions = np.asarray(labels), np.asarray(regions)
-    if labels.shape != regions.shape: raise SpmlError(f"labels have shape {labels.shape}, the regions {regions.shape}: they must agree")
+    if labels.shape != regions.shape:
+        raise SpmlError(f"labels have shape {labels.shape}, the regions {regions.shape}: they must agree")
     if not 0 <= least <= 1: raise SpmlError(f"least {least} is outside 0..1")
     known = labels < MAX_CLASSES
     if not known.any(): return labels.copy()
     classes = int(labels[known].max()) + 1
-    votes = np.bincount(regions[known].astype(np.int64)*classes + labels[known], minlength=(int(regions.max()) + 1)*classes).reshape(-1, classes)
+    pairs, n_regions = regions[known].astype(np.int64)*classes + labels[known], int(regions.max()) + 1
+    votes = np.bincount(pairs, minlength=n_regions*classes).reshape(-1, classes)
     sure = (votes.sum(1) > 0) & (votes.max(1) >= least*votes.sum(1))
     return np.where(sure[regions] & (labels != VOID), votes.argmax(1)[regions], labels).astype(labels.dtype)

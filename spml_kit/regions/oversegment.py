@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core import SpmlError
@@ -32,22 +33,11 @@ class Hierarchy:
         "Regions of the finest cut"
         return (len(self.parents) + 1)//2
 
-    def regions(self,
-        n:int=None,          # at most so many regions, and exactly so many where the watershed has as many pieces
-        threshold:float=None, # or: undo the merges above this strength, 0..1
-    )->np.ndarray: # (H,W) int32, ids 0..R-1
-        "Cut the tree, by number or by strength"
-        if (n is None) == (threshold is None): raise SpmlError(f"regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
-        if n is None: n = 1 + int((self.altitudes[self.n_pieces:] > threshold).sum())
-        if n < 1: raise SpmlError(f"regions(n={n}): at least one region is needed")
-        kept = len(self.parents) - (min(n, self.n_pieces) - 1) # nodes from here on are merges that the cut undoes
-        top = np.where(self.parents < kept, self.parents, np.arange(len(self.parents)))
-        while not np.array_equal(top, top[top]): top = top[top]
-        return np.unique(top[:self.n_pieces], return_inverse=True)[1].astype(np.int32)[self.pieces]
-
     @cached_property
     def ucm(self)->np.ndarray:
-        "(2H-1,2W-1) float32: at odd positions, the strength at which the pixels on both sides merge (ultrametric contour map)"
+        """(2H-1,2W-1) float32 ultrametric contour map
+
+        At odd positions, the strength at which the pixels on both sides merge."""
         H, W = self.pieces.shape
         out = np.zeros((2*H - 1, 2*W - 1), np.float32)
         if self.n_pieces == 1: return out
@@ -59,6 +49,23 @@ class Hierarchy:
         out[1::2, ::2] = meet(self.pieces[:-1], self.pieces[1:])
         out[1::2, 1::2] = np.max([out[:-1:2, 1::2], out[2::2, 1::2], out[1::2, :-1:2], out[1::2, 2::2]], axis=0)
         return out
+
+# %% ../../nbs/api/regions/22_oversegment.ipynb #6a67f74e
+@patch
+def regions(self:Hierarchy,
+    n:int=None,          # at most so many regions, and exactly so many where the watershed has as many pieces
+    threshold:float=None, # or: undo the merges above this strength, 0..1
+)->np.ndarray: # (H,W) int32, ids 0..R-1
+    "Cut the tree, by number or by strength"
+    if (n is None) == (threshold is None):
+        raise SpmlError(f"regions(n={n}, threshold={threshold}): give the number of regions or a threshold, "
+                        f"one of the two")
+    if n is None: n = 1 + int((self.altitudes[self.n_pieces:] > threshold).sum())
+    if n < 1: raise SpmlError(f"regions(n={n}): at least one region is needed")
+    kept = len(self.parents) - (min(n, self.n_pieces) - 1) # nodes from here on are merges that the cut undoes
+    top = np.where(self.parents < kept, self.parents, np.arange(len(self.parents)))
+    while not np.array_equal(top, top[top]): top = top[top]
+    return np.unique(top[:self.n_pieces], return_inverse=True)[1].astype(np.int32)[self.pieces]
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #e1d56450
 def hierarchy_of(
@@ -75,10 +82,12 @@ def hierarchy_of(
     touching = hg.CptHierarchy.get_leaf_graph(tree) # the pieces and which of them touch
     pieces, L = hg.CptRegionAdjacencyGraph.get_vertex_map(touching), tree.num_leaves()
     if L > 1:
-        tree, altitudes = hg.bpt_canonical(touching, hg.saliency(tree, altitudes, handle_rag=False)) # the same tree, one edge for each merge
+        # the same tree, one edge for each merge
+        tree, altitudes = hg.bpt_canonical(touching, hg.saliency(tree, altitudes, handle_rag=False))
         area = hg.accumulate_sequential(tree, np.bincount(pieces).astype(float), hg.Accumulators.sum)
         smaller = hg.accumulate_parallel(tree, area, hg.Accumulators.min)[L:]
-        tree, altitudes = hg.bpt_canonical(hg.CptBinaryHierarchy.get_mst(tree), altitudes[L:]*(smaller/pieces.size)**size)
+        altitudes = altitudes[L:]*(smaller/pieces.size)**size
+        tree, altitudes = hg.bpt_canonical(hg.CptBinaryHierarchy.get_mst(tree), altitudes)
     return Hierarchy(pieces.reshape(contours.shape).astype(np.int32), tree.parents().astype(np.int64), altitudes)
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #82d89c35
@@ -91,7 +100,9 @@ def as_regions(
     if isinstance(made, Hierarchy): return made.regions(n, threshold)
     made = np.asarray(made)
     if made.dtype.kind in 'fb': return hierarchy_of(made).regions(n, threshold)
-    if made.ndim != 2 or made.dtype.kind not in 'iu': raise SpmlError(f"regions are an (H,W) map of whole numbers, a Hierarchy or contours; this is {made.shape} {made.dtype}")
+    if made.ndim != 2 or made.dtype.kind not in 'iu':
+        raise SpmlError(f"regions are an (H,W) map of whole numbers, a Hierarchy or contours; "
+                        f"this is {made.shape} {made.dtype}")
     return np.unique(made, return_inverse=True)[1].astype(np.int32).reshape(made.shape)
 
 def oversegment(
@@ -122,9 +133,13 @@ class RegionCache:
         self.folder = Path(folder)
         path = self.folder/'settings.json'
         if settings is not None: claim_folder(self.folder, settings)
-        elif not path.exists(): raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with prepare_regions(images, {str(folder)!r}, n=...)")
+        elif not path.exists():
+            raise SpmlError(f"{self.folder}: no regions here ({path.name} is missing); make them with "
+                            f"prepare_regions(images, {str(folder)!r}, n=...)")
         self.settings = read_json(path)
-        if settings is None and 'contours' not in self.settings: raise SpmlError(f"{self.folder}: {path.name} is not that of regions; make them with prepare_regions(images, FOLDER, n=...)")
+        if settings is None and 'contours' not in self.settings:
+            raise SpmlError(f"{self.folder}: {path.name} is not that of regions; make them with "
+                            f"prepare_regions(images, FOLDER, n=...)")
 
     def path(self,
         name:str, # name of an image
@@ -132,24 +147,31 @@ class RegionCache:
         "Where the regions of an image are"
         return inside(self.folder, name, '.png')
 
-    def read(self,
-        name:str,        # name of an image
-        size:tuple=None, # (H,W) that they must have
-    )->np.ndarray: # (H,W) int32
-        "Regions of an image"
-        regions = read_index_png(self.path(name)).astype(np.int32)
-        if size is not None and regions.shape != tuple(size):
-            raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image {size[0]}x{size[1]} (height x width); they were made with max_size={self.settings.get('max_size')}: give the image set the same, or make regions of another size in another folder")
-        return regions
+# %% ../../nbs/api/regions/22_oversegment.ipynb #93e6e727
+@patch
+def read(self:RegionCache,
+    name:str,        # name of an image
+    size:tuple=None, # (H,W) that they must have
+)->np.ndarray: # (H,W) int32
+    "Regions of an image"
+    regions = read_index_png(self.path(name)).astype(np.int32)
+    if size is not None and regions.shape != tuple(size):
+        raise SpmlError(f"{self.path(name)}: regions are {regions.shape[0]}x{regions.shape[1]}, the image "
+                        f"{size[0]}x{size[1]} (height x width); they were made with "
+                        f"max_size={self.settings.get('max_size')}: give the image set the same, "
+                        f"or make regions of another size in another folder")
+    return regions
 
-    def write(self,
-        name:str,           # name of an image
-        regions:np.ndarray, # (H,W) ids 0..65535
-    ):
-        "Keep the regions of an image"
-        write_index_png(self.path(name), regions)
+@patch
+def write(self:RegionCache,
+    name:str,           # name of an image
+    regions:np.ndarray, # (H,W) ids 0..65535
+):
+    "Keep the regions of an image"
+    write_index_png(self.path(name), regions)
 
-    def __contains__(self, name): return holds_ids(self.path(name))
+@patch
+def __contains__(self:RegionCache, name): return holds_ids(self.path(name))
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #416b6a2d
 MANY = 8 # images that `.many` gets at a time
@@ -185,54 +207,90 @@ def _seconds(image, contours):
     as_regions(contours(part := image[y:y + 256, x:x + 256]), n=1)
     return (time.perf_counter() - start)*h*w/part[..., 0].size
 
+# %% ../../nbs/api/regions/22_oversegment.ipynb #ddfb23a3
+class _Attempts:
+    "Calls for one image each; errors are kept under its name, those of the disk are raised"
+    def __init__(self, names): self.names, self.failed = names, {}
+
+    def __call__(self, i, f, *args): # the result of f, or None after an error of image i
+        try: return f(*args)
+        except Exception as e:
+            if disk_fault(e): raise
+            self.failed[self.names[i]] = e
+
+def _check_asked(n, threshold, contours, workers):
+    "Refuse what cannot be done"
+    if (n is None) == (threshold is None):
+        raise SpmlError(f"prepare_regions(n={n}, threshold={threshold}): give the number of regions or a threshold, "
+                        f"one of the two")
+    if n is not None and not 1 <= n <= 65536 or workers < 0:
+        raise SpmlError(f"prepare_regions(n={n}, workers={workers}): 1 to 65536 regions, 0 workers or more")
+    if workers and not hasattr(contours, 'many') and contours.__module__ == '__main__':
+        raise SpmlError(f"contours function '{_name_of(contours)}' is defined in this notebook or script: other "
+                        f"processes cannot import it; use workers=0 or put it into a module")
+
+def _name_of(contours): return getattr(contours, '__qualname__', type(contours).__qualname__)
+
+# %% ../../nbs/api/regions/22_oversegment.ipynb #dfbd9dfa
+def _tell_duration(images, todo, contours, workers, attempt):
+    "How long the regions of those images take, by the first of them, where it is long"
+    first, took = attempt(todo[0], images.image, todo[0]), 0
+    if first is None or min(first.shape[:2]) <= 1: return
+    with contextlib.suppress(Exception): # what fails fails later, and is told there
+        took = _seconds(first, contours)*len(todo)/max(1, workers if not hasattr(contours, 'many') else 1)
+    if took > 90:
+        tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: "
+                   f"regions take about {took/60:.0f} minutes")
+    elif took > 10: tqdm.write(f"{len(todo)} images: regions take about {took:.0f} seconds")
+
+def _by_workers(cache, names, jobs, settings, workers, attempt, bar):
+    "The regions of the given images in further processes"
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker) as pool:
+        waiting = {}
+        def collect(most): # waits until at most so many are under way
+            while len(waiting) > most:
+                for f in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    attempt(waiting.pop(f), f.result)
+                    bar.update()
+        try:
+            for i, given in jobs:
+                if given is None: bar.update(); continue
+                waiting[pool.submit(_prepare_one, cache, names[i], given, *settings)] = i
+                collect(3*workers - 1) # a few images ahead, not all in memory
+            collect(0)
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+
 # %% ../../nbs/api/regions/22_oversegment.ipynb #8bfa90c3
 def prepare_regions(
     images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8
     folder,              # where the PNGs go
     n:int=None,          # at most so many regions per image
     threshold:float=None, # or: cut at this strength, 0..1
-    contours=gradient_contours, # image to (H,W) boundary strength, 0..1, or whatever else `as_regions` takes; `.many`, if it has it, takes a list of images; `.source` names it in the settings
+    # image to (H,W) boundary strength, 0..1, or whatever else `as_regions` takes; `.many`, if it has it, takes a list
+    # of images; `.source` names it in the settings
+    contours=gradient_contours,
     workers:int=0,       # processes; 0: none beside this one
     progress:bool=True,  # show a bar?
 )->RegionCache: # of the whole set
     "Make the regions of a set of images; goes on where it was interrupted"
-    if (n is None) == (threshold is None): raise SpmlError(f"prepare_regions(n={n}, threshold={threshold}): give the number of regions or a threshold, one of the two")
-    if n is not None and not 1 <= n <= 65536 or workers < 0: raise SpmlError(f"prepare_regions(n={n}, workers={workers}): 1 to 65536 regions, 0 workers or more")
-    name, many = getattr(contours, '__qualname__', type(contours).__qualname__), hasattr(contours, 'many')
-    if workers and not many and contours.__module__ == '__main__':
-        raise SpmlError(f"contours function '{name}' is defined in this notebook or script: other processes cannot import it; use workers=0 or put it into a module")
-    source = getattr(contours, 'source', f'{contours.__module__}.{name}')
-    cache = RegionCache(folder, dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None)))
-    todo, failed = [i for i in range(len(images)) if images.names[i] not in cache], {}
+    _check_asked(n, threshold, contours, workers)
+    source = getattr(contours, 'source', f'{contours.__module__}.{_name_of(contours)}')
+    made_by = dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None))
+    cache, attempt = RegionCache(folder, made_by), _Attempts(images.names)
+    todo = [i for i in range(len(images)) if images.names[i] not in cache]
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)
-    def attempt(i, f, *args): # the result of f, or None after an error of image i
-        try: return f(*args)
-        except Exception as e:
-            if disk_fault(e): raise
-            failed[images.names[i]] = e
-    if todo and progress and (first := attempt(todo[0], images.image, todo[0])) is not None and min(first.shape[:2]) > 1:
-        took = 0
-        with contextlib.suppress(Exception): took = _seconds(first, contours)*len(todo)/max(1, workers if not many else 1) # what fails fails below, and is told there
-        if took > 10: tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: regions take about {took/60:.0f} minutes" if took > 90 else f"{len(todo)} images: regions take about {took:.0f} seconds")
-    settings = n, threshold, None if many else contours
+    if todo and progress: _tell_duration(images, todo, contours, workers, attempt)
+    settings = n, threshold, None if hasattr(contours, 'many') else contours
     jobs = _given(images, todo, contours, attempt)
     with bar: # it ends its line before an error is told
-        if workers:
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_init_worker) as pool:
-                waiting = {}
-                def collect(most): # waits until at most so many are under way
-                    while len(waiting) > most:
-                        for f in wait(waiting, return_when=FIRST_COMPLETED).done: attempt(waiting.pop(f), f.result); bar.update()
-                try:
-                    for i, given in jobs:
-                        if given is None: bar.update(); continue
-                        waiting[pool.submit(_prepare_one, cache, images.names[i], given, *settings)] = i
-                        collect(3*workers - 1) # a few images ahead, not all in memory
-                    collect(0)
-                except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+        if workers: _by_workers(cache, images.names, jobs, settings, workers, attempt, bar)
         else:
             for i, given in jobs:
                 if given is not None: attempt(i, _prepare_one, cache, images.names[i], given, *settings)
                 bar.update()
-    if failed: raise SpmlError(f"{folder}: no regions for {len(failed)} of {len(images)} images, the others are done: " + '; '.join(f'{k}: {e}' for k, e in [*failed.items()][:5]))
+    if attempt.failed:
+        first = '; '.join(f'{k}: {e}' for k, e in [*attempt.failed.items()][:5])
+        raise SpmlError(f"{folder}: no regions for {len(attempt.failed)} of {len(images)} images, "
+                        f"the others are done: {first}")
     return cache

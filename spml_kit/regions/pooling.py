@@ -17,7 +17,8 @@ def region_pool(
 )->torch.Tensor: # (R,D) mean of each region, R the largest id + 1; zero for an id that is nowhere
     "Mean features of every region"
     if features.shape[1:] != regions.shape:
-        raise SpmlError(f"features are {tuple(features.shape[1:])}, the regions {tuple(regions.shape)}: they must agree")
+        raise SpmlError(f"features are {tuple(features.shape[1:])}, the regions {tuple(regions.shape)}: "
+                        f"they must agree")
     ids = regions.flatten().long()
     sums = torch.zeros(int(ids.max()) + 1, len(features), dtype=features.dtype, device=features.device).index_add(0,
         ids, features.flatten(1).T)

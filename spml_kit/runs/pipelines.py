@@ -52,7 +52,8 @@ def fit_run(
     **feed,       # further arguments of `weak_dls`
 )->Learner: # trained
     "Train, or go on with, a run in a folder; a line a round"
-    dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale, num_workers=workers, **feed)
+    dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
+                   num_workers=workers, **feed)
     learn = make(dls, path=Path(path))
     with learn.no_bar(), learn.no_logging(): learn.fit_poly(rounds, resume=True, cbs=LineCB(Path(path).name))
     return learn
@@ -62,14 +63,18 @@ def fit_run(
 class Step:
     "A part of a pipeline; what it leaves lies in a folder of its name"
     name:str    # of the step and of its folder
-    do:Callable # leaves='learner': (pipeline, folder) -> a trained Learner; 'labels': (pipeline, numbers of images) -> their (H,W) label maps, in order
+    # leaves='learner': (pipeline, folder) -> a trained Learner; 'labels': (pipeline, numbers of images) -> their (H,W)
+    # label maps, in order
+    do:Callable
     leaves:str  # 'learner' or 'labels'
 
     def __post_init__(self):
-        if self.leaves not in ('learner', 'labels'): raise SpmlError(f"step '{self.name}' leaves '{self.leaves}'; a step leaves 'learner' or 'labels'")
+        if self.leaves not in ('learner', 'labels'):
+            raise SpmlError(f"step '{self.name}' leaves '{self.leaves}'; a step leaves 'learner' or 'labels'")
 
-DECIDING = ('annotation', 'rounds', 'steps', 'head_steps', 'tag_steps', 'cam', 'cam_scales', 'refine', 'keep_annotated', 'walk_stride', 'vote_scales',
-            'skip', 'seed') # settings that decide the outcome of a pipeline, beside its images, steps and recipes
+# settings that decide the outcome of a pipeline, beside its images, steps and recipes
+DECIDING = ('annotation', 'rounds', 'steps', 'head_steps', 'tag_steps', 'cam', 'cam_scales', 'refine', 'keep_annotated',
+            'walk_stride', 'vote_scales', 'skip', 'seed')
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #1001e4cb
 class Pipeline:
@@ -84,7 +89,7 @@ class Pipeline:
         steps:int=75,      # optimiser steps a round
         head_steps:int=120, # of each second head
         tag_steps:int=200, # of the classifier of tags
-        cam='cam',         # where activation maps come from: a `TagMethod`, or its name: one of `TAG_METHODS`, or package.module:name
+        cam='cam',         # whence activation maps: a `TagMethod`, or a name: of `TAG_METHODS`, or package.module:name
         tag_recipe:Recipe=TAG_RECIPE, # training of that classifier
         cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which it looks; small images want large ones
         background:Background=PowerBackground(), # of tagged images
@@ -92,7 +97,8 @@ class Pipeline:
         refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
         keep_annotated:bool=True, # do annotated pixels keep their label among pseudo-labels? the paper: False
         walk_stride:int=4, # pixels per step of the walk's grid
-        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
+        # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
+        vote_scales:tuple=(.5, 1., 1.5, 2.),
         skip:tuple=(),     # names of steps to leave out
         plan:tuple=None,   # of `Step`; None: those of the annotation in `PIPELINES`
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
@@ -103,21 +109,30 @@ class Pipeline:
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
         store_attr(but='out,skip,plan')
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
-        names = [s.name for s in self.plan]
-        if {*skip} - {*names} or 'embedding' in skip:
-            raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and there is nothing without 'embedding'")
-        if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
-        if truth is not None and truth.names != weak.names: raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
+        _check_plan(annotation, [s.name for s in self.plan], self.skip)
+        if truth is not None and truth.names != weak.names:
+            raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, self._settings())
 
-    def _settings(self):
-        told = dict(images=len(self.weak), plan=[s.name for s in self.plan], recipe=self.recipe.settings(), tag_recipe=self.tag_recipe.settings(),
-                    background=_said(self.background), rule=asdict(self.rule)) | {k: getattr(self, k) for k in DECIDING}
-        return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
+# %% ../../nbs/api/runs/78_pipelines.ipynb #a932ed4c
+def _check_plan(annotation, names, skip):
+    if {*skip} - {*names} or 'embedding' in skip:
+        raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and there is nothing without "
+                        f"'embedding'")
+    if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
+
+def _said(function):
+    if hasattr(function, '__dataclass_fields__'): return repr(function)
+    return f'{function.__module__}.{function.__qualname__}'
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
-def _said(function): return repr(function) if hasattr(function, '__dataclass_fields__') else f'{function.__module__}.{function.__qualname__}'
+@patch
+def _settings(self:Pipeline):
+    told = dict(images=len(self.weak), plan=[s.name for s in self.plan], recipe=self.recipe.settings(),
+                tag_recipe=self.tag_recipe.settings(), background=_said(self.background), rule=asdict(self.rule))
+    told |= {k: getattr(self, k) for k in DECIDING}
+    return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
 
 @patch
 def run(self:Pipeline,
@@ -142,7 +157,8 @@ def fit(self:Pipeline,
     **feed, # further arguments of `weak_dls`
 )->Learner: # trained
     "Train in the folder of a step, or go on there"
-    return fit_run(make, source or self.labels, self.valid, recipe or self.recipe, rounds, steps, folder, self.seed, self.workers, **feed)
+    source, recipe = source or self.labels, recipe or self.recipe
+    return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, **feed)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #780000a0
 @patch(as_prop=True)
@@ -158,7 +174,8 @@ def tag_method(self:Pipeline):
 @patch(as_prop=True)
 def tag_index(self:Pipeline):
     "Training images by tag, made at the first question"
-    if not hasattr(self, '_tag_index'): self._tag_index = TagIndex([self.weak.tags(i) for i in range(len(self.weak))])
+    if not hasattr(self, '_tag_index'):
+        self._tag_index = TagIndex([self.weak.tags(i) for i in range(len(self.weak))])
     return self._tag_index
 
 @patch
@@ -167,7 +184,8 @@ def index(self:Pipeline,
 ): # `SegmentIndex`
     "Segments of the training images with the labels so far"
     every = range(len(self.weak))
-    return training_index(self.model, map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every), self.weak.c, scales, self.recipe.infer_grid)
+    images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
+    return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000002
 @patch
@@ -185,7 +203,8 @@ def _label(self:Pipeline, step):
     "The label maps that are not there yet, and `labels` from now on"
     todo = [i for i in range(len(self.weak)) if not self._path(step.name, i).exists()]
     done = tqdm(todo, step.name, len(self.weak), initial=len(self.weak) - len(todo), disable=not self.progress)
-    for i, labels in zip(done, step.do(self, todo)): write_index_png(self._path(step.name, i), labels, self.weak.classes.palette)
+    for i, labels in zip(done, step.do(self, todo)):
+        write_index_png(self._path(step.name, i), labels, self.weak.classes.palette)
     self.labels = self.weak.relabel(self.maps_of(step.name))
     self._score(step.name)
 
@@ -210,7 +229,8 @@ def train_classifier(
     method = pipe.tag_method
     feed = method.feed(pipe.recipe.bs)
     recipe = pipe.tag_recipe.but(bs=feed.pop('bs'), crop=pipe.recipe.crop, steps=pipe.tag_steps)
-    return pipe.fit(lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path), folder, 1, pipe.tag_steps, pipe.weak, recipe, **feed)
+    make = lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path)
+    return pipe.fit(make, folder, 1, pipe.tag_steps, pipe.weak, recipe, **feed)
 
 def _tag_scores(pipe, sample):
     "Class maps of a sample with the background in row 0"
@@ -247,7 +267,8 @@ def train_head(
 )->Learner:
     "A fresh classifier of the frozen embedding"
     embedding = pipe.learners['embedding'].model
-    return pipe.fit(lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path), folder, 1, pipe.head_steps)
+    make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path)
+    return pipe.fit(make, folder, 1, pipe.head_steps)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(
@@ -255,10 +276,12 @@ def walk_labels(
     todo:list,     # numbers of images
     **how, # of `stream_labels`, in place of the pipeline's own
 ): # iterator: (H,W) uint8 of each
-    "Random walk from the scores of the joint head; of the class maps for tags; of the nearest labelled segments for keypoints"
-    start = dict(tags=dict(scores=partial(_tag_scores, pipe)), keypoints=dict(start='nearest', grid=pipe.recipe.infer_grid)).get(pipe.annotation, {})
-    own = dict(refine=pipe.refine, keep_annotated=pipe.keep_annotated, stride=pipe.walk_stride, mirror=pipe.weak.classes.mirrored)
-    return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | (how or start))
+    "Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments"
+    own = dict(refine=pipe.refine, keep_annotated=pipe.keep_annotated, stride=pipe.walk_stride,
+               mirror=pipe.weak.classes.mirrored)
+    if not how and pipe.annotation == 'tags': how = dict(scores=partial(_tag_scores, pipe))
+    if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
+    return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | how)
 
 def neighbour_labels(
     pipe:Pipeline, # with an embedding
@@ -273,7 +296,8 @@ def neighbour_labels(
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         share = next(votes)
-        yield scores_to_labels(normalise_votes(share, torch.as_tensor(s.tags, device=share.device)), s, pipe.refine, pipe.keep_annotated)
+        votes_of = normalise_votes(share, torch.as_tensor(s.tags, device=share.device))
+        yield scores_to_labels(votes_of, s, pipe.refine, pipe.keep_annotated)
 
 def walk_again(
     pipe:Pipeline, # with a second head

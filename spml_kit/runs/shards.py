@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import chunked, store_attr
+from fastcore.basics import chunked, patch, store_attr
 from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..core import SpmlError, rng_of, warn
-from ..files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png, read_json, save_tensors, unlike, write_index_png, write_json
+from ..files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png
+from ..files import read_json, save_tensors, unlike, write_index_png, write_json
 from ..regions.oversegment import RegionCache
 from ..data.weak import WeakSet
 from ..method.nets import SegNet
@@ -35,10 +36,12 @@ def trained_model(
 )->SegNet: # on the CPU, ready to predict
     "The network of a saved run"
     tensors, meta = load_tensors(checkpoint)
-    if not isinstance(meta.get('settings'), dict) or not isinstance(meta['settings'].get('recipe'), dict) or 'model.head.4.weight' not in tensors:
+    settings = meta.get('settings')
+    recipe = settings.get('recipe') if isinstance(settings, dict) else None
+    if not isinstance(recipe, dict) or 'model.head.4.weight' not in tensors:
         raise SpmlError(f"{checkpoint}: not the checkpoint of a segmentation network; give checkpoint.safetensors of a "
                         f"run of `spml_learner` or `head_learner`")
-    try: recipe = Recipe(**meta['settings']['recipe'])
+    try: recipe = Recipe(**recipe)
     except TypeError as e:
         raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
     # that of a second head lies one level deeper
@@ -86,10 +89,18 @@ class _Work:
         self.model = copy.deepcopy(model if isinstance(model, nn.Module) else trained_model(model)).cpu().eval()
         self.folder, self.n, self.c = Path(folder).resolve(), len(weak), weak.c
         store_attr('weak,per,device,threads,strict,options')
-        weights = (b for k,v in self.model.state_dict().items() for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
-        claim_folder(self.folder, dict(kind=self.kind, images=self.n, per=per, names=_digest('\n'.join(weak.names).encode()), model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
-            annotation='a function' if callable(weak.annotation) else str(weak.annotation), regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
-            **{k: getattr(weak, k) for k in ('length', 'width', 'seed', 'remap255', 'file_ids', 'keypoints')}, **options))
+        claim_folder(self.folder, self.settings(weak) | options)
+
+    def settings(self, weak):
+        "What decides the outcome, beside the options"
+        tensors = self.model.state_dict().items()
+        weights = (b for k, v in tensors for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
+        of_weak = ('length', 'width', 'seed', 'remap255', 'file_ids', 'keypoints')
+        return dict(kind=self.kind, images=self.n, per=self.per, names=_digest('\n'.join(weak.names).encode()),
+                    model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
+                    annotation='a function' if callable(weak.annotation) else str(weak.annotation),
+                    regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
+                    **{k: getattr(weak, k) for k in of_weak})
 
     def __len__(self): return math.ceil(self.n/self.per)
     def images(self, number): return range(number*self.per, min(self.n, (number + 1)*self.per))
@@ -99,22 +110,26 @@ class _Work:
         meta = self.meta(number)
         return meta is not None and not (self.strict and meta['failed'])
 
-    def do(self, number):
-        "Make a shard, unless somebody has"
-        if self.done(number): return
-        weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak # anew for each shard: it remembers what it reads
-        made, failed = {}, {}
-        for some in chunked(self.images(number), _LOT): self.attempt(weak, some, made, failed)
-        self.keep(number, made, failed)
+# %% ../../nbs/api/runs/79_shards.ipynb #433147c7
+@patch
+def do(self:_Work, number):
+    "Make a shard, unless somebody has"
+    if self.done(number): return
+    # anew for each shard: it remembers what it reads
+    weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak
+    made, failed = {}, {}
+    for some in chunked(self.images(number), _LOT): self.attempt(weak, some, made, failed)
+    self.keep(number, made, failed)
 
-    def attempt(self, weak, some, made, failed):
-        "Make these images together; where one fails, each alone"
-        try: made.update(self.make(weak, some))
-        except Exception as e:
-            if disk_fault(e): raise
-            if len(some) > 1:
-                for i in some: self.attempt(weak, [i], made, failed)
-            else: failed[weak.names[some[0]]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
+@patch
+def attempt(self:_Work, weak, some, made, failed):
+    "Make these images together; where one fails, each alone"
+    try: made.update(self.make(weak, some))
+    except Exception as e:
+        if disk_fault(e): raise
+        if len(some) > 1:
+            for i in some: self.attempt(weak, [i], made, failed)
+        else: failed[weak.names[some[0]]] = str(e) if isinstance(e, SpmlError) else f'{type(e).__name__}: {e}'
 
 # %% ../../nbs/api/runs/79_shards.ipynb #d80902a6
 def _shard_file(folder, number, suffix='safetensors'): return Path(folder)/f'shard_{number:06d}.{suffix}'
@@ -161,8 +176,8 @@ class _LabelMaps(_Work):
         for i, m in zip(todo, labels): write_index_png(paths[i], m, weak.classes.palette)
         return {i: (weak.names[i], p.stat().st_size) for i, p in paths.items()}
 
-    def keep(self, number, made, failed): write_json(_shard_file(self.folder, number, 'json'),
-                                                     dict(bytes=dict(made.values()), failed=failed))
+    def keep(self, number, made, failed):
+        write_json(_shard_file(self.folder, number, 'json'), dict(bytes=dict(made.values()), failed=failed))
 
 # %% ../../nbs/api/runs/79_shards.ipynb #a97fd765
 def _at_worker(name, number):
@@ -201,7 +216,8 @@ def _complete(work, client, progress):
     wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is not here; do all workers see this folder?')}"
              for n, m in meta.items() if m is None]
     failed = [f'{k}: {e}' for m in meta.values() if m for k, e in m['failed'].items()]
-    what = f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others are done: {'; '.join((wrong + failed)[:5])}"
+    what = (f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others "
+            f"are done: {'; '.join((wrong + failed)[:5])}")
     if wrong or failed and work.strict:
         raise SpmlError(f"{work.folder}: {what}. Mend them and call again"
                         + (", or leave such images out with strict=False" if failed and work.strict else ""))
@@ -254,7 +270,8 @@ def _checked(file, settings):
     right = isinstance(meta.get('segments'), int) and meta['segments'] >= n and 'row' in rows and all(k in rows
         and rows[k].shape == (n,) and not rows[k].is_floating_point() for k in (('label', 'image', 'row') if n else ()))
     right = right and (not n or 'mu' in rows and rows['mu'].is_floating_point() and D == settings.setdefault('dim', D)
-                       and rows['label'].max() < settings['classes'] and images.start <= rows['image'].min() and rows['image'].max() < images.stop
+                       and rows['label'].max() < settings['classes']
+                       and images.start <= rows['image'].min() and rows['image'].max() < images.stop
         and (rows['mu'].float().norm(dim=1) - 1).abs().max() < .01)
     if not right:
         raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and "
@@ -272,8 +289,8 @@ def load_shards(
     if max_prototypes and per_class:
         raise SpmlError(f"max_prototypes={max_prototypes}, per_class={per_class}: give one of the two")
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
-    if settings.get('kind') != 'prototypes' or not all(isinstance(settings.get(k), int) and settings[k] > 0
-                                                       for k in ('images', 'per', 'classes')):
+    counts = [settings.get(k) for k in ('images', 'per', 'classes')]
+    if settings.get('kind') != 'prototypes' or not all(isinstance(n, int) and n > 0 for n in counts):
         raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of "
                         f"`sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
@@ -315,5 +332,6 @@ def sharded_index(
     "`training_index` of a large set, shard by shard; goes on where it was interrupted"
     bare = copy.copy(weak)
     bare.regions = bare.given_tags = None # not needed
-    _complete(_Prototypes(model, bare, folder, per, device, threads, strict, dict(scales=list(scales), grid=list(grid), crop=crop)), client, progress)
+    options = dict(scales=list(scales), grid=list(grid), crop=crop)
+    _complete(_Prototypes(model, bare, folder, per, device, threads, strict, options), client, progress)
     return load_shards(folder, max_prototypes, per_class)

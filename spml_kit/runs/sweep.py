@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from ..core import __version__, SpmlError, did_you_mean, merged
 from ..files import check_output, is_there, read_json, read_text, write_json
 from .workers import await_workers, connected, each_result, local_client, slurm_client
-from .experiment import RunFailed, typed_values, check_parameters, code_version, copy_run, find_notebook, notebook_parameters, profile_parameters, run_folder, run_notebook
+from .experiment import RunFailed, typed_values, check_parameters, code_version, copy_run, find_notebook
+from .experiment import notebook_parameters, profile_parameters, run_folder, run_notebook
 
 # %% ../../nbs/api/runs/97_sweep.ipynb #151c7703
 def find_grid(
@@ -38,7 +39,8 @@ GRID = dict(experiment=str, profile=str, parameters=dict, runs=dict, grid=dict) 
 # %% ../../nbs/api/runs/97_sweep.ipynb #77156075
 def read_grid(
     path, # YAML file, or the name of a grid of the kit
-    more=(), # pairs of name and value as on the command line, for all runs and with the last word: where the images are, say
+    # pairs of name and value as on the command line, for all runs and with the last word: where the images are, say
+    more=(),
 )->tuple: # name of the experiment; label to parameters
     "The runs that a grid asks for"
     path = find_grid(path)
@@ -133,7 +135,7 @@ def _meanwhile(seconds, do):
 
 @contextlib.contextmanager
 def _bounded(limit):
-    "The processes that this one starts are killed when they take more than so many bytes; yields an event that tells whether they did"
+    "Kill the processes that this one starts when they take more bytes; yields an event that tells whether they did"
     import psutil # comes with Dask
     over = threading.Event()
     size = lambda p: getattr(p.memory_full_info(), 'pss', p.memory_info().rss) # what processes share counts once
@@ -180,8 +182,8 @@ def _results(client, runs, experiment, timeout, retry, device): # yields label, 
         for label, (parameters, folder) in runs.items():
             yield label, run_once(experiment, parameters, folder, timeout, retry, device)
         return
-    for (label, (_, folder)), future in each_result(client, partial(_at_worker, experiment, timeout, retry, device),
-                                                    [*runs.items()]):
+    do = partial(_at_worker, experiment, timeout, retry, device)
+    for (label, (_, folder)), future in each_result(client, do, [*runs.items()]):
         try: state = future.result()
         except Exception as e: # the worker died again and again
             state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?',
@@ -203,17 +205,20 @@ def sweep(
     code:str=None,  # version of the code that addresses the runs; None: `code_version()`
     copy_to:str=None, # fsspec path to copy finished runs to, the failed too
     progress:bool=True, # show a bar?
-    device:str=None, # where networks run, as in `run_notebook`; None: the workers of this machine share its GPUs in turn
+    device:str=None, # where networks run, as in `run_notebook`; None: workers here share the machine's GPUs in turn
 )->pd.DataFrame: # label, folder, state, seconds, message
     "Do what is not done yet of a list of runs"
     out, code = Path(out).resolve(), code or code_version(find_notebook(experiment))
     placed = {label: (p, str(run_folder(out, experiment, p, code))) for label, p in runs.items()}
     said = dict(experiment=experiment, code=code,
                 runs={label: dict(folder=Path(f).name, parameters=p) for label, (p, f) in placed.items()})
-    opened = connected(address) if address else slurm_client(slurm, memory) if slurm else local_client(workers, memory) if workers else contextlib.nullcontext()
+    if address: opened = connected(address)
+    elif slurm: opened = slurm_client(slurm, memory)
+    else: opened = local_client(workers, memory) if workers else contextlib.nullcontext()
     states = {}
     def tell(): bar.set_postfix_str(_latest(f for label, (_, f) in placed.items() if label not in states))
-    with _alone(out), opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar, _meanwhile(3, tell) if progress else contextlib.nullcontext():
+    beside = _meanwhile(3, tell) if progress else contextlib.nullcontext()
+    with _alone(out), opened as client, tqdm(total=len(runs), desc='runs', disable=not progress) as bar, beside:
         if address: await_workers(client)
         write_json(out/'sweep.json', {'spml_kit': __version__} | said)
         for label, state in _results(client, placed, experiment, timeout, retry, device):

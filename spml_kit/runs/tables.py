@@ -31,14 +31,17 @@ def published()->dict: # name of a table to its title, source, conditions and ce
 
 # %% ../../nbs/api/runs/98_tables.ipynb #94c78cb1
 def _weights(row, conditions):
-    kind = TRAINED_AS.get(row['annotation'],
-                          row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles') # older runs name a folder
+    # older runs name a folder
+    kind = TRAINED_AS.get(row['annotation'], row['annotation'] if row['annotation'] in PAPER_WEIGHTS else 'scribbles')
     try: given = {r.name: r.weight for r in paper_relations(kind, changes=conditions['recipe']['relations'])}
     except (SpmlError, KeyError): return {}
     return {name: given.get(name, 0) for name in ('similarity', 'cooccurrence', 'affinity')}
 
 def _rest(conditions):
-    "What no table varies: all conditions but length of scribbles, weights of relations and of the CRF loss, and counts that follow from the seed"
+    """What no table varies
+
+    All conditions but length of scribbles, weights of relations and of the CRF loss, and counts that follow from the
+    seed."""
     rest = {k: v for k, v in conditions.items() if k not in ('length', 'crf_weight', 'labelled', 'tagged')}
     relations = {name: {k: v for k, v in changes.items() if k != 'weight'}
                  for name, changes in rest['recipe']['relations'].items()}
@@ -55,7 +58,7 @@ def _changed(file, what, thing):
                      f"move it away")
 
 def _placed(file, said):
-    "Rows that a table can place: of the kit's experiments, what is no such row is refused; one of one's own may have none"
+    "Rows that a table can place; of the kit's experiments, others are refused, one of one's own may have none"
     there = file.with_name('environment.json')
     ours = file.name == 'metrics.json' and there.exists() and read_json(there).get('experiment') in TOLD
     try: return _rows(file, said)
@@ -85,7 +88,8 @@ def _rows(file, said):
 
 def _made_by(file):
     "The code that made a run, where it is told; None for a run that did not come to its end"
-    said = {name: read_json(p) for name in ('status', 'environment') if (p := file.with_name(f'{name}.json')).exists()} if file.name == 'metrics.json' else {}
+    beside = [] if file.name != 'metrics.json' else ['status', 'environment']
+    said = {name: read_json(p) for name in beside if (p := file.with_name(f'{name}.json')).exists()}
     state, code = said.get('status', {}).get('state', 'done'), said.get('environment', {}).get('code', '')
     if state not in ('new', 'running', 'done', 'failed'): raise _changed(file.with_name('status.json'), 'state', state)
     if not isinstance(code, str): raise _changed(file.with_name('environment.json'), 'code', code)
@@ -94,10 +98,14 @@ def _made_by(file):
 # %% ../../nbs/api/runs/98_tables.ipynb #fae4851b
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
-)->pd.DataFrame: # one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` where it is told, and `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations and of the CRF loss
+# one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` where it is told, and
+# `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations and
+# of the CRF loss
+)->pd.DataFrame:
     "The rows of all runs that came to their end"
-    below = lambda folder: sorted(f for f in folder.rglob('*.json') if f.parent.name != 'previous'
-                                  or f.parent == folder) # `previous`: of a run that was begun again and has no new scores
+    # `previous`: of a run that was begun again and has no new scores
+    below = lambda folder: sorted(f for f in folder.rglob('*.json')
+                                  if f.parent.name != 'previous' or f.parent == folder)
     files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
     for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
@@ -126,22 +134,22 @@ def _interval(values, seed=0, level=.95):
 
 def _where(runs, said):
     "The runs of which this is true"
-    return runs[np.logical_and.reduce([np.ones(len(runs), bool),
-                                       *(runs[k] == v if k in runs else np.zeros(len(runs), bool)
-                                         for k, v in said.items())])]
+    true = [runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items()]
+    return runs[np.logical_and.reduce([np.ones(len(runs), bool), *true])]
 
 def _cells(table, runs):
-    "Name, cell, and the runs that belong to it; to tables of classes those whose classes are all among the paper's: a drawn cat between balloons is no cat of VOC"
+    "Name, cell, and the runs that belong to it"
+    # a table of classes takes runs whose classes are all among the paper's: a cat between balloons is no cat of VOC
     things = {cell.get('class') for cell in table['cells'].values()} - {'background'}
+    fits = lambda c, one: isinstance(c, dict) and one in c and set() < {*c} - {'background'} <= things
     for name, cell in table['cells'].items():
         if 'of' in cell: # a ratio of two other cells
             yield name, cell, runs[:0]
             continue
         found = _where(runs, {**table['where'], **cell.get('where', {})})
         if 'class' in cell:
-            found = found[np.array([isinstance(c, dict) and cell['class'] in c
-                                    and set() < {*c} - {'background'} <= things for c in found.get('per_class',
-                                        [None]*len(found))], bool)]
+            known = found.get('per_class', [None]*len(found))
+            found = found[np.array([fits(c, cell['class']) for c in known], bool)]
         yield name, cell, found
 
 def _best(cell, found):
@@ -151,7 +159,7 @@ def _best(cell, found):
     others = f", the best of {', '.join(f'{v:g}' for v in means.index)}" if len(means) > 1 else ''
     return found[found[cell['best']] == means.idxmax()], f"{cell['best']} {means.idxmax():g}{others}"
 
-# %% ../../nbs/api/runs/98_tables.ipynb #46b2c9e4
+# %% ../../nbs/api/runs/98_tables.ipynb #2500d82e
 def _scored(table, runs):
     "Name, cell, our scores by seed, and what is to be said of them"
     scores = {}
@@ -167,9 +175,11 @@ def _scored(table, runs):
                 one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
                 raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: "
                                 f"of another version of the code? Leave one of the two out, or move it away")
-            scores[name] = pd.Series([c[cell['class']] for c in found.get('per_class', [])] if 'class' in cell else found.miou.to_numpy(), index=found.seed.to_numpy(), dtype=float)
-        yield name, cell, scores[name], ' '.join(filter(None, (said and f'{name}: {said}.',
-            cell.get('note') if len(scores[name]) else '')))
+            ours = found.miou.to_numpy()
+            if 'class' in cell: ours = [c[cell['class']] for c in found.get('per_class', [])]
+            scores[name] = pd.Series(ours, index=found.seed.to_numpy(), dtype=float)
+        note = cell.get('note') if len(scores[name]) else ''
+        yield name, cell, scores[name], ' '.join(filter(None, (said and f'{name}: {said}.', note)))
 
 def table_with_runs(
     table:dict, # one of `published()`
@@ -183,6 +193,7 @@ def table_with_runs(
                          seeds=len(scores))
     return pd.DataFrame(out).T.astype({'seeds': int})
 
+# %% ../../nbs/api/runs/98_tables.ipynb #46b2c9e4
 def reversed_pairs(
     both:pd.DataFrame, # of `table_with_runs`
     margin:float=.5,   # points by which the paper's cells must differ
@@ -231,7 +242,9 @@ def _told_apart(settings):
 def by_setting(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
-)->list: # of (data, what tells this setting from the others on the same data, its runs); there the column `setting` is of this table
+# of (data, what tells this setting from the others on the same data, its runs); there the column `setting` is of this
+# table
+)->list:
     "The runs that belong to a table, together where they may share its columns"
     table, out = _table(name), []
     wanted = sorted({i for *_, found in _cells(table, runs) for i in found.index})
@@ -258,7 +271,9 @@ def _network(recipe):
     else: known = _NETWORKS.get(name, name)
     if embed is None: return known
     # `EmbedNet` alone is pretrained by default
-    start = f"weights of {Path(embed['weights']).name}" if embed.get('weights') else 'ImageNet weights' if embed.get('pretrained', name == 'EmbedNet') else 'random weights'
+    pretrained = embed.get('pretrained', name == 'EmbedNet')
+    start = 'ImageNet weights' if pretrained else 'random weights'
+    if embed.get('weights'): start = f"weights of {Path(embed['weights']).name}"
     return f'{known} from {start}'
 
 def _contours(conditions):
@@ -268,13 +283,14 @@ def _contours(conditions):
 
 def _labels(runs):
     "Where labels came from that neither images nor people bring along"
-    simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions)
-                 if a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose') and not c.get('label_folder')}
+    drawn = lambda a, d, c: (a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose')
+                             and not c.get('label_folder'))
+    simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions) if drawn(a, d, c)}
     seeds = {c['cam'] for a, c in zip(runs.annotation, runs.conditions) if a in ('tags', 'boxes') and 'cam' in c}
-    return (f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else '') + (f", seeds of tags and "
-                                                            f"boxes by {_said(seeds).upper()}" if seeds else '')
+    said = f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else ''
+    return said + (f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else '')
 
-# %% ../../nbs/api/runs/98_tables.ipynb #a286003e
+# %% ../../nbs/api/runs/98_tables.ipynb #dd61b523
 def conditions_in_words(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`, those that stand in the table
@@ -287,18 +303,21 @@ def conditions_in_words(
     given = f', with {_said(beyond)}' if any(beyond) else ''
     left_out = sorted({step for skip in runs.get('skip', []) if isinstance(skip, list) for step in skip})
     given += f", without the pipeline's {' and '.join(left_out)}" if left_out else ''
-    crops = f" in crops of {_said(runs.crop.dropna().astype(int))}" if 'crop' in runs and runs.crop.notna().any() else ''
+    cropped = 'crop' in runs and runs.crop.notna().any()
+    crops = f" in crops of {_said(runs.crop.dropna().astype(int))}" if cropped else ''
     batch = {r['bs'] for r in runs.recipe if 'bs' in r}
+    images = f' of {_said(batch)} images' if batch else ''
     codes = {*runs.code} - {''} if 'code' in runs else {}
+    versions = f' Ours were made by {len(codes)} versions of the code.' if len(codes) > 1 else ''
     return (f"Paper: {p['images']:,} photographs of {p['data']}, {p['classes']} classes, crops of {p['size']} pixels, "
             f"{p['network']} from {p['start']}, {p['contours']} contours, {p['steps']:,} steps of {p['bs']} images, "
             f"{p['labels']}, one seed. "
             f"Ours: {_said(runs.n_train)} images of {_said(runs.data)}, {_said(runs.classes.map(len))} classes, "
-            f"{_said(runs['size'])} pixels{crops}, "
-            f"{_said(runs.recipe.map(_network))}{_said(runs.conditions.map(_contours))}, "
-            f"{_said(runs.steps)} "
-            f"steps{f' of {_said(batch)} images' if batch else ''}{_labels(runs)}{given}.{f' Ours were made by {len(codes)} versions of the code.' if len(codes) > 1 else ''}")
+            f"{_said(runs['size'])} pixels{crops}, {_said(runs.recipe.map(_network))}"
+            f"{_said(runs.conditions.map(_contours))}, {_said(runs.steps)} steps{images}{_labels(runs)}{given}."
+            f"{versions}")
 
+# %% ../../nbs/api/runs/98_tables.ipynb #a286003e
 def captioned_table(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`, of one setting: a group of `by_setting`
@@ -312,14 +331,16 @@ def captioned_table(
     both = table_with_runs(table, runs)
     words = conditions_in_words(table, settings[0][2]) if settings else 'None of our runs belongs here yet.'
     words = ' '.join([words, *dict.fromkeys(said for *_, said in _scored(table, runs) if said)])
-    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both.drop([name
-        for name, cell in table['cells'].items() if 'of' in cell]))
+    ratios = [name for name, cell in table['cells'].items() if 'of' in cell]
+    return both, f"{table['title']} ({table['source']}). {words}", reversed_pairs(both.drop(ratios))
 
 # %% ../../nbs/api/runs/98_tables.ipynb #5e771a65
 def tables_by_setting(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
-    every:bool=False,  # also those of several settings in which all cells that have runs have the same ones, and full masks with nothing weaker beside them?
+    # also those of several settings in which all cells that have runs have the same ones, and full masks with nothing
+    # weaker beside them?
+    every:bool=False,
 )->tuple: # list of (title, data, setting, and what `captioned_table` gives); lines on what is not shown
     "One table of the paper beside ours, once for every setting"
     table, shown, passed = _table(name), [], []
@@ -345,8 +366,8 @@ def sweep_table(
 )->pd.DataFrame: # a row per point of the grid; a column per method, mean and standard deviation; seeds
     "A sweep at a glance"
     said = read_json(Path(folder)/'sweep.json')
-    if not isinstance(said.get('runs'), dict) or not all(isinstance(r, dict) and isinstance(r.get('folder'), str)
-                                                         for r in said['runs'].values()):
+    placed = lambda r: isinstance(r, dict) and isinstance(r.get('folder'), str)
+    if not isinstance(said.get('runs'), dict) or not all(map(placed, said['runs'].values())):
         raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part))
              or said['experiment'] for name, run in said['runs'].items()}

@@ -10,13 +10,14 @@ import contextlib, os, shutil
 
 from ..core import SpmlError
 
-# %% ../../nbs/api/runs/77_workers.ipynb #36bde2f2
+# %% ../../nbs/api/runs/77_workers.ipynb #49a4738f
 def dask_distributed():
     "The module `distributed`"
     import distributed # takes a second, for which only those who want workers should wait
     return distributed
 
-# Dask samples its workers' stacks a hundred times a second, and looks after its event loops fifty times: a twentieth of a core for each worker
+# Dask samples its workers' stacks a hundred times a second, and looks after its event loops fifty times: a twentieth of
+# a core for each worker
 QUIET = {'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '1s'}
 
 def local_client(
@@ -31,11 +32,14 @@ def local_client(
         return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory,
                            dashboard_address='127.0.0.1:0')
 
+# %% ../../nbs/api/runs/77_workers.ipynb #36bde2f2
 @contextlib.contextmanager
 def slurm_client(
     jobs:int,   # at most so many at a time, each one worker of one task
     memory:str, # of each, such as '8GB'
-    **site,     # settings of `dask_jobqueue.SLURMCluster`, over those of the site in ~/.config/dask/jobqueue.yaml: queue, account, walltime...
+    # settings of `dask_jobqueue.SLURMCluster`, over those of the site in ~/.config/dask/jobqueue.yaml: queue, account,
+    # walltime...
+    **site,
 ): # context manager of a dask.distributed.Client; at its end the jobs are cancelled
     "Dask workers that SLURM starts, as many as there is work for"
     try: from dask_jobqueue import SLURMCluster

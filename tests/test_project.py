@@ -113,7 +113,7 @@ def test_exported_cells_are_short(path):
     assert sorted(long) == LONG_CELLS.get(path.stem, [])
 
 
-ORDER = "core", "files", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
+ORDER = "core", "files", "pictures", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
 
 
 @each_module

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError
 from ..files import claim_folder, disk_fault, holds_ids, inside, read_index_png, read_json, write_index_png
+from ..pictures import as_image
 from .contours import gradient_contours
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #1f0c7ade
@@ -95,13 +96,13 @@ def as_regions(
     return np.unique(made, return_inverse=True)[1].astype(np.int32).reshape(made.shape)
 
 def oversegment(
-    image:np.ndarray,    # (H,W,3) uint8 RGB
+    image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes
     n:int=None,          # at most so many regions
     threshold:float=None, # or: cut at this strength, 0..1
     contours=gradient_contours, # image to (H,W) boundary strength, or whatever else `as_regions` takes
 )->np.ndarray: # (H,W) int32, ids 0..R-1
     "Regions of an image"
-    return as_regions(contours(image), n, threshold)
+    return as_regions(contours(as_image(image)), n, threshold)
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #5ef63de3
 def region_graph(
@@ -166,12 +167,14 @@ def _prepare_one(cache, name, given, n, threshold, contours): # given: the image
     cache.write(name, as_regions(contours(given) if contours else given, n, threshold))
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #c5d06c8b
+def _opened(images, i): return as_image(images.image(i), images.names[i])
+
 def _given(images, todo, contours, attempt):
     "Number and image of each; for contours with `.many`, number and contours; None after an error"
     many = hasattr(contours, 'many')
     for some in (todo[k:k + MANY] for k in range(0, len(todo), MANY)):
-        if not many: yield from ((i, attempt(i, images.image, i)) for i in some); continue
-        opened = {i: attempt(i, images.image, i) for i in some}
+        if not many: yield from ((i, attempt(i, _opened, images, i)) for i in some); continue
+        opened = {i: attempt(i, _opened, images, i) for i in some}
         good = {i: im for i,im in opened.items() if im is not None}
         try: maps = dict(zip(good, contours.many([*good.values()])))
         except Exception: maps = {i: attempt(i, contours, im) for i,im in good.items()} # which one was it?
@@ -187,7 +190,7 @@ def _seconds(image, contours):
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #8bfa90c3
 def prepare_regions(
-    images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8
+    images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8, or what `as_image` takes
     folder,              # where the PNGs go
     n:int=None,          # at most so many regions per image
     threshold:float=None, # or: cut at this strength, 0..1
@@ -210,7 +213,7 @@ def prepare_regions(
         except Exception as e:
             if disk_fault(e): raise
             failed[images.names[i]] = e
-    if todo and progress and (first := attempt(todo[0], images.image, todo[0])) is not None and min(first.shape[:2]) > 1:
+    if todo and progress and (first := attempt(todo[0], _opened, images, todo[0])) is not None and min(first.shape[:2]) > 1:
         took = 0
         with contextlib.suppress(Exception): took = _seconds(first, contours)*len(todo)/max(1, workers if not many else 1) # what fails fails below, and is told there
         if took > 10: tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: regions take about {took/60:.0f} minutes" if took > 90 else f"{len(todo)} images: regions take about {took:.0f} seconds")

@@ -55,8 +55,9 @@ def value_range(
     ends = [1. if kind == 'f' else float(np.iinfo(values.dtype).max)] if scale == 'dtype' else [1., 255.]
     if kind != 'f' and scale == 'depth': ends = [2.**max(8, -(-int(high).bit_length()//2)*2) - 1]
     if kind == 'f' and 1.001 < high < 16 and (values != np.rint(values)).any(): ends = ends[:1] # neither 0..1 nor 0..255
-    for end in ends: # a thousandth more or less comes from resizing, and is rounded away
-        if -end/1000 <= low and high <= end*1.001: return 0., end
+    for end in ends:
+        slack = end/1000 if kind == 'f' else 0 # comes from resizing, and is rounded away
+        if -slack <= low and high <= end + slack: return 0., end
     raise SpmlError(f"{name}: {values.dtype} values {low:.6g}..{high:.6g}: nothing says which of them are black and "
                     f"white; give scale=(low, high), or scale='range', to `read_image`, `as_image` or the image set")
 
@@ -144,6 +145,7 @@ def _deep_colour(im, path, page):
 # %% ../nbs/api/01a_pictures.ipynb #01a00013
 def _pixels(im, name):
     "Pixels of a PIL image: uint8 RGB, RGBA where some may be transparent, or grey of more than 8 bits"
+    if getattr(im, '_tile_size', im.size) != im.size: im.filename = '' # else PIL maps a TIFF that lies on its side with its sides exchanged
     im.load()
     if im.mode[0] in 'IF': # grey of 16 or 32 bits
         a = np.array(im)

@@ -163,11 +163,12 @@ def read_image(
 )->np.ndarray: # (H,W,3) uint8 RGB, upright
     "Read a photograph"
     with opened_picture(path) as im:
-        pages = getattr(im, 'n_frames', 1) if im.format not in ('MPO', 'PSD') else 1 # theirs are previews and layers
+        pages = getattr(im, 'n_frames', 1)
         if page is not None and not 0 <= page < pages:
             raise SpmlError(f"{path}: there is no page {page} among {pages}, counted from 0")
         if page: im.seek(page)
-        if page is None and pages > 1: _tell('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
+        if page is None and pages > 1 and im.format not in ('MPO', 'PSD'): # whose others are previews and layers
+            _tell('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
         deep = _deep_colour(im, path, page)
         a = _upright(_pixels(im, path) if deep is None else deep, im)
     return a if a.dtype == np.uint8 and a.shape[2:] == (3,) else _rgb(a, scale, path)
@@ -188,6 +189,9 @@ def as_image(
     if type(image) is np.ndarray and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size: return image
     if isinstance(image, (str, os.PathLike)): return read_image(image, scale)
     if not isinstance(image, Image.Image): return _rgb(_channels_last(_array(image, name), name), scale, name)
-    try: a = _upright(_pixels(image, name), image)
-    except OSError as e: raise SpmlError(f"{getattr(image, 'filename', '') or name}: not a readable image ({e}); copy the file again") from None
+    file = getattr(image, 'filename', '')
+    try:
+        deep = _deep_colour(image, file, image.tell()) if file and getattr(image, 'tile', None) else None
+        a = _upright(_pixels(image, name) if deep is None else deep, image)
+    except OSError as e: raise SpmlError(f"{file or name}: not a readable image ({e}); copy the file again") from None
     return _rgb(a, scale, name)

@@ -186,6 +186,9 @@ def test_all_16_bits_of_a_png_count(channels, top, size, seed):
     if channels in (2, 4): a[..., -1] = 65535
     colour = a[..., :1] if channels < 3 else a[..., :3]
     np.testing.assert_array_equal(read(png16(a)), np.broadcast_to(to_bytes(colour), (*size, 3)))
+    with tempfile.TemporaryDirectory() as d:
+        Path(d, "a.png").write_bytes(png16(a))
+        with Image.open(Path(d, "a.png")) as im: np.testing.assert_array_equal(as_image(im), np.broadcast_to(to_bytes(colour), (*size, 3)))
 
 
 @many
@@ -244,6 +247,13 @@ def test_a_set_takes_its_scale(tmp_path):
     for k, top in enumerate((900, 4000)): Image.fromarray(np.array([[0, top]], np.uint16)).save(tmp_path / f"{k}.png")
     at = lambda scale: [int(FolderSet(tmp_path, classes=["background", "thing"], scale=scale).image(k).max()) for k in (0, 1)]
     assert (at("depth"), at((0, 4095)), at("dtype"), at("range")) == ([224, 249], [56, 249], [4, 16], [255, 255])
+
+
+def test_regions_of_another_scale_are_kept_apart(tmp_path):
+    Image.fromarray(noise(12, 12, top=4096)).save(tmp_path / "a.tif")
+    of = lambda scale: prepare_regions(FolderSet(tmp_path, classes=["background", "thing"], scale=scale), tmp_path / "r", n=4, progress=False)
+    assert "scale" not in of("depth").settings and of("depth").read("a").shape == (12, 12)
+    with pytest.raises(SpmlError, match="other settings .scale was None"): of((0, 65535))
 
 
 def test_what_is_done_is_told_once_a_folder(tmp_path):

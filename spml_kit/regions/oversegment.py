@@ -205,7 +205,8 @@ def prepare_regions(
     if workers and not many and contours.__module__ == '__main__':
         raise SpmlError(f"contours function '{name}' is defined in this notebook or script: other processes cannot import it; use workers=0 or put it into a module")
     source = getattr(contours, 'source', f'{contours.__module__}.{name}')
-    cache = RegionCache(folder, dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None)))
+    scale = {} if getattr(images, 'scale', 'depth') == 'depth' else dict(scale=images.scale) # folders without it began with that
+    cache = RegionCache(folder, dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None)) | scale)
     todo, failed = [i for i in range(len(images)) if images.names[i] not in cache], {}
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)
     def attempt(i, f, *args): # the result of f, or None after an error of image i

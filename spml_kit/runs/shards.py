@@ -89,6 +89,7 @@ class _Work:
         weights = (b for k,v in self.model.state_dict().items() for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
         claim_folder(self.folder, dict(kind=self.kind, images=self.n, per=per, names=_digest('\n'.join(weak.names).encode()), model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
             annotation='a function' if callable(weak.annotation) else str(weak.annotation), regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
+            **({} if getattr(weak.images, 'scale', 'depth') == 'depth' else dict(scale=weak.images.scale)),
             **{k: getattr(weak, k) for k in ('length', 'width', 'seed', 'remap255', 'file_ids', 'keypoints')}, **options))
 
     def __len__(self): return math.ceil(self.n/self.per)

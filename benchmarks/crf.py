@@ -17,7 +17,8 @@ from scipy.ndimage import gaussian_filter
 
 from measure import machine
 from spml_kit.core import SpmlError, VOC_CLASSES, VOID, rng_of
-from spml_kit.files import read_image, read_index_png, write_json
+from spml_kit.files import read_index_png, write_json
+from spml_kit.pictures import read_image
 from spml_kit.infer.crf import KERNELS, dense_crf
 
 def noisy_scores(labels, n_classes, key):

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .files import *
+from .pictures import *
 from .metrics import *
 from .regions.contours import *
 from .regions.hed import *

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDS', 'check_file', 'is_there', 'read_bytes', 'read_text', 'read_lines', 'read_json', 'inside', 'clear_leftovers',
            'check_place', 'part_beside', 'atomic_path', 'disk_fault', 'write_json', 'is_ours', 'check_output',
-           'claim_folder', 'read_image', 'read_index_png', 'holds_ids', 'write_index_png', 'written_by', 'check_finite',
-           'unlike', 'save_tensors', 'load_tensors']
+           'claim_folder', 'foreign_kind', 'convert_it', 'opened_picture', 'read_index_png', 'holds_ids',
+           'write_index_png', 'written_by', 'check_finite', 'unlike', 'save_tensors', 'load_tensors']
 
 # %% ../nbs/api/01_files.ipynb #1a680aa4
 import contextlib, errno, hashlib, json, os, platform, re, stat, tempfile, time, warnings
@@ -236,29 +236,77 @@ def claim_folder(
                         f"({', '.join(f'{k} was {there.get(k)!r}, is {settings.get(k)!r}' for k in differ[:3])}); "
                         f"choose another folder, or delete this one")
 
-# %% ../nbs/api/01_files.ipynb #ed9e3138
-def _open(path, load=True):
+# %% ../nbs/api/01_files.ipynb #01f1e001
+_INSTEAD = { # what is no picture that PIL reads, and what makes one of it
+    'HEIC': 'convert it to JPEG (`heif-convert a.heic a.jpg`, or ImageMagick), or install pillow-heif and call '
+            '`pillow_heif.register_heif_opener()` first',
+    'AVIF': 'convert it to PNG (`avifdec a.avif a.png`), or install a newer Pillow',
+    'JPEG XL': 'convert it to PNG (`djxl a.jxl a.png`)',
+    'DICOM': 'convert it to PNG (`dcmj2pnm +on2 a.dcm a.png` of DCMTK), or give `pydicom.dcmread(path).pixel_array` with '
+             '`scale=(low, high)` to `as_image`',
+    'NIfTI': 'it is a volume: save its slices as PNG or TIFF, `nibabel.load(path).get_fdata()[:, :, k]`',
+    'NumPy': 'read it with `np.load` and give the array',
+    'PDF': 'draw its page as PNG (`pdftoppm -png a.pdf a`)',
+    'SVG': 'draw it as PNG at the size that you want'}
+
+def foreign_kind(
+    path, # of a file that is there
+)->str: # such as 'HEIC'; '' where it is none of these
+    "Which kind of file that PIL does not read, by its first bytes, or else by its name"
+    with contextlib.suppress(OSError), open(path, 'rb') as f:
+        head = f.read(512)
+        if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1'): return 'HEIC'
+        for kind, at, mark in (('AVIF', 4, b'ftypavi'), ('JPEG XL', 0, b'\xff\x0a'), ('JPEG XL', 4, b'JXL '), ('DICOM', 128, b'DICM'),
+                               ('NIfTI', 344, b'n+1\0'), ('NIfTI', 344, b'ni1\0'), ('NIfTI', 4, b'n+2\0'), ('NumPy', 0, b'\x93NUMPY'),
+                               ('PDF', 0, b'%PDF'), ('SVG', 0, b'<svg')):
+            if head[at:].startswith(mark): return kind
+    name = str(path).lower()
+    endings = {'HEIC': ('.heic', '.heif'), 'AVIF': ('.avif',), 'JPEG XL': ('.jxl',), 'DICOM': ('.dcm', '.dicom'), 'NIfTI': ('.nii', '.nii.gz'),
+               'NumPy': ('.npy', '.npz'), 'PDF': ('.pdf',), 'SVG': ('.svg',)}
+    return next((kind for kind, some in endings.items() if name.endswith(some)), '')
+
+def convert_it(
+    path, # of a file that is there
+)->str: # '' where it is of no kind that is known
+    "What turns a file of another kind into a picture, a sentence"
+    kind = foreign_kind(path)
+    return f'{kind} is not read here: {_INSTEAD[kind]}' if kind else ''
+
+# %% ../nbs/api/01_files.ipynb #01f1e002
+def _too_large(path, error):
+    n, most = int((re.findall(r'\d+', str(error)) or [0])[0]), 2*Image.MAX_IMAGE_PIXELS
+    return (f"{path}: {f'{n/1e6:.4g} million pixels, ' if n else ''}more than the {most/1e6:.4g} million that are decoded "
+            f"at once; cut the picture into tiles, reduce it, or, where there is memory for it, raise "
+            f"`PIL.Image.MAX_IMAGE_PIXELS`")
+
+@contextlib.contextmanager
+def opened_picture(
+    path, # any format that PIL reads
+): # context manager of a PIL image, not yet decoded
+    "A picture file; what is wrong with it, and with decoding it in the block, is told by its name"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(check_file(path)) as im:
-                if load: im.load()
-                return im.copy() if load else im
+            with Image.open(check_file(path)) as im: yield im
     except SpmlError: raise
     except UnidentifiedImageError:
-        raise SpmlError(f"{path}: not a readable image: of a kind that is not known here, or damaged at its beginning") from None
-    except Image.DecompressionBombError:
-        raise SpmlError(f"{path}: more than {2*Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels; cut the picture into "
-                        f"tiles, or reduce it") from None
+        why = 'an empty file' if not os.path.getsize(path) else 'of a kind that is not known here, or damaged at its beginning'
+        raise SpmlError(f"{path}: not a readable image: {convert_it(path) or why}") from None
+    except Image.DecompressionBombError as e: raise SpmlError(_too_large(path, e)) from None
+    except MemoryError:
+        raise SpmlError(f"{path}: there is not enough memory to decode it; cut the picture into tiles, or reduce it") from None
+    except PermissionError as e: raise SpmlError(f"{path}: cannot be read ({e.strerror}); see who may read it") from None
     except Exception as e:
-        raise SpmlError(f"{path}: not a readable image ({e})"
-                        + ('; the file is cut short' if 'truncated' in str(e) else '')) from None
+        short = isinstance(e, EOFError) or any(w in str(e) for w in ('truncated', 'Truncated', 'not enough image data', 'requires a buffer'))
+        raise SpmlError(f"{path}: not a readable image ({e}); "
+                        + ('the file is cut short: copy it again' if short else 'it is damaged, or of a kind that PIL does not decode: '
+                           'open it in the program that wrote it, and save it as PNG')) from None
 
-def read_image(
-    path, # any format PIL reads
-)->np.ndarray: # (H,W,3) uint8 RGB
-    "Read a photograph"
-    return np.array(_open(path).convert('RGB'))
+# %% ../nbs/api/01_files.ipynb #ed9e3138
+def _open(path, load=True):
+    with opened_picture(path) as im:
+        if load: im.load()
+        return im.copy() if load else im
 
 _ID_MODES = 'P', 'L', 'I', 'I;16', '1' # PIL's, of files that hold ids; the others hold colours
 

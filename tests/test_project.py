@@ -112,7 +112,7 @@ UNSHOWN = { # public functions and classes without an example: none may come, an
     "00_core": "data_root",
     "01_files":
         "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers "
-        "disk_fault holds_ids inside is_ours is_there load_tensors part_beside read_bytes read_image "
+        "disk_fault holds_ids inside is_ours is_there load_tensors part_beside read_bytes "
         "read_index_png read_json read_lines read_text save_tensors unlike write_index_png write_json "
         "written_by",
     "62_classifier": "TagTermsLoss",
@@ -156,7 +156,7 @@ def test_public_names_are_shown(path):
     assert sorted(unshown(path)) == sorted(UNSHOWN.get(path.stem, "").split())
 
 
-ORDER = "core", "files", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
+ORDER = "core", "files", "pictures", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
 
 
 @each_module

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import dijkstra
 from skimage.color import rgb2lab
 
 from ..core import SpmlError, VOID
+from ..pictures import as_image
 from ..regions.oversegment import region_graph
 
 # %% ../../nbs/api/cams/32_background.ipynb #8c153e3c
@@ -62,7 +63,7 @@ class PowerBackground:
 
 # %% ../../nbs/api/cams/32_background.ipynb #3d200003
 def geodesic_saliency(
-    image:np.ndarray,   # (H,W,3) uint8 RGB
+    image:np.ndarray,   # (H,W,3) uint8 RGB, or what `as_image` takes
     regions:np.ndarray, # (H,W) ids 0..R-1, of two regions at least
 )->np.ndarray: # (H,W) 0..1, constant within each region
     "Least sum of colour steps on a path over regions to the border of the image, divided by the largest"
@@ -70,7 +71,7 @@ def geodesic_saliency(
     if n < 2:
         raise SpmlError("saliency goes over regions, and this image is a single one; give the images regions: "
                         "`regions=100`, or a folder of them")
-    lab, sizes = rgb2lab(image).reshape(-1, 3), np.bincount(ids, minlength=n)
+    lab, sizes = rgb2lab(as_image(image)).reshape(-1, 3), np.bincount(ids, minlength=n)
     colour = np.stack([np.bincount(ids, lab[:, k], n) for k in range(3)], 1)/np.maximum(sizes, 1)[:, None]
     outline = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
     a, b = region_graph(regions)[0].T

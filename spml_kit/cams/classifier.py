@@ -17,6 +17,7 @@ from fastai.learner import Learner, Metric
 from torch import nn
 
 from ..core import SpmlError, named_object, rng_of, seed_everything
+from ..pictures import as_image
 from ..data.tag_index import TagIndex
 from ..data.weak import WeakSet
 from ..method.nets import BackboneNet, image_tensor
@@ -184,7 +185,7 @@ MERGES = dict( # of the evidence (C,H,W) of several sizes, to maps in 0..1
 @torch.no_grad()
 def class_maps(
     model:nn.Module,  # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `TagNet`
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     tags:np.ndarray,  # (C,) bool, classes of the image
     scales:tuple=(.5, 1., 1.5, 2.), # relative sizes
     flip:bool=True,   # mirrored views as well?
@@ -242,7 +243,7 @@ GRAD_CAMS = {'gradcam': 'GradCAM', 'layercam': 'LayerCAM', 'hirescam': 'HiResCAM
 
 def grad_cam(
     model:nn.Module,  # `TagNet`, or another network with `dropout` before its `classifier`
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     tags:np.ndarray,  # (C,) bool, classes of the image
     method:str='gradcam', # one of `GRAD_CAMS`
 )->np.ndarray: # (C,H,W) float32 in 0..1; background and absent classes are 0
@@ -258,6 +259,7 @@ def grad_cam(
     except ImportError as e:
         raise SpmlError(f"{method} needs the package pytorch-grad-cam ({e}): pip install grad-cam") from None
     model.eval()
+    image = as_image(image)
     present, out = np.flatnonzero(tags[1:]), np.zeros((len(tags), *image.shape[:2]), np.float32)
     if not len(present): return out
     x = image_tensor(image, next(model.parameters()).device)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core import MAX_CLASSES, UNLABELLED, VOID, Classes, SpmlError, check_labels
-from ..files import inside, read_image, read_index_png, read_json, read_text
+from ..files import inside, read_index_png, read_json, read_text
+from ..pictures import read_image
 from .scenes import PART_CLASSES
 from .images import ImageSet, SceneSet, VocSet, reduce_labels
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, did_you_mean, rng_of, warn
-from ..files import inside, is_there, read_image, read_index_png, read_lines
+from ..files import convert_it, inside, is_there, read_index_png, read_lines
+from ..pictures import as_image, check_scale, read_image
 from .annotations import Boxes
 from .formats import read_voc_boxes
 from .scenes import SCENE_CLASSES, make_scene
@@ -91,7 +92,7 @@ class ImageSet:
     def __getitem__(self, i): return self.image(i)
 
     def _reduced(self, i):
-        image = self._image(i)
+        image = as_image(self._image(i), self.names[i])
         self._stored[i] = h, w = image.shape[:2]
         ratio = min(1, (self.max_size or max(h, w))/max(h, w))
         return resize(image, (max(1, round(ratio*h)), max(1, round(ratio*w))))
@@ -105,7 +106,7 @@ class ImageSet:
     def stored_size(self,
         i:int, # which
     )->tuple: # (H,W) before any reduction, the pixels that annotations refer to
-        "Size of the file"
+        "Size of the upright picture in the file"
         if i not in self._stored: self.image(i)
         return self._stored[i]
 
@@ -261,13 +262,15 @@ def read_class_names(
     try: return list(Classes(tuple(names)).names)
     except SpmlError as e: raise SpmlError(f"{path}: {e}") from None
 
+def _foreign(paths): return next((f'; {p.name}: {said}' for p in sorted(paths) if p.is_file() and (said := convert_it(p))), '')
+
 def _why_no_image(stem, folder, stems):
     "What may have gone wrong with a name: another spelling of an image's, or an image of a kind that is not read"
     plain = lambda s: unicodedata.normalize('NFC', s).casefold()
     alike = next((s for s in stems if plain(s) == plain(stem)), None)
     if alike: return f'; {alike} differs from it in upper and lower case or in Unicode form only: rename one'
     other = next(Path(folder).glob(f'{glob_escape(stem)}.*'), None)
-    return f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG' if other else did_you_mean(stem, stems)
+    return (_foreign([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG') if other else did_you_mean(stem, stems)
 
 def _only_background(where, void):
     return f"{where}: no mask holds a class other than background (0)" + (f"; 255 is read as void, which is never "
@@ -282,12 +285,13 @@ class FolderSet(ImageSet):
         classes=None,     # Classes or a list of names; None: classes.txt in or above the masks' (else images') folder, else counted in the masks
         max_size:int=None, # longer side in pixels; larger images are reduced
         names:list=None,  # stems of the images to take, in this order; None: all, sorted
+        scale='depth',    # of images of more than 8 bits, as `read_image` takes it
     ):
-        self.folder, self.mask_folder = Path(images), masks and Path(masks)
+        self.folder, self.mask_folder, self.scale = Path(images), masks and Path(masks), check_scale(scale)
         for f in (self.folder, self.mask_folder):
             if f is not None and not f.is_dir(): raise SpmlError(f"{f}: no such folder")
         paths = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
-        if not paths: raise SpmlError(f"{self.folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}")
+        if not paths: raise SpmlError(f"{self.folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}{_foreign(self.folder.iterdir())}")
         self.paths = {p.stem: p for p in paths}
         if len(self.paths) < len(paths): raise SpmlError(f"{next(p for p in paths if self.paths[p.stem] != p)}: another image has the same stem; annotations are found by stem, rename one")
         if names is not None:
@@ -308,7 +312,7 @@ class FolderSet(ImageSet):
         if not (top := max((v for v in values if v < UNLABELLED), default=0)): raise SpmlError(_only_background(self.mask_folder, VOID in values))
         return ['background', *(f'class_{k}' for k in range(1, top + 1))]
 
-    def _image(self, i): return read_image(self.paths[self.names[i]])
+    def _image(self, i): return read_image(self.paths[self.names[i]], self.scale)
 
     def _mask(self, i): return self._read_mask(i, self.mask_folder/f'{self.names[i]}.png')
 
@@ -316,6 +320,7 @@ class FolderSet(ImageSet):
 def folder_sets(
     root, # folder with images/, labels/, classes.txt and perhaps masks/
     max_size:int=None, # longer side in pixels; larger images are reduced
+    scale='depth', # of images of more than 8 bits, as `read_image` takes it
 )->tuple: # training FolderSet with closed masks, FolderSet to predict (and score, where there are masks)
     "Training and test set of one's own folder"
     images, labels, masks = (Path(root)/k for k in ('images', 'labels', 'masks'))
@@ -335,8 +340,8 @@ def folder_sets(
                  + ', '.join(f"{there[o]}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
     test = [n for n in every if n not in drawn] or every
     scored = [n for n in test if n in true] or [n for n in every if n in true]
-    closed = FolderSet(images, max_size=max_size, names=train)
-    return closed, FolderSet(images, masks if scored else None, closed.classes, max_size, scored or test)
+    closed = FolderSet(images, max_size=max_size, names=train, scale=scale)
+    return closed, FolderSet(images, masks if scored else None, closed.classes, max_size, scored or test, scale)
 
 # %% ../../nbs/api/data/14_images.ipynb #b1f0c3d2
 def check_masks(

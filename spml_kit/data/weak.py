@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn
 from ..files import is_there, read_index_png
+from ..pictures import as_image
 from ..regions.oversegment import RegionCache, as_regions, oversegment
 from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, tags_of
 from .simulate import simulate_points, simulate_scribbles
@@ -25,11 +26,12 @@ from .images import ImageSet, BoundedCache, reduce_labels
 @dataclass
 class Sample:
     "An image and what is known about it"
-    image:np.ndarray   # (H,W,3) uint8 RGB
+    image:np.ndarray   # (H,W,3) uint8 RGB, or what `as_image` takes
     labels:np.ndarray  # (H,W) uint8, 0..C-1, 254 and 255
     regions:np.ndarray # (H,W) int32, ids 0..R-1
     tags:np.ndarray    # (C,) bool
     number:int = None  # of the image in its set, where it is of one
+    def __post_init__(self): self.image = as_image(self.image)
 
 def rescale(
     annotation:Annotation, # in pixels of an image

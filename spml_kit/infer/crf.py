@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import SpmlError
+from ..pictures import as_image
 
 # %% ../../nbs/api/infer/74_crf.ipynb #a4f9d99b
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Kernel:
                 raise SpmlError(f"{name}={s}: a standard deviation is a positive number")
 
     def features(self,
-        image, # (H,W,3) uint8 RGB, tensor or array
+        image, # (H,W,3) uint8 RGB, tensor (on any device) or array; or what `as_image` takes
     )->torch.Tensor: # (H*W,2) or (H*W,5) float32, in standard deviations
         "What the kernel compares"
+        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape[2:] == (3,)): image = np.ascontiguousarray(as_image(image))
         image = torch.as_tensor(image)
         x, y = (torch.arange(n, device=image.device).float()/self.sxy for n in (image.shape[1], image.shape[0]))
         xy = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1).flatten(0, 1)
@@ -174,10 +176,7 @@ def _softmax(logits, count):
 
 # %% ../../nbs/api/infer/74_crf.ipynb #03e9dc3b
 def _check(image, scores, iterations):
-    image = np.ascontiguousarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise SpmlError(f"image is {image.dtype} of shape {image.shape}: the field compares colours of a (H,W,3) uint8 "
-                        f"RGB image, as `read_image` returns it")
+    image = np.ascontiguousarray(as_image(image))
     scores = scores.detach() if isinstance(scores, torch.Tensor) else torch.tensor(np.ascontiguousarray(scores))
     if scores.ndim != 3 or scores.shape[1:] != image.shape[:2]:
         raise SpmlError(f"scores have shape {tuple(scores.shape)}, the image {image.shape[0]}x{image.shape[1]} (height "
@@ -193,7 +192,7 @@ def _check(image, scores, iterations):
     return torch.tensor(image, device=scores.device), scores.float()
 
 def dense_crf(
-    image:np.ndarray,  # (H,W,3) uint8 RGB
+    image:np.ndarray,  # (H,W,3) uint8 RGB, or what `as_image` takes
     scores,            # (C,H,W) tensor or array, >= 0; need not sum to 1; above 1 counts as 1
     kernels=KERNELS,   # any number of `Kernel`
     iterations:int=10, # of the mean field

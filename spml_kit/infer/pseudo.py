@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..core import UNLABELLED, VOID, SpmlError
+from ..pictures import as_image
 from ..regions.pooling import region_mean
 from ..method.nets import SegNet, unit
 from ..method.segments import make_segments
@@ -83,7 +84,7 @@ def _spread(v, sample, grid, stride):
 # %% ../../nbs/api/infer/78_pseudo.ipynb #4c5faa1a
 def random_walk_scores(
     model:SegNet,        # embedding network and head
-    image:np.ndarray,    # (H,W,3) uint8
+    image:np.ndarray,    # (H,W,3) uint8, or what `as_image` takes
     present:np.ndarray,  # (C,) bool, classes of the image
     scores:torch.Tensor=None, # (C,h,w) of any size, to walk instead of the head's
     stride:int=8,        # pixels per step of the walk's grid
@@ -93,6 +94,7 @@ def random_walk_scores(
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
 )->torch.Tensor: # (C,H,W)
     "Class scores of a training image after the random walk"
+    image = as_image(image)
     seen = next(stream_views(model, [image], views(scales, flip=True), crop, mirror))
     return _walked(seen, image.shape[:2], present, scores, stride, steps)
 

@@ -16,6 +16,7 @@ from fastcore.basics import chunked
 from tqdm.auto import tqdm
 
 from ..core import UNLABELLED, VOID, SpmlError
+from ..pictures import as_image
 from ..metrics import Confusion
 from ..data.images import check_masks
 from ..method.nets import SegNet, locations, with_location
@@ -27,7 +28,7 @@ from .views import alike, views_at_once, swap_sides, resize_maps, stream_views, 
 # %% ../../nbs/api/infer/77_scores.ipynb #a144ae93
 def stream_head(
     model:SegNet,     # embedding network and head
-    images,           # (H,W,3) uint8 arrays of any sizes
+    images,           # (H,W,3) uint8 arrays of any sizes, or what `as_image` takes
     scales:tuple=(1.,), # relative sizes
     flip:bool=False,  # each also mirrored?
     crop:int=None,    # side of sliding windows
@@ -35,13 +36,13 @@ def stream_head(
     bs:int=None, # views held at a time, as in `stream_views`
 ): # iterator: (C,H,W) probabilities of each image, in order
     "Class probabilities of many images by the head"
-    images, ahead = tee(images)
+    images, ahead = tee(map(as_image, images))
     for image, seen in zip(images, stream_views(model, ahead, views(scales, flip), crop, mirror, bs=bs)):
         yield sum(resize_maps(logits, image.shape[:2]).softmax(0) for _, logits in seen)/len(seen)
 
 def head_scores(
     model:SegNet,     # embedding network and head
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     **kwargs, # of `stream_head`
 )->torch.Tensor: # (C,H,W) probabilities
     "Class probabilities by the head"
@@ -49,7 +50,7 @@ def head_scores(
 
 def predict_head(
     model:SegNet,     # embedding network and head
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     **kwargs, # of `head_scores`
 )->np.ndarray: # (H,W) uint8 class ids
     "Label map by the head"
@@ -111,7 +112,7 @@ def _stream_both(model, images, looks, grid, crop, bs):
 
 def training_index(
     model:SegNet,  # embedding network
-    images,        # (H,W,3) uint8 arrays of the training images
+    images,        # (H,W,3) uint8 arrays of the training images, or what `as_image` takes
     labels,        # their label maps: pseudo-labels or weak labels, never masks
     n_classes:int, # C
     scales:tuple=(1.,), # relative sizes
@@ -132,7 +133,7 @@ def training_index(
 # %% ../../nbs/api/infer/77_scores.ipynb #28f59027
 def stream_retrieval(
     model:SegNet,     # embedding network
-    images,           # (H,W,3) uint8 arrays of any sizes
+    images,           # (H,W,3) uint8 arrays of any sizes, or what `as_image` takes
     index:SegmentIndex, # of the training set
     n_classes:int,    # C
     k:int=20,         # neighbours that vote
@@ -144,7 +145,7 @@ def stream_retrieval(
     bs:int=None, # views held at a time, as in `stream_views`
 ): # iterator: (C,H,W) share of votes of each image, in order
     "Class votes of the nearest training segments for many images"
-    looks, (images, ahead) = views(scales, flip), tee(images)
+    looks, (images, ahead) = views(scales, flip), tee(map(as_image, images))
     segments = _stream_both(model, ahead, looks, grid, crop, bs)
     for image, of_image in zip(images, chunked(segments, len(looks))):
         total = 0
@@ -156,7 +157,7 @@ def stream_retrieval(
 # %% ../../nbs/api/infer/77_scores.ipynb #28f59028
 def retrieval_scores(
     model:SegNet,     # embedding network
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     index:SegmentIndex, # of the training set
     n_classes:int,    # C
     **kwargs, # of `stream_retrieval`
@@ -166,7 +167,7 @@ def retrieval_scores(
 
 def predict_retrieval(
     model:SegNet,     # embedding network
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     index:SegmentIndex, # of the training set
     n_classes:int,    # C
     **kwargs, # of `retrieval_scores`
@@ -179,11 +180,11 @@ Scorer = Callable # (H,W,3) uint8 image -> (C,H,W) scores, >= 0, the larger the 
 
 def stream_predictions(
     scorers:dict, # name to `Scorer`
-    images,       # (H,W,3) uint8 arrays; one at a time, since the scores of thousands would not fit
+    images,       # (H,W,3) uint8 arrays, or what `as_image` takes; one at a time, since the scores of thousands would not fit
     crf:bool=False, # each also with borders by the CRF, as name_crf?
 ): # iterator: dict of name to (H,W) uint8 class ids, for each image
     "Label maps of many images by several systems"
-    for image in images:
+    for image in map(as_image, images):
         out = {}
         for name, scorer in scorers.items():
             maps = torch.as_tensor(scorer(image))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import chunked
 
 from ..core import SpmlError
-from ..method.nets import SegNet, unit
+from ..method.nets import SegNet, image_tensor, unit
 
 # %% ../../nbs/api/infer/76_views.ipynb #a873ff6f
 def window_ends(
@@ -53,7 +53,7 @@ def _forward(model, x, head):
 def _shown(model, image, scale, flip, crop):
     "What the network is shown of a view: (3,H,W) with the mean colour around it; the size of the view in it"
     mean = model.embed.mean.view(1, 3, 1, 1)
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(mean.device).permute(2, 0, 1)[None].float()/255
+    x = image_tensor(image, mean.device)
     if scale != 1:
         x = F.interpolate(x, [max(1, int(scale*n)) for n in x.shape[-2:]], mode='bilinear', align_corners=False)
     if flip: x = x.flip(-1)
@@ -111,7 +111,7 @@ def views(
 @torch.no_grad()
 def stream_views(
     model:SegNet,       # embedding network and head
-    images,             # (H,W,3) uint8 arrays of any sizes; they are read as they are needed
+    images,             # (H,W,3) uint8 arrays of any sizes, or what `as_image` takes; they are read as they are needed
     looks:list=((1., False),), # (scale, flip) of each view, as `views` gives them
     crop:int=None,      # side of sliding windows, pixels; None sees a whole image at once
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
@@ -134,7 +134,7 @@ def stream_views(
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f53e
 def embed_view(
     model:SegNet,     # embedding network and head
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     scale:float=1.,   # size at which the network sees it, relative to the image
     flip:bool=False,  # see its mirror image? (the result is mirrored back)
     crop:int=None,    # side of sliding windows, pixels; None sees the whole image at once

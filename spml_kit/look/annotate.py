@@ -22,7 +22,7 @@ from scipy import ndimage as ndi
 from skimage.measure import approximate_polygon
 
 from ..core import SpmlError, UNLABELLED, Classes
-from ..files import read_image
+from ..pictures import read_image
 from ..data.images import FolderSet, resize
 from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, mend_labels, prepare_spread
 from .drawings import read_drawing, spread_labels, to_annotations, to_marks, write_drawing

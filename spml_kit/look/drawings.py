@@ -20,6 +20,7 @@ from skimage.color import rgb2lab
 from ..core import SpmlError, UNLABELLED, Classes, check_labels
 from ..files import atomic_path, inside, is_there, read_index_png, read_json, read_lines, read_text
 from ..files import write_index_png, written_by
+from ..pictures import as_image
 from ..regions.oversegment import oversegment
 from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import KINDS, read_annotation, write_annotation
@@ -242,10 +243,11 @@ def _backbone(): return BackboneNet().eval()
 
 @torch.no_grad()
 def pixel_features(
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     model=None,       # trained `SegNet`; None: the pretrained backbone
 )->torch.Tensor: # (D,h,w) at a quarter of the size; distances between its columns tell how different pixels are
     "Embedding, colour and location of an image's pixels"
+    image = as_image(image)
     size = [max(1, n//_STRIDE) for n in image.shape[:2]]
     if model is not None: maps = [embed_view(model, image)[0][None].cpu()]
     else: maps = _backbone().features(torch.from_numpy(image).permute(2, 0, 1)[None]/255)[1:4] # strides 4, 8 and 16
@@ -254,10 +256,11 @@ def pixel_features(
     return torch.cat([*maps, F.adaptive_avg_pool2d(lab, size)[0]/25, .5*locations(*size).T.view(2, *size)])
 
 def prepare_spread(
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     model=None,       # trained `SegNet`; None: the pretrained backbone
 )->tuple: # (D,h,w) features, (H,W) small regions; of the image reduced to 320 pixels
     "What `spread_labels` needs to know of an image"
+    image = as_image(image)
     ratio = min(1, _SIDE/max(image.shape[:2]))
     small = resize(image, tuple(max(2, round(n*ratio)) for n in image.shape[:2]))
     return pixel_features(small, model), oversegment(small, n=200)

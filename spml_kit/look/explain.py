@@ -20,6 +20,7 @@ from skimage.measure import label as components
 from skimage.metrics import variation_of_information
 
 from ..core import UNLABELLED, Classes, SpmlError
+from ..pictures import as_image
 from ..regions.partitions import partition_scores
 from ..method.segments import Prototypes, Segments, resize_labels
 from ..method.relations import Relation, relation_sets
@@ -145,21 +146,21 @@ def paint_forces(
     return (grey + fill*(hue - grey)).astype(np.uint8)
 
 def outline(
-    picture:np.ndarray, # (H,W,3) uint8
+    picture:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     inside:np.ndarray,  # (H,W) bool
 )->np.ndarray: # (H,W,3) uint8
     "White line within, black line around"
-    out = picture.copy()
+    out = as_image(picture).copy()
     out[inside & ~binary_erosion(inside)], out[binary_dilation(inside) & ~inside] = 255, 0
     return out
 
 def cross(
-    picture:np.ndarray, # (H,W,3) uint8
+    picture:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     x:int, # column
     y:int, # row
 )->np.ndarray: # (H,W,3) uint8
     "Cross hairs around a pixel, black on white"
-    out = picture.copy()
+    out = as_image(picture).copy()
     for colour, thick in ((255, 1), (0, 0)):
         for a, b in ((-7, -3), (3, 7)):
             for dy, dx in (((-thick, thick), (a, b)), ((a, b), (-thick, thick))):

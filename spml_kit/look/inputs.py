@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..core import VOID, SpmlError
+from ..pictures import as_image
 from ..data.batches import MEAN_COLOUR
 from ..method.recipes import paper_relations
 from ..learn.losses import SpmlLoss
@@ -27,10 +28,10 @@ def pad_batch(
     return torch.from_numpy(out)
 
 def picture_batch(
-    images:list, # (H,W,3) uint8
+    images:list, # (H,W,3) uint8, or what `as_image` takes
 )->torch.Tensor: # (B,3,h,w) float32, 0..1
     "Pictures as a network takes them"
-    return pad_batch(images, MEAN_COLOUR).permute(0, 3, 1, 2).float()/255
+    return pad_batch([as_image(image) for image in images], MEAN_COLOUR).permute(0, 3, 1, 2).float()/255
 
 # %% ../../nbs/api/look/92a_inputs.ipynb #92a00013
 def images_of(

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from ..core import UNLABELLED, VOID, SpmlError
 from ..files import load_tensors
+from ..pictures import as_image
 from ..data.weak import WeakSet
 from ..method.nets import unit
 from ..method.segments import resize_labels
@@ -175,14 +176,14 @@ class SegmentStore:
 
 def segment_store(
     model,         # `SegNet`
-    images,        # (H,W,3) uint8 arrays
+    images,        # (H,W,3) uint8 arrays, or what `as_image` takes
     labels,        # their label maps: pseudo-labels or weak labels, never masks
     n_classes:int, # C
     grid:tuple=(12, 12), # k-means clusters down and across
 )->SegmentStore:
     "The index of `training_index`, and the pixels of its segments"
     mus, tops, where, owns = [], [], [], []
-    for i, (image, label) in enumerate(zip(images, labels)):
+    for i, (image, label) in enumerate(zip(map(as_image, images), labels)):
         own, mu = (o.cpu() for o in image_segments(embed_view(model, image)[0], grid))
         owns.append(own.view(image.shape[:2]) + sum(map(len, mus)))
         mus.append(mu); where.append(torch.full((len(mu),), i))
@@ -194,11 +195,12 @@ def segment_store(
 
 # %% ../../nbs/api/look/93b_nearness.ipynb #880fb699
 def crop_around(
-    image:np.ndarray,  # (H,W,3) uint8
+    image:np.ndarray,  # (H,W,3) uint8, or what `as_image` takes
     inside:np.ndarray, # (H,W) bool, a segment
     size:int=64,       # side of the crop, pixels; at most the image's shorter side
 )->np.ndarray: # (size,size,3) uint8
     "A segment, outlined, in its surroundings"
+    image = as_image(image)
     size = min(size, *image.shape[:2])
     y, x = (int(min(max(o.mean() - size/2, 0), n - size)) for o, n in zip(np.nonzero(inside), image.shape))
     return outline(image, inside)[y:y+size, x:x+size]
@@ -214,14 +216,14 @@ def show_neighbours(
     model,  # `SegNet`
     store:SegmentStore, # of training images
     train,  # image set, the images of the store first
-    images, # (H,W,3) uint8 arrays to ask about
+    images, # (H,W,3) uint8 arrays to ask about, or what `as_image` takes
     k:int=6, # neighbours that vote and are shown
     grid:tuple=(12, 12), # k-means clusters down and across
     max_rows:int=2, # rows an image
     size:int=64, # side of a crop, pixels
 )->plt.Figure:
     "A row per segment: the segment in its image, then its nearest training segments"
-    index, rows, classes = store.index, [], train.classes
+    images, index, rows, classes = [as_image(image) for image in images], store.index, [], train.classes
     k = min(k, len(index))
     size = min(size, *(n for m in store.maps for n in m.shape), *(n for i in images for n in i.shape[:2]))
     for image in images:

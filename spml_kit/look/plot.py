@@ -15,31 +15,32 @@ import torch
 from matplotlib.patches import Patch
 
 from ..core import SpmlError, Classes, UNLABELLED, VOID, rng_of
+from ..pictures import as_image
 from ..metrics import Confusion
 
 # %% ../../nbs/api/look/90_plot.ipynb #6cb214a6
 OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')
 
 def overlay(
-    image:np.ndarray,  # (H,W,3) uint8
+    image:np.ndarray,  # (H,W,3) uint8, or what `as_image` takes
     labels:np.ndarray, # (H,W) label map
     classes:Classes,   # gives the colours
     alpha:float=.6,    # weight of the labels; unlabelled pixels keep the image
 )->np.ndarray: # (H,W,3) uint8
     "Paint a label map over an image"
-    labels = np.asarray(labels)
+    image, labels = as_image(image), np.asarray(labels)
     if labels.shape != image.shape[:2]:
         raise SpmlError(f"labels are {labels.shape}, the image {image.shape[:2]}: they must agree")
     weight = np.where(labels == UNLABELLED, 0, alpha)[..., None]
     return ((1-weight)*image + weight*classes.colour(labels)).round().astype(np.uint8)
 
 def draw_regions(
-    image:np.ndarray,   # (H,W,3) uint8
+    image:np.ndarray,   # (H,W,3) uint8, or what `as_image` takes
     regions:np.ndarray, # (H,W) region ids
     colour:tuple=(240, 228, 66), # of the outlines, RGB
 )->np.ndarray: # (H,W,3) uint8
     "Outline the regions on an image, one pixel wide"
-    regions = np.asarray(regions)
+    image, regions = as_image(image), np.asarray(regions)
     if regions.shape != image.shape[:2]:
         raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: they must agree")
     out, last = image.copy(), np.zeros(regions.shape, bool) # last pixel of a region, going right or down
@@ -92,7 +93,7 @@ def show_grid(
 
 # %% ../../nbs/api/look/90_plot.ipynb #09142455
 def show_predictions(
-    images,           # n images, (H,W,3) uint8
+    images,           # n images, (H,W,3) uint8, or what `as_image` takes
     predictions:dict, # method to its n label maps
     masks=None,       # n true label maps
     classes:Classes=None, # colours and names
@@ -100,6 +101,7 @@ def show_predictions(
     width:float=2.4,  # of a picture, in inches
 )->plt.Figure:
     "A row per image: the image, the prediction of every method, the truth"
+    images = [as_image(image) for image in images]
     columns = dict(predictions) if masks is None else {**predictions, 'truth': masks}
     for name,maps in columns.items():
         if len(maps) != len(images): raise SpmlError(f"{len(images)} images but {len(maps)} maps of '{name}'")

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import SpmlError
+from ..pictures import as_image
 from .explain import View, view_figure
 
 # %% ../../nbs/api/look/92_widgets.ipynb #363e0620
@@ -33,21 +34,22 @@ class ClickImage(anywidget.AnyWidget):
     _esm, _css = ((resources.files('spml_kit.look')/f'static/click_image.{kind}').read_text() for kind in ('js', 'css'))
 
     def show(self,
-        picture:np.ndarray, # (H,W,3) uint8
+        picture:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     ):
         "Send a picture"
         packed = io.BytesIO()
-        Image.fromarray(picture).save(packed, 'PNG', compress_level=1)
+        Image.fromarray(as_image(picture)).save(packed, 'PNG', compress_level=1)
         self.png = packed.getvalue()
 
 # %% ../../nbs/api/look/92_widgets.ipynb #ffa696ff
 GAP = 4 # pixels between pictures
 
 def mosaic(
-    pictures,      # n arrays (H,W,3) uint8 of one size
+    pictures,      # n arrays (H,W,3) uint8 of one size, or what `as_image` takes
     columns:int=2, # pictures a row
 )->np.ndarray: # (H',W',3) uint8
     "Pictures in a grid, white between"
+    pictures = [as_image(p) for p in pictures]
     (h, w), rows = pictures[0].shape[:2], -(-len(pictures)//columns)
     out = np.full((rows*(h + GAP) - GAP, columns*(w + GAP) - GAP, 3), 255, np.uint8)
     for i, p in enumerate(pictures):

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import SpmlError, named_object
 from ..files import check_file, check_finite
+from ..pictures import as_image
 
 # %% ../../nbs/api/method/40_nets.ipynb #5a28a3aa
 def unit(
@@ -112,14 +113,11 @@ class DepthwiseDilated(nn.Conv2d):
 
 # %% ../../nbs/api/method/40_nets.ipynb #de8a7ac9
 def image_tensor(
-    image:np.ndarray, # (H,W,3) uint8 RGB
+    image:np.ndarray, # (H,W,3) uint8 RGB, or what `as_image` takes
     device=None, # where it goes
 )->torch.Tensor: # (1,3,H,W) float32, 0..1
     "An image as a batch of one"
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise SpmlError(f"an image is (H,W,3) uint8, this is {image.shape} {image.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()/255
+    return torch.from_numpy(np.ascontiguousarray(as_image(image))).to(device).permute(2, 0, 1)[None].float()/255
 
 # %% ../../nbs/api/method/40_nets.ipynb #de8a7ac5
 class AdaptedNet(nn.Module):

@@ -21,6 +21,7 @@ from skimage.color import rgb2lab
 from torch import nn
 
 from ..core import SpmlError, UNLABELLED
+from ..pictures import as_image
 from ..regions.pooling import region_pool
 from ..method.nets import BackboneNet, image_tensor
 from ..learn.learner import spml_learner
@@ -141,7 +142,7 @@ def posterior(
     return expit(logit(prior) + ratio)
 
 def bayes_refine(
-    image:np.ndarray,    # (H,W,3) uint8 RGB
+    image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes
     inside:np.ndarray,   # (H,W) bool, the object as it was mined
     saliency:np.ndarray, # (H,W) 0..1, the prior
     bins:int=16,         # of each channel of Lab
@@ -152,7 +153,7 @@ def bayes_refine(
     saliency = np.asarray(saliency, float)
     if not (saliency.min() >= 0 and saliency.max() <= 1): raise SpmlError(f"saliency lies in 0..1, this in {saliency.min():.3g}..{saliency.max():.3g}")
     if min(inside.sum(), (~inside).sum()) < least: return saliency
-    lab = rgb2lab(image)
+    lab = rgb2lab(as_image(image))
     ratio = colour_log_likelihood(lab, inside, bins) - colour_log_likelihood(lab, ~inside, bins)
     return posterior(saliency, exponent*ratio)
 
@@ -160,7 +161,7 @@ def bayes_refine(
 @torch.no_grad()
 def region_features(
     model:BackboneNet,  # its maps of stride 4 and coarser are read
-    image:np.ndarray,   # (H,W,3) uint8
+    image:np.ndarray,   # (H,W,3) uint8, or what `as_image` takes
     regions:np.ndarray, # (H,W) ids 0..R-1
 )->torch.Tensor: # (R,D) mean of each region, D the channels of all these maps
     "What a network sees of every region"

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..cams.classifier import TagMethod, TagNet
 from ..core import SpmlError
+from ..pictures import as_image
 from ..metrics import mask_iou
 from ..method.nets import DepthwiseDilated, image_tensor
 from ..regions.oversegment import Hierarchy
@@ -211,7 +212,7 @@ def _view(model, image, scale):
 
 def image_peaks(
     model:nn.Module,  # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     tags=None,        # (C,) bool, classes of the image; None: any may be there
     scale:float=1.,   # relative size at which the network sees it
     factor:int=8,     # of `upsampled`
@@ -220,6 +221,7 @@ def image_peaks(
 )->tuple: # (P,4) rows 0, class, y, x on the upsampled maps; (P,2) int array of the pixels y, x where they lie
     "Peaks of one image"
     model.eval()
+    image = as_image(image)
     with torch.no_grad(): maps = model.maps(_view(model, image, scale)).float()
     peaks = find_peaks(upsampled(maps, factor), None if tags is None else np.asarray(tags)[None], window, least)
     size, cells = (np.array(o, float) for o in (image.shape[:2], maps.shape[-2:]))
@@ -229,7 +231,7 @@ def image_peaks(
 # %% ../../nbs/neighbours/14_prm.ipynb #7083ef8d
 def response_maps(
     model:nn.Module,    # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
-    image:np.ndarray,   # (H,W,3) uint8
+    image:np.ndarray,   # (H,W,3) uint8, or what `as_image` takes
     peaks:torch.Tensor, # (P,4) rows 0, class, y, x, of `image_peaks`
     scale:float=1.,     # as for the peaks
     factor:int=8,       # as for the peaks
@@ -238,6 +240,7 @@ def response_maps(
 )->np.ndarray: # (P,H,W) float32, >= 0, each of sum 1; 0 where nothing in the image speaks for the peak
     "The pixels that made each peak (peak response maps)"
     model.eval()
+    image = as_image(image)
     x, std, out = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), PeakBackprop(model, shift): maps = upsampled(model.maps(x), factor)
     for some in peaks.split(batch) if len(peaks) else ():

@@ -11,21 +11,22 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 
 from ..core import SpmlError
+from ..pictures import as_image
 
 # %% ../../nbs/api/regions/20_contours.ipynb #2170804e
 def contour_channels(
-    image:np.ndarray, # (H,W,3) uint8 RGB
+    image:np.ndarray, # (H,W,3) uint8 RGB, or what `as_image` takes
 )->list: # lightness, a, b, texture: four (H,W) float32, about one unit of colour range each
     "CIELAB and the local standard deviation of lightness"
-    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 2:
-        raise SpmlError(f"contours need an (H,W,3) RGB image of at least 2x2 pixels, got shape {image.shape}")
+    image = as_image(image)
+    if min(image.shape[:2]) < 2: raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {image.shape}")
     lab = [c.astype(np.float32)/100 for c in np.moveaxis(rgb2lab(image), 2, 0)]
     texture = np.sqrt(np.maximum(gaussian_filter((lab[0] - gaussian_filter(lab[0], 2.))**2, 2.), 0))
     return lab + [texture]
 
 # %% ../../nbs/api/regions/20_contours.ipynb #13d85eab
 def gradient_contours(
-    image:np.ndarray, # (H,W,3) uint8 RGB
+    image:np.ndarray, # (H,W,3) uint8 RGB, or what `as_image` takes
     # standard deviations of the Gaussians, shares of the image's side (root of its area); at least 1 pixel
     scales:tuple=(.009, .018),
     soft:float=0.12,  # gradient energy that counts as a boundary of strength 0.63

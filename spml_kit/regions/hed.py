@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..core import SpmlError, named_device
 from ..files import load_tensors, save_tensors
+from ..pictures import as_image
 
 # %% ../../nbs/api/regions/21_hed.ipynb #fe33d174
 WIDTHS, DEPTHS = (64, 128, 256, 512, 512), (2, 2, 3, 3, 3) # of VGG-16's blocks
@@ -203,19 +204,19 @@ class HedContours:
         self.source = f'spml_kit.hed.HedContours sha256:{sha}' # tells one file of weights from another
 
     def __call__(self,
-        image:np.ndarray, # (H,W,3) uint8 RGB
+        image:np.ndarray, # (H,W,3) uint8 RGB, or what `as_image` takes
     )->np.ndarray: # (H,W) float32 in [0,1]
         "Contours of an image"
         return self.many([image])[0]
 
     @torch.no_grad()
     def many(self,
-        images:list, # (H,W,3) uint8 RGB each, of any sizes
+        images:list, # (H,W,3) uint8 RGB each, or what `as_image` takes, of any sizes
     )->list: # (H,W) float32 in [0,1] each
         "Contours of images, those of one size together"
+        images = [as_image(im) for im in images]
         for im in images:
-            if im.ndim != 3 or im.shape[2] != 3 or min(im.shape[:2]) < 2:
-                raise SpmlError(f"contours need an (H,W,3) RGB image of at least 2x2 pixels, got shape {im.shape}")
+            if min(im.shape[:2]) < 2: raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {im.shape}")
         out, step = [None]*len(images), self.batch if self.device.type == 'cuda' else 1
         for size in {im.shape: None for im in images}:
             alike = [i for i,im in enumerate(images) if im.shape == size]

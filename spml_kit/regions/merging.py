@@ -16,6 +16,7 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from skimage.segmentation import watershed
 
 from ..core import MAX_CLASSES, SpmlError, VOID
+from ..pictures import as_image
 from .contours import contour_channels, gradient_contours
 from .oversegment import Hierarchy
 
@@ -71,7 +72,7 @@ CUES = 'both', 'content', 'border'
 class RegionPairs:
     "What superpixels and their merges have in common: histograms and borders that add up"
     def __init__(self,
-        image:np.ndarray,    # (H,W,3) uint8 RGB
+        image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes
         contours:np.ndarray, # (H,W) boundary strength, 0..1
         ids:np.ndarray,      # (H,W) superpixels, 0..L-1
         cues:str='both',     # what counts: 'both', 'content' or 'border'
@@ -186,16 +187,14 @@ def merge_order(
 
 # %% ../../nbs/api/regions/23a_merging.ipynb #23a000a1
 def merge_regions(
-    image:np.ndarray,    # (H,W,3) uint8 RGB, at least 2x2
+    image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes; at least 2x2
     contours=gradient_contours, # image to (H,W) boundary strength, 0..1
     side:int=18,         # of the superpixels, about, pixels
     order:str='global',  # 'global' or 'scan'
     cues:str='both',     # 'both', 'content' or 'border'
 )->Hierarchy: # leaves are the superpixels
     "Tree of regions by merging superpixels, most similar first"
-    if getattr(image, 'dtype', None) != np.uint8:
-        given = getattr(image, 'dtype', type(image).__name__)
-        raise SpmlError(f"image has dtype {given}: give (H,W,3) uint8 RGB, 0..255")
+    image = as_image(image)
     strength = contours(image)
     ids = waterpixels(strength, side)
     pairs = RegionPairs(image, strength, ids, cues)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError
 from ..files import claim_folder, disk_fault, holds_ids, inside, read_index_png, read_json, write_index_png
+from ..pictures import as_image
 from .contours import gradient_contours
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #1f0c7ade
@@ -106,13 +107,13 @@ def as_regions(
     return np.unique(made, return_inverse=True)[1].astype(np.int32).reshape(made.shape)
 
 def oversegment(
-    image:np.ndarray,    # (H,W,3) uint8 RGB
+    image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes
     n:int=None,          # at most so many regions
     threshold:float=None, # or: cut at this strength, 0..1
     contours=gradient_contours, # image to (H,W) boundary strength, or whatever else `as_regions` takes
 )->np.ndarray: # (H,W) int32, ids 0..R-1
     "Regions of an image"
-    return as_regions(contours(image), n, threshold)
+    return as_regions(contours(as_image(image)), n, threshold)
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #5ef63de3
 def region_graph(
@@ -188,12 +189,14 @@ def _prepare_one(cache, name, given, n, threshold, contours): # given: the image
     cache.write(name, as_regions(contours(given) if contours else given, n, threshold))
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #c5d06c8b
+def _opened(images, i): return as_image(images.image(i), images.names[i])
+
 def _given(images, todo, contours, attempt):
     "Number and image of each; for contours with `.many`, number and contours; None after an error"
     many = hasattr(contours, 'many')
     for some in (todo[k:k + MANY] for k in range(0, len(todo), MANY)):
-        if not many: yield from ((i, attempt(i, images.image, i)) for i in some); continue
-        opened = {i: attempt(i, images.image, i) for i in some}
+        if not many: yield from ((i, attempt(i, _opened, images, i)) for i in some); continue
+        opened = {i: attempt(i, _opened, images, i) for i in some}
         good = {i: im for i,im in opened.items() if im is not None}
         try: maps = dict(zip(good, contours.many([*good.values()])))
         except Exception: maps = {i: attempt(i, contours, im) for i,im in good.items()} # which one was it?
@@ -234,7 +237,7 @@ def _name_of(contours): return getattr(contours, '__qualname__', type(contours).
 # %% ../../nbs/api/regions/22_oversegment.ipynb #dfbd9dfa
 def _tell_duration(images, todo, contours, workers, attempt):
     "How long the regions of those images take, by the first of them, where it is long"
-    first, took = attempt(todo[0], images.image, todo[0]), 0
+    first, took = attempt(todo[0], _opened, images, todo[0]), 0
     if first is None or min(first.shape[:2]) <= 1: return
     with contextlib.suppress(Exception): # what fails fails later, and is told there
         took = _seconds(first, contours)*len(todo)/max(1, workers if not hasattr(contours, 'many') else 1)
@@ -263,7 +266,7 @@ def _by_workers(cache, names, jobs, settings, workers, attempt, bar):
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #8bfa90c3
 def prepare_regions(
-    images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8
+    images,              # image set: `.names`, `len()`, `.image(i)` (H,W,3) uint8, or what `as_image` takes
     folder,              # where the PNGs go
     n:int=None,          # at most so many regions per image
     threshold:float=None, # or: cut at this strength, 0..1
@@ -277,6 +280,7 @@ def prepare_regions(
     _check_asked(n, threshold, contours, workers)
     source = getattr(contours, 'source', f'{contours.__module__}.{_name_of(contours)}')
     made_by = dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None))
+    if getattr(images, 'scale', 'depth') != 'depth': made_by |= dict(scale=images.scale) # older folders have no such entry
     cache, attempt = RegionCache(folder, made_by), _Attempts(images.names)
     todo = [i for i in range(len(images)) if images.names[i] not in cache]
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)

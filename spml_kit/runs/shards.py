@@ -95,12 +95,13 @@ class _Work:
         "What decides the outcome, beside the options"
         tensors = self.model.state_dict().items()
         weights = (b for k, v in tensors for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
+        scale = getattr(weak.images, 'scale', 'depth')
         of_weak = ('length', 'width', 'seed', 'remap255', 'file_ids', 'keypoints')
         return dict(kind=self.kind, images=self.n, per=self.per, names=_digest('\n'.join(weak.names).encode()),
                     model=_digest(*weights), classes=self.c, max_size=getattr(weak.images, 'max_size', None),
                     annotation='a function' if callable(weak.annotation) else str(weak.annotation),
                     regions=weak.regions.settings if isinstance(weak.regions, RegionCache) else weak.regions,
-                    **{k: getattr(weak, k) for k in of_weak})
+                    **({} if scale == 'depth' else dict(scale=scale)), **{k: getattr(weak, k) for k in of_weak})
 
     def __len__(self): return math.ceil(self.n/self.per)
     def images(self, number): return range(number*self.per, min(self.n, (number + 1)*self.per))

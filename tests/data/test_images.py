@@ -726,7 +726,7 @@ def test_labels_without_image_are_named(tmp_path):
     for name in ('p0', 'p1', 'p2', 'zebra', 'cafe\u0301'): write_index_png(tmp_path/'labels'/f'{name}.png', np.eye(24, 32))
     with pytest.warns(UserWarning) as said: folder_sets(tmp_path)
     (text,) = [str(w.message) for w in said if 'belong to no image' in str(w.message)]
-    assert '4 of 5 files' in text and 'P1 differs from it in upper and lower case' in text and 'p2.heic is of a kind that is not read here' in text and 'zebra.png' in text
+    assert '4 of 5 files' in text and 'P1 differs from it in upper and lower case' in text and 'p2.heic: HEIC is not read here: convert it' in text and 'zebra.png' in text
 
 
 def test_an_error_of_any_kind_ends_no_check(folder):

@@ -20,7 +20,8 @@ from spml_kit.data.weak import WeakSet
 from spml_kit.look.drawings import class_table
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
 from spml_kit.runs.experiment import copy_run
-from spml_kit.files import read_image, save_tensors, write_index_png, write_json
+from spml_kit.files import save_tensors, write_index_png, write_json
+from spml_kit.pictures import read_image
 from spml_kit.data.formats import read_annotation
 from spml_kit.learn.learner import spml_learner
 from spml_kit.regions.oversegment import RegionCache, prepare_regions

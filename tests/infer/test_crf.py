@@ -207,7 +207,7 @@ def test_rows_are_a_sparse_matrix():
 
 
 @pytest.mark.parametrize("change,message", [
-    (dict(image=np.zeros((18, 22, 3))), "float64 of shape"), (dict(image=np.zeros((18, 22), np.uint8)), r"\(H,W,3\) uint8"), (dict(image=np.zeros((18, 22, 4), np.uint8)), r"\(18, 22, 4\)"),
+    (dict(image=np.zeros((18, 22, 3)) - 1), "black and white"), (dict(image=np.array([["a"]])), r"\(H,W,3\) uint8"), (dict(image=np.zeros((18, 22, 5), np.uint8)), r"\(18, 22, 5\)"),
     (dict(image=np.zeros((0, 22, 3), np.uint8)), r"\(0, 22, 3\)"), (dict(scores=np.ones((3, 22, 18))), "resize the scores"), (dict(scores=np.ones((18, 22))), r"expected \(C,18,22\)"),
     (dict(scores=np.ones((1, 18, 22))), "at least one more"), (dict(scores=np.full((2, 18, 22), np.nan)), "not finite"), (dict(scores=np.full((2, 18, 22), np.inf)), "not finite"),
     (dict(scores=np.full((2, 18, 22), -.5)), "-0.5 is negative"), (dict(iterations=-1), "iterations=-1"), (dict(kernels=(Kernel(1, sxy=67, srgb=1e-4),)), "larger sxy and srgb")])

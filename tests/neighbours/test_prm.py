@@ -287,7 +287,7 @@ def test_response_maps_of_nothing_and_refusals():
     assert set(everybody[:, 1].tolist()) <= set(range(1, C)) and len(everybody)
     net.classifier.weight.data.fill_(-1.) # nothing speaks for a class
     assert response_maps(net, image, torch.tensor([[0, 1, 8, 8]])).max() == 0
-    with pytest.raises(SpmlError, match="uint8"): image_peaks(net, image/255)
+    with pytest.raises(SpmlError, match="batch"): image_peaks(net, image[None])
     with pytest.raises(SpmlError, match="above 0"): image_peaks(net, image, scale=0)
 
 

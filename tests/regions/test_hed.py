@@ -203,7 +203,7 @@ def test_many_is_one_by_one(small, tmp_path):
     assert hashlib.sha256((tmp_path/"w.safetensors").read_bytes()).hexdigest() in hed.source
 
 
-@pytest.mark.parametrize("bad", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((1, 8, 3), np.uint8)])
+@pytest.mark.parametrize("bad", [np.zeros((8, 1), np.uint8), np.zeros((1, 8, 4), np.uint8), np.zeros((1, 8, 3), np.uint8)])
 def test_contours_refuse(small, tmp_path, bad):
     save_tensors(tmp_path/"w.safetensors", random_weights())
     with pytest.raises(SpmlError, match="at least 2x2"): HedContours(tmp_path/"w.safetensors", device="cpu")(bad)

@@ -69,7 +69,7 @@ def test_contours_follow_the_resolution():
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > .9
 
 
-@pytest.mark.parametrize('bad', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((1, 8, 3), np.uint8)])
+@pytest.mark.parametrize('bad', [np.zeros((8, 1), np.uint8), np.zeros((1, 8, 4), np.uint8), np.zeros((1, 8, 3), np.uint8)])
 def test_contours_refuse(bad):
     with pytest.raises(SpmlError, match='at least 2x2'): gradient_contours(bad)
 

@@ -18,6 +18,8 @@ from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
 from .data.formats import *
+from .data.masks import *
+from .data.listing import *
 from .data.keypoints import *
 from .data.scenes import *
 from .data.images import *

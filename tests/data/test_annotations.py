@@ -257,7 +257,7 @@ def test_broken_scribble_xml(tmp_path, old, new, message):
     ("<xmax>60", "<xmax>0", "is empty"),
     ("<xmax>60", "<xmax>99", "lies outside"),
     ("<xmax>60</xmax>", "", "not a number"),
-    ("object>", "thing>", "annotation is empty"),
+    ("<bndbox>", "<robndbox>", "not XML|without <bndbox>"),
 ])
 def test_broken_box_xml(tmp_path, old, new, message):
     (tmp_path/"b.xml").write_text(BOX.format(size=SIZE).replace(old, new))
@@ -342,7 +342,7 @@ def test_class_ids_are_whole_numbers(tmp_path, ids):
 
 
 @pytest.mark.parametrize("text, says", [("<a", "not XML"), ("", "not XML"), ('<?xml version="1.0" encoding="nonsense"?><a/>', "not XML"), ("<annotation><size><width>nan</width><height>9</height></size><polygon/></annotation>", "not a number"),
-    ("<annotation><size><width>80</width><height>60</height></size><object><name>cat</name><bndbox><xmin>0</xmin><ymin>10</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>", "counts pixels from 1")])
+    ("<annotation><size><width>80</width><height>60</height></size><object><name>cat</name><bndbox><xmin>-5</xmin><ymin>10</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>", "lies outside")])
 def test_what_is_wrong_with_xml_is_said(tmp_path, text, says):
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(SpmlError, match=f"a.xml: .*{says}"): read_annotation(tmp_path / "a.xml", VOC_CLASSES)

@@ -27,6 +27,7 @@ from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
 from .data.body_parts import *
+from .data.layouts import *
 from .data.sources import *
 from .data.batches import *
 from .method.nets import *

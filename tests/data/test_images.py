@@ -167,7 +167,7 @@ def test_folder_names_what_is_wrong(folder):
     write_index_png(masks/'p1.png', np.zeros((24, 31)))
     refused(r'p1.png: label map is 24x31, its image 24x32', lambda: FolderSet(images, masks).mask(1))
     Image.fromarray(photo(24, 32)).save(masks/'p1.png')
-    refused('p1.png: colour .* is no class's', lambda: FolderSet(images, masks, classes=['a', 'b', 'c']).mask(1))
+    refused('p1.png: colour .* is no class.s', lambda: FolderSet(images, masks, classes=['a', 'b', 'c']).mask(1))
     (masks/'p1.png').unlink()
     refused(r'p1.png: no such mask \(1 of 3 images have none\)')
     whole = (images/'p2.png').read_bytes(); (images/'p2.png').write_bytes(whole[:len(whole)//2])

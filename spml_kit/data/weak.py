@@ -95,8 +95,8 @@ def drawn_at(
     "A label map at the size of training"
     if labels.shape == tuple(size): return labels
     small = reduce_labels(labels, size)
-    if not (labels == UNLABELLED).any(): return small
-    root = Path(path).parents[name.count('/') + 1]
+    above = Path(path).absolute().parents
+    root = above[min(name.count('/') + 1, len(above) - 1)]
     try:
         drawing = drawing_of(root, name)
         if not drawing or not np.array_equal(drawn_labels(drawing, labels.shape), labels): return small # of another hand

@@ -47,6 +47,12 @@ def resize(
                                                    Image.Resampling.BILINEAR if pixels.ndim == 3 else Image.Resampling.NEAREST))
 
 # %% ../../nbs/api/data/14_images.ipynb #a86985e5
+def _most_said(y, x, labels, size):
+    "(cell, label) of pixels, the most frequent in a cell last"
+    (H, W), (h, w) = labels.shape, size
+    pairs, votes = np.unique((y*h//H*w + x*w//W)*256 + labels[y, x].astype(np.int64), return_counts=True)
+    return np.divmod(pairs[np.argsort(votes, kind='stable')], 256)
+
 def reduce_labels(
     labels:np.ndarray, # (H,W) uint8 label map
     size:tuple,        # (H,W) wanted, not larger
@@ -54,15 +60,13 @@ def reduce_labels(
     "A smaller label map in which no mark is lost: nearest; where that is unlabelled, what most labelled pixels of the cell say; and each class that was drawn at one pixel at least"
     out = resize(labels, size)
     if out.shape == labels.shape or not (labels == UNLABELLED).any(): return out
-    out, (H, W), (y, x) = out.ravel().copy(), labels.shape, np.nonzero(labels < UNLABELLED)
-    pairs, votes = np.unique((y*size[0]//H*size[1] + x*size[1]//W)*256 + labels[y, x].astype(np.int64),
-                             return_counts=True)
-    cell, said = np.divmod(pairs[np.argsort(votes, kind='stable')],
-                           256) # the last word has the label that most pixels give
-    bare = out[cell] == UNLABELLED
-    out[cell[bare]] = said[bare]
-    for c in np.setdiff1d(said, out):
-        here = cell[said == c]
+    (rows, cols), (y, x) = (np.arange(n)*m//n for n, m in zip(labels.shape, size)), np.nonzero(labels < UNLABELLED)
+    bare = out[rows[y], cols[x]] == UNLABELLED
+    cell, said = _most_said(y[bare], x[bare], labels, size)
+    out = out.ravel().copy()
+    out[cell] = said
+    for c in np.setdiff1d(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[:UNLABELLED]), out):
+        here, _ = _most_said(*np.nonzero(labels == c), labels, size)
         # in the place of the class that can best spare it
         out[here[np.bincount(out, minlength=256)[out[here]].argmax()]] = c
     return out.reshape(size)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import fastai.callback.progress # noqa: F401, brings no_bar
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from hypothesis import given, settings, strategies as st

@@ -17,7 +17,7 @@ from PIL import Image
 from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labels, did_you_mean, rng_of, warn
 from ..files import inside, is_there, read_image, read_lines
 from .annotations import Boxes
-from .formats import read_voc_boxes
+from .formats import read_voc_objects
 from .listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name, find_files, images_by_name, read_names
 from .masks import read_labelmap, read_mask
 from .scenes import SCENE_CLASSES, make_scene
@@ -206,8 +206,9 @@ class VocSet(ImageSet):
         max_size:int=None,   # longer side in pixels; larger images are reduced
         classes:Classes=None, # some of those of the files, background first; None: all
         masks:bool=True,     # may masks be opened?
+        skip:tuple=(),       # flags of objects that are left out, and are no background either: some of 'difficult', 'truncated', 'occluded'
     ):
-        self.root, every = Path(root), Path(root)/'ImageSets'
+        self.root, self.skip, every = Path(root), {*skip}, Path(root)/'ImageSets'
         listed = next((p for d in ('Segmentation', 'Main') if (p := every/d/f'{split}.txt').exists()), None)
         if listed is None:
             raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are "
@@ -235,8 +236,8 @@ class VocSet(ImageSet):
 
     def _objects(self, i):
         def read():
-            said = read_voc_boxes(self.root/'Annotations'/f'{self.names[i]}.xml', self.table, self.stored_size(i))
-            return said.boxes, self.ids[said.classes]
+            said, flags = read_voc_objects(self.root/'Annotations'/f'{self.names[i]}.xml', self.table, self.stored_size(i))
+            return said.boxes, np.where([bool(f & self.skip) for f in flags], VOID, self.ids[said.classes]).astype(np.uint8)
         return self._memory(('objects', i), read)
 
     def boxes(self, i):

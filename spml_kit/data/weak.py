@@ -86,6 +86,7 @@ def checked_ids(
                         f"to the table")
     return ids
 
+# %% ../../nbs/api/data/14a_weak.ipynb #825dfc21
 def drawn_at(
     labels:np.ndarray, # (H,W) uint8 label map, as it is stored
     size:tuple,        # (H,W) of training

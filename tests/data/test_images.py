@@ -485,8 +485,8 @@ def test_voc_layout_with_classes_of_ones_own(tmp_path, table, masks, suffix):
     assert np.array_equal(some.mask(0), np.array([0, VOID, 1])[mask])
 
 
-def test_flagged_objects_are_no_background(voc):
-    "Boxes of other classes, and everything else of an XML file, count in pixels of the picture"
+def test_boxes_as_files_have_them(voc):
+    "Counted from 0, beyond the border, without a size; no object at all"
     (voc/'Annotations').mkdir()
     (voc/'Annotations/a.xml').write_text('<annotation><object><name>person</name><bndbox><xmin>0</xmin><ymin>3</ymin><xmax>41</xmax><ymax>20</ymax></bndbox></object></annotation>')
     (voc/'Annotations/b.xml').write_text('<annotation><filename>b.jpg</filename></annotation>')
@@ -539,3 +539,14 @@ def test_tables_of_classes_as_they_occur(folder, raw, names, name):
 def test_a_table_in_latin_1(folder):
     (folder/'classes.txt').write_bytes('background\nB\xe4r\n'.encode('latin-1'))
     with pytest.raises(SpmlError, match='classes.txt: byte 13 is no UTF-8 text.*save the file as UTF-8'): FolderSet(folder/'images')
+
+
+@pytest.mark.parametrize('skip, named, other', [((), [15, 15, 12], 0), (('difficult',), [15, 12], 1), (('difficult', 'truncated'), [12], 2)])
+def test_flagged_objects_are_no_background(voc, skip, named, other):
+    box = lambda name, x, flag='': f'<object><name>{name}</name>{flag}<bndbox><xmin>{x}</xmin><ymin>3</ymin><xmax>{x + 5}</xmax><ymax>20</ymax></bndbox></object>'
+    (voc/'Annotations').mkdir()
+    (voc/'Annotations/a.xml').write_text(f"<annotation>{box('person', 2, '<difficult>1</difficult>')}{box('person', 12, '<truncated>1</truncated>')}{box('dog', 22, '<difficult>0</difficult>')}</annotation>")
+    images = VocSet(voc, masks=False, skip=skip)
+    assert images.boxes(0).classes.tolist() == named and len(images.other_boxes(0)) == other
+    labels = WeakSet(images, 'boxes').sample(0).labels
+    assert (labels[5, [3, 13, 23]] == UNLABELLED).all() and (labels[5, [0, 9, 30]] == 0).all()

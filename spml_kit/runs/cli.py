@@ -160,7 +160,7 @@ def annotator_notebook(
     if not classes and class_table_near(root, root/'images') is None:
         raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: spml_annotate {root} --classes background cat dog")
     words = ', '.join(map(repr, classes))
-    cells = [('markdown', f"# Draw on the {len(images)} images of {root.resolve().name}\n\nRun the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
+    cells = [('markdown', f"# Draw on the {len(images)} image{'s'*(len(images) > 1)} of {root.resolve().name}\n\nRun the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
                           f"Then, in a terminal: `spml_run scribbles --data folder --root {root.resolve().name}`."),
              ('code', "from spml_kit.look.annotate import annotate"), ('code', f"annotate('.'{f', [{words}]' if words else ''})")]
     said = dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text) | (dict(outputs=[], execution_count=None) if kind == 'code' else {})

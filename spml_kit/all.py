@@ -19,6 +19,8 @@ from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
 from .data.formats import *
+from .data.masks import *
+from .data.listing import *
 from .data.keypoints import *
 from .data.scenes import *
 from .data.images import *
@@ -26,6 +28,7 @@ from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
 from .data.body_parts import *
+from .data.layouts import *
 from .data.sources import *
 from .data.batches import *
 from .method.nets import *

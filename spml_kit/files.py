@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECORDS', 'check_file', 'is_there', 'read_bytes', 'read_text', 'read_lines', 'read_json', 'inside', 'clear_leftovers',
            'check_place', 'part_beside', 'atomic_path', 'disk_fault', 'write_json', 'is_ours', 'check_output',
-           'claim_folder', 'foreign_kind', 'convert_it', 'opened_picture', 'read_index_png', 'holds_ids',
+           'claim_folder', 'foreign_kind', 'convert_it', 'opened_picture', 'read_index_png', 'read_raster', 'holds_ids',
            'write_index_png', 'written_by', 'check_finite', 'unlike', 'save_tensors', 'load_tensors']
 
 # %% ../nbs/api/01_files.ipynb #1a680aa4
@@ -318,6 +318,19 @@ def read_index_png(
     if im.mode not in _ID_MODES:
         raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
     return np.array(im).astype(np.uint8 if im.mode in ('P', 'L', '1') else np.int32)
+
+# %% ../nbs/api/01_files.ipynb #5e1ab001
+def read_raster(
+    path, # a PNG, TIFF or BMP of ids or of colours
+)->tuple: # (H,W) ids or (H,W,2..4) channels as they are stored; (n,3) uint8 palette, None without one
+    "Read the pixels of a label file as they are stored, with the palette that came with them"
+    im = _open(path)
+    if im.mode not in (*_ID_MODES, 'I;16B', 'LA', 'PA', 'RGB', 'RGBA'):
+        raise SpmlError(f"{path}: pixels of mode {im.mode} are neither ids nor colours; save a palette or grey PNG of "
+                        f"class ids")
+    palette = np.array(im.getpalette('RGB'), np.uint8).reshape(-1, 3) if im.mode in ('P', 'PA') else None
+    pixels = np.array(im)
+    return (pixels.astype(np.uint8 if pixels.dtype.itemsize == 1 else np.int32)), palette
 
 # %% ../nbs/api/01_files.ipynb #c395170b
 def holds_ids(

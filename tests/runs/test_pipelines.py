@@ -13,7 +13,7 @@ from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.cams.labels import SeedRule
 from spml_kit.runs.cli import spml_run
-from spml_kit.runs.pipelines import PIPELINES, Pipeline
+from spml_kit.runs.pipelines import PIPELINES, Pipeline, steps_for
 from spml_kit.method.recipes import RECIPES
 
 TINY = dict(recipe=RECIPES["small"].but(bs=2, crop=64, warmup=1), rounds=1, steps=2, head_steps=1, tag_steps=2, refine=("regions",), rule=SeedRule(share=.6), progress=False)
@@ -169,3 +169,12 @@ def test_poisoned_masks_of_training_images_change_nothing(kind, tmp_path):
         assert len(maps) == 4*len(LABELS[kind])
         found[poison.__name__] = rows, maps
     assert found["tear"] == found["keep"]
+
+
+@pytest.mark.parametrize("bs", [1, 4, 8, 16])
+def test_steps_follow_the_number_of_images(bs):
+    "Eight views of each image a round, or a few more; between 25 and 100 steps"
+    steps = [steps_for(n, bs) for n in range(1, 2000)]
+    assert steps == sorted(steps) and min(steps) == 25 and max(steps) == 100
+    for n, k in enumerate(steps, 1):
+        if 25 < k < 100: assert 8*n <= k*bs < 8*n + bs

@@ -1,0 +1,88 @@
+"""Which file belongs to which image, and what lists say."""
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from spml_kit.core import SpmlError
+from spml_kit.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name, find_files, images_by_name, name_of, read_names
+
+stems = st.text(st.sampled_from("abcAB01_- .é\u0301üñ漢"), min_size=1, max_size=8).map(lambda s: "x" + s.strip(" .") + "y")
+FORMS = {"NFC": lambda s: unicodedata.normalize("NFC", s), "NFD": lambda s: unicodedata.normalize("NFD", s)}
+
+
+@settings(max_examples=120, deadline=None)
+@given(stems, st.sampled_from(["NFC", "NFD"]), st.sampled_from(["NFC", "NFD"]), st.sampled_from([".png", ".PNG", ".Tif"]), st.sampled_from(["", "sub/", "a/b/"]), st.sampled_from(["", ".jpg", ".JPEG"]))
+def test_a_file_is_found_however_it_is_spelt(tmp_path_factory, stem, form, other, suffix, sub, inner):
+    "Unicode form, case of the ending, subfolder, and cat.jpg.png"
+    folder = tmp_path_factory.mktemp("f")
+    path = folder/sub/f"{FORMS[form](stem)}{inner}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True); path.touch()
+    name = FORMS["NFC"](f"{sub}{stem}")
+    assert name_of(path, folder) == name and files_by_name(folder, deep=True) == {name: [path]}
+    assert find_files(folder, name, MASK_SUFFIXES) == [path]
+    assert find_files(folder, name + "z", MASK_SUFFIXES) == [] == find_files(folder, name, [".json"])
+
+
+def test_new_files_are_found_at_once(tmp_path):
+    assert find_files(tmp_path, "b", [".png"]) == []
+    for k, name in enumerate(("a.PNG", "b.PNG", "b.Tif")):
+        (tmp_path/name).touch()
+        os.utime(tmp_path, ns=(k*10**9, k*10**9)) # clocks of file systems are coarse
+    assert [p.name for p in find_files(tmp_path, "b", MASK_SUFFIXES)] == ["b.PNG", "b.Tif"]
+
+
+@pytest.mark.parametrize("first, second", [("a.jpg", "a.png"), ("a.jpg", "a.JPG"), ("caf\xe9.jpg", "cafe\u0301.jpg"), ("s/a.jpg", "s/a.tif")])
+def test_two_images_of_one_name(tmp_path, first, second):
+    for name in (first, second):
+        (tmp_path/name).parent.mkdir(exist_ok=True); (tmp_path/name).touch()
+    with pytest.raises(SpmlError, match="another image has the same stem.*rename one"): images_by_name(tmp_path)
+
+
+def test_what_is_listed(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", ".a.jpg", "classes.txt"): (tmp_path/name).touch()
+    (tmp_path/"sub").mkdir(); (tmp_path/"sub"/"c.jpg").touch(); (tmp_path/".git").mkdir(); (tmp_path/".git"/"d.jpg").touch()
+    assert [*images_by_name(tmp_path)] == ["a", "b"] # subfolders only where there is nothing else
+    assert [*files_by_name(tmp_path)] == ["a", "b", "notes"] and [*files_by_name(tmp_path, IMAGE_SUFFIXES, deep=True)] == ["a", "b", "sub/c"]
+    (tmp_path/"a.PNG").unlink(); (tmp_path/"b.jpg").unlink()
+    assert images_by_name(tmp_path) == {"sub/c": tmp_path/"sub"/"c.jpg"}
+    (tmp_path/"empty").mkdir()
+    with pytest.raises(SpmlError, match="no images here"): images_by_name(tmp_path/"empty")
+
+
+LISTS = { # as published, and as people write them
+    "plain": ("a\nb\n", ["a", "b"]), "IRN": ("/JPEGImages/a.jpg /SegmentationClassAug/a.png\n/JPEGImages/b.jpg /SegmentationClassAug/b.png\n", ["a", "b"]),
+    "release": ("JPEGImages/a.jpg\tSegmentationClassAug/a.png\nJPEGImages/b.jpg\tsegcls/b.png\n", ["a", "b"]), "commas": ("a.jpg,a.png\nb.JPG, b.png", ["a", "b"]),
+    "Main": ("a  1\nb  0\nc -1\n", ["a", "b"]), "counted": ("a 1\nb 2\n", ["a", "b"]), "Windows": ("\ufeffC:\\data\\VOC2012\\JPEGImages\\a.jpg\r\n\r\nb.jpg\r\n", ["a", "b"]),
+    "absolute": ("/data/VOC2012/JPEGImages/a.jpg\n./b.png\n", ["a", "b"]), "comment": ("# mine\na\n\nb", ["a", "b"]), "nested": ("city/a\nJPEGImages/city/b.jpg", ["city/a", "city/b"]),
+    "dots": ("v1.5\nb.2.jpg", ["v1.5", "b.2"]), "leads out": ("../JPEGImages/a\n", ["../JPEGImages/a"]), "accents": ("cafe\u0301", ["caf\xe9"])}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_as_they_occur(tmp_path, kind):
+    text, names = LISTS[kind]
+    (tmp_path/"l.txt").write_text(text, encoding="utf-8", newline="")
+    assert read_names(tmp_path/"l.txt") == names
+
+
+def test_a_name_twice(tmp_path):
+    (tmp_path/"l.txt").write_text("a\nJPEGImages/a.jpg x\nb\n")
+    with pytest.raises(SpmlError, match="l.txt: 1 names stand there more than once, the first is a"): read_names(tmp_path/"l.txt")
+
+
+def test_a_project_step_by_step(tmp_path):
+    "Each refusal names the next thing to do"
+    def refused(*words):
+        with pytest.raises(SpmlError) as e: check_project(tmp_path)
+        assert all(w in str(e.value) for w in words), e.value
+    refused("no folder images/ in it", "put the pictures there")
+    (tmp_path/"images").mkdir()
+    for _ in range(2):
+        refused("labels: no", f"spml_annotate {tmp_path}", f"spml_import FILE --out {tmp_path}", "label PNG")
+        (tmp_path/"labels").mkdir(exist_ok=True)
+    (tmp_path/"labels"/"a.png").touch()
+    refused("classes.txt: no such file", "background first")
+    (tmp_path/"labelmap.txt").write_text("background:0,0,0\ncat:1,1,1\n")
+    check_project(tmp_path)
+    assert class_table_near(tmp_path/"images", tmp_path) == tmp_path/"labelmap.txt" and class_table_near(tmp_path/"images") is None

@@ -1,0 +1,140 @@
+"""Class ids from files of ids and of colours."""
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels
+from spml_kit.files import write_index_png
+from spml_kit.data.masks import ids_of_colours, read_labelmap, read_mask
+
+N = 5
+CLASSES = Classes(("background", "cat", "dog", "cow", "hen"))
+PALETTE = CLASSES.palette
+LABELMAP = {n: (37*k % 251, 91*k % 241, 17*k) for k, n in enumerate(CLASSES.names)}
+
+
+def labels(seed, of=(0, 1, 2, 3, 4, UNLABELLED, VOID), size=(12, 17)):
+    return np.random.default_rng(seed).choice(of, size).astype(np.uint8)
+
+
+def write_labelmap(path, table):
+    path.write_text("# label:color_rgb:parts:actions\n" + "".join(f"{n}:{r},{g},{b}::\n" for n, (r, g, b) in table.items()))
+
+
+def reindexed(ids, palette, rng):
+    "As an image editor stores it: the colours in use, in an order of its own"
+    used = rng.permutation(np.unique(ids))
+    new = np.zeros(256, np.uint8); new[used] = np.arange(len(used))
+    im = Image.fromarray(new[ids], mode="P"); im.putpalette(palette[used].tobytes())
+    return im
+
+
+KINDS = { # how a program stores ids
+    "palette": lambda m: _palette(m, PALETTE), "grey": Image.fromarray, "16 bit": lambda m: Image.fromarray(m.astype(np.uint16)),
+    "kit's colours": lambda m: Image.fromarray(PALETTE[m]), "three channels": lambda m: Image.fromarray(np.dstack([m]*3)),
+    "with alpha": lambda m: Image.fromarray(np.dstack([PALETTE[m], np.full_like(m, 255)])), "another palette": lambda m: _palette(m, FOREIGN),
+    "greys": lambda m: _palette(m, np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1))}
+FOREIGN = (np.arange(768).reshape(256, 3)*7 % 256).astype(np.uint8)
+
+
+def _palette(m, palette):
+    im = Image.fromarray(m, mode="P"); im.putpalette(palette.tobytes())
+    return im
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([*KINDS]), st.sampled_from([".png", ".PNG", ".tif", ".bmp"]))
+def test_every_way_to_store_ids(tmp_path_factory, seed, kind, suffix):
+    if suffix == ".bmp" and kind in ("16 bit", "with alpha"): return # which that format does not hold
+    ids, path = labels(seed), tmp_path_factory.mktemp("m")/f"a{suffix}"
+    KINDS[kind](ids).save(path)
+    assert np.array_equal(read_mask(path, CLASSES), ids)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_palettes_numbered_anew_are_read_by_colour(tmp_path_factory, seed, own):
+    "With the kit's colours, and with those of a labelmap"
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("m")
+    of = rng.permutation([*range(N), *([] if own else [UNLABELLED, VOID])])[:rng.integers(2, 5)]
+    ids, palette = labels(seed, of), PALETTE.copy()
+    if own:
+        write_labelmap(folder/"labelmap.txt", LABELMAP)
+        palette[:N] = [*LABELMAP.values()]
+    reindexed(ids, palette, rng).save(folder/"a.png")
+    told = [c for c in np.unique(ids) if own or c not in (0, VOID)]
+    if told: assert np.array_equal(read_mask(folder/"a.png", CLASSES), ids)
+
+
+def test_smoothed_palettes_are_refused(tmp_path):
+    im = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), mode="P")
+    im.putpalette(np.array([PALETTE[0], PALETTE[3], PALETTE[1], (PALETTE[3]//2)], np.uint8).tobytes())
+    im.save(tmp_path/"a.png")
+    with pytest.raises(SpmlError, match=r"a.png: number 1 has the colour \(128, 128, 0\), which is class 3 among the kit.s colours, and number 3 .*no class's"): read_mask(tmp_path/"a.png", CLASSES)
+
+
+def test_black_and_white_palettes_are_anybodys(tmp_path):
+    ids = labels(0, (0, 1))
+    _palette(ids, np.array([(0, 0, 0), (255, 255, 255)], np.uint8)).save(tmp_path/"a.png")
+    assert np.array_equal(read_mask(tmp_path/"a.png", CLASSES), ids)
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_labelmaps_beside_or_above(tmp_path, place):
+    folder = tmp_path/"x"/"y"; folder.mkdir(parents=True)
+    write_labelmap(folder/place/"labelmap.txt", LABELMAP)
+    ids = labels(1, range(N))
+    Image.fromarray(np.array([*LABELMAP.values()], np.uint8)[ids]).save(folder/"a.png")
+    assert np.array_equal(read_mask(folder/"a.png", CLASSES), ids)
+    write_labelmap(folder/place/"labelmap.txt", dict(zip(reversed(LABELMAP), LABELMAP.values()))) # a table that changes is read again
+    assert np.array_equal(read_mask(folder/"a.png", CLASSES), N - 1 - ids)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_colours_against_the_plain_definition(seed):
+    rng = np.random.default_rng(seed)
+    table = {tuple(rng.integers(0, 256, 3).tolist()): int(k) for k in rng.permutation(N)}
+    rgb = np.array([*table], np.uint8)[rng.integers(0, len(table), (9, 11))]
+    assert ids_of_colours(rgb, table, "a", "b").tolist() == [[table[tuple(p)] for p in row] for row in rgb.tolist()]
+
+
+def test_unknown_colours_are_named(tmp_path):
+    rgb = PALETTE[labels(2, range(N))]; rgb[3, 4] = 1, 2, 3; rgb[5, :2] = 9, 9, 9
+    Image.fromarray(rgb).save(tmp_path/"a.png")
+    with pytest.raises(SpmlError, match=r"a.png: colour \(1, 2, 3\) at \(4, 3\) is no class's among the kit's colours, nor are 1 others on 1.5% of the pixels in all; .*labelmap.txt"): read_mask(tmp_path/"a.png", CLASSES)
+
+
+@pytest.mark.parametrize("text, says", [("cat:1,2\n", "has no colour"), ("cat:1,2,300\n", "has no colour"), ("cat\n", "has no colour"), ("", "no class"), ("cat:1,2,3\ncat:4,5,6\n", "repeats"), ("lion:1,2,3\n", "'lion' is not one of the classes")])
+def test_broken_labelmaps(tmp_path, text, says):
+    (tmp_path/"labelmap.txt").write_text(text)
+    write_index_png(tmp_path/"a.png", labels(0), PALETTE)
+    with pytest.raises(SpmlError, match=f"labelmap.txt: .*{says}"): read_mask(tmp_path/"a.png", CLASSES)
+
+
+def test_labelmap_in_any_form(tmp_path):
+    for text in ("\ufeff# x\r\n_background_:0,0,0::\r\n cat : 1, 2,3 : :\r\n", "_background_:0,0,0\ncat:1,2,3"):
+        (tmp_path/"labelmap.txt").write_text(text, encoding="utf-8")
+        assert read_labelmap(tmp_path/"labelmap.txt") == {"_background_": (0, 0, 0), "cat": (1, 2, 3)}
+
+
+def test_transparency(tmp_path):
+    ids, clear = labels(3, range(N)), labels(4, (0, 1)).astype(bool)
+    for kind in ("LA", "RGBA"):
+        Image.fromarray(np.dstack([ids if kind == "LA" else PALETTE[ids], np.where(clear, 0, 255).astype(np.uint8)])).save(tmp_path/"a.png")
+        assert np.array_equal(read_mask(tmp_path/"a.png", CLASSES), np.where(clear, UNLABELLED, ids))
+    Image.fromarray(np.dstack([PALETTE[ids], np.full_like(ids, 99)])).save(tmp_path/"a.png")
+    with pytest.raises(SpmlError, match="a.png: .*half transparent"): read_mask(tmp_path/"a.png", CLASSES)
+
+
+@pytest.mark.parametrize("mode, says", [("CMYK", "mode CMYK"), ("F", "mode F")])
+def test_other_pixels_are_refused(tmp_path, mode, says):
+    Image.fromarray(labels(0)).convert(mode).save(tmp_path/"a.tif")
+    with pytest.raises(SpmlError, match=f"a.tif: .*{says}"): read_mask(tmp_path/"a.tif", CLASSES)
+
+
+def test_numbers_outside_of_the_table_are_seen(tmp_path):
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path/"a.png")
+    with pytest.raises(SpmlError, match="value 300"): check_labels(read_mask(tmp_path/"a.png", CLASSES), N, "a.png")
+    with pytest.raises(SpmlError, match="JPEG changes"): read_mask(tmp_path/"a.jpg", CLASSES)

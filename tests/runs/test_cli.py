@@ -1,0 +1,78 @@
+"""The first five minutes: a folder without labels, the annotator's command, other data by one word."""
+import json
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from spml_kit.runs import cli
+from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_run
+
+
+@pytest.fixture
+def project(tmp_path):
+    root = tmp_path/"my project"
+    (root/"images").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(root/"images"/"a.jpg")
+    return root
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_folder_without_labels_is_told_at_once_how_to_make_them(project, labels, tmp_path):
+    "In a process of its own: less than three seconds of a processor, and nothing slow is imported"
+    if labels: (project/"labels").mkdir()
+    code = "import sys; from spml_kit.runs.cli import spml_run; rc = spml_run(sys.argv[1:]); print('torch' in sys.modules); sys.exit(rc)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, "scribbles", "--data", "folder", "--root", str(project), "--out", str(tmp_path/"run")], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and done.stdout.strip() == "False" and not (tmp_path/"run").exists()
+    assert f"spml_annotate {project}" in done.stderr and f"spml_import FILE --out {project}" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_the_annotators_notebook(project, capsys):
+    assert spml_annotate([str(project), "--print"]) == 2 and "--classes background cat dog" in capsys.readouterr().err
+    assert not (project/ANNOTATE).exists()
+    assert spml_annotate([str(project), "--print", "--classes", "background", "cat's"]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"-m jupyterlab {project/ANNOTATE}")
+    nb = json.loads((project/ANNOTATE).read_text())
+    code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
+    assert code == ["from spml_kit.look.annotate import annotate", """annotate('.', ['background', "cat's"])"""] and nb["nbformat"] == 4
+    (project/ANNOTATE).write_text("{}") # somebody's by now
+    assert annotator_notebook(project, ["background", "dog"]) == project/ANNOTATE and (project/ANNOTATE).read_text() == "{}"
+
+
+def test_the_notebook_draws(project, monkeypatch):
+    annotator_notebook(project, ["background", "cat"])
+    monkeypatch.chdir(project)
+    scope = {}
+    for c in json.loads((project/ANNOTATE).read_text())["cells"]:
+        if c["cell_type"] == "code": exec("a = " + c["source"] if c["source"].startswith("annotate") else c["source"], scope)
+    scope["a"].add_stroke([(1, 1), (5, 4)], "cat")
+    assert (project/"labels"/"a.png").exists() and (project/"classes.txt").read_text().split() == ["background", "cat"]
+
+
+def test_jupyterlab_is_started_on_it(project, monkeypatch, capsys):
+    (project/"classes.txt").write_text("background\ncat\n")
+    calls = []
+    monkeypatch.setattr(cli.subprocess, "run", lambda words: calls.append(words) or SimpleNamespace(returncode=0))
+    assert spml_annotate([str(project)]) == 0 and calls == [[sys.executable, "-m", "jupyterlab", str(project/ANNOTATE)]]
+    assert "annotate('.')" in (project/ANNOTATE).read_text()
+    monkeypatch.setattr(cli.subprocess, "run", lambda words: SimpleNamespace(returncode=3))
+    assert spml_annotate([str(project)]) == 1 and "ended with code 3" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert spml_annotate([str(project)]) == 2 and "pip install jupyterlab" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make, says", [(lambda r: r/"nowhere", "no such folder; make it"), (lambda r: r/"images", "no folder images/ in it"), (lambda r: (r/"images"/"a.jpg").unlink() or r, "no images here")])
+def test_folders_that_cannot_be_drawn_on(project, make, says, capsys):
+    assert spml_annotate([str(make(project)), "--print", "--classes", "background", "cat"]) == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, says", [(["--data", "csv"], "--root FILE"), (["--data", "csv", "--root", "."], "is none"), (["--data", "cityscapes"], "needs --root DIR"), (["--data", "ade20k", "--root", "nowhere"], "nowhere: no such folder")])
+def test_other_data_want_a_root(words, says, capsys, tmp_path):
+    assert spml_run(["scribbles", *words, "--out", str(tmp_path/"run")]) == 2 and says in capsys.readouterr().err
+    assert not (tmp_path/"run").exists()

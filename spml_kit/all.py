@@ -17,6 +17,8 @@ from .regions.merging import *
 from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
+from .data.shapes import *
+from .data.readers import *
 from .data.formats import *
 from .data.keypoints import *
 from .data.scenes import *
@@ -24,6 +26,7 @@ from .data.images import *
 from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
+from .data.importers import *
 from .data.body_parts import *
 from .data.sources import *
 from .data.batches import *
@@ -83,7 +86,7 @@ from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
 _TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',
-           'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'RECIPES',
+           'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'READERS', 'RECIPES',
            'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES', 'TAG_METHODS', 'TAG_RECIPE',
            'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'} # constants that notebooks use; the others are the business of their modules
 __all__ = [o for o in globals() if not o.startswith('_') and (not o.isupper() or o in _TAUGHT)]

@@ -19,6 +19,7 @@ from ..core import SpmlError, UNLABELLED, VOC_CLASSES, VOID, Classes, check_labe
 from ..files import inside, is_there, read_image, read_index_png, read_lines
 from .annotations import Boxes
 from .formats import read_voc_boxes
+from .readers import looks_like
 from .scenes import SCENE_CLASSES, make_scene
 
 # %% ../../nbs/api/data/14_images.ipynb #4cec76da
@@ -313,6 +314,11 @@ class FolderSet(ImageSet):
     def _mask(self, i): return self._read_mask(i, self.mask_folder/f'{self.names[i]}.png')
 
 # %% ../../nbs/api/data/14_images.ipynb #98805196
+def _from_tools(*folders):
+    "The end of a message: a file of an annotation tool that lies in one of the folders, and the command that reads it"
+    files = (p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.suffix.lower() in ('.json', '.geojson', '.xml', '.csv'))
+    return next((f'; {told}' for p in files if (told := looks_like(p))), '')
+
 def folder_sets(
     root, # folder with images/, labels/, classes.txt and perhaps masks/
     max_size:int=None, # longer side in pixels; larger images are reduced
@@ -321,13 +327,13 @@ def folder_sets(
     images, labels, masks = (Path(root)/k for k in ('images', 'labels', 'masks'))
     if not labels.is_dir():
         raise SpmlError(f"{labels}: no such folder; put a label PNG, XML or JSON there for each image to train on, "
-                        f"named as the image")
+                        f"named as the image" + _from_tools(images, root))
     every = FolderSet(images, classes=('background', 'object')).names # the true table is read below
     stems = lambda folder: {p.stem: p.name for p in sorted(folder.iterdir()) if not p.name.startswith('.') and p.name != 'classes.txt'} if folder.is_dir() else {}
     drawn, true = stems(labels), stems(masks)
     train = [n for n in every if n in drawn]
     if not train:
-        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png")
+        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png" + _from_tools(labels))
     for folder, there in ((labels, drawn), (masks, true)):
         orphans = sorted(there.keys() - set(every))
         if orphans:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'VOID_NAME', 'BACKGROUND_NAMES', 'MOST_PIXELS', 'MEANINGS', 'Shape', 'check_runs', 'runs_of', 'mask_of_runs',
-           'pack_runs', 'unpack_runs', 'shape_mask', 'ellipse', 'Drawing', 'fit', 'class_id', 'sort_shapes', 'paint',
-           'to_kit', 'kit_labels']
+           'pack_runs', 'unpack_runs', 'shape_mask', 'ellipse_polygon', 'Drawing', 'fit_drawing', 'class_id',
+           'sort_shapes', 'paint_shapes', 'to_kit', 'kit_labels']
 
 # %% ../../nbs/api/data/10c_shapes.ipynb #53b58b16
 from collections import Counter
@@ -36,6 +36,7 @@ class Shape:
     instance:object=None # which object it is of; shapes of one object share it; None: one of its own
     part:bool=False  # is this point a body part of an object, and its name that of the part?
     width:float=None # of a brush or dot in pixels, where the file tells
+    scale:float=None # of a body part: size of its object in pixels, where the file tells
 
     def __post_init__(self):
         self.xy = np.asarray(self.xy, float).reshape(-1, 2)
@@ -139,7 +140,7 @@ def shape_mask(
             out[draw.polygon(ring[:, 1] - .5, ring[:, 0] - .5, size)] = inside
     return out
 
-def ellipse(
+def ellipse_polygon(
     centre, # x, y
     radii,  # along x and y
     angle:float=0., # by which it is turned clockwise, radians
@@ -161,6 +162,7 @@ class Drawing:
     relative:bool=False   # are coordinates shares of width and height, 0..1?
     data:bytes=None       # the picture itself, where the file holds it
     source:object=''      # file that says so
+    settings:dict=field(default_factory=dict) # of `Keypoints`, where the kit wrote the file
 
     def add(self,
         kind:str, # one of `SHAPES`
@@ -173,8 +175,8 @@ class Drawing:
         except SpmlError as e: self.skipped.append(str(e))
         except (TypeError, ValueError, OverflowError, KeyError): self.skipped.append(f'{kind} that is damaged')
 
-# %% ../../nbs/api/data/10c_shapes.ipynb #bb428872
-def fit(
+# %% ../../nbs/api/data/10c_shapes.ipynb #0e393e52
+def fit_drawing(
     drawing:Drawing, # as it was read
     size:tuple,      # (H,W) of the picture
 )->Drawing: # in pixels of the picture, and with nothing outside it
@@ -229,8 +231,8 @@ def sort_shapes(
         else: skipped.append(kind)
     return kinds, skipped
 
-# %% ../../nbs/api/data/10c_shapes.ipynb #589632ca
-def paint(
+# %% ../../nbs/api/data/10c_shapes.ipynb #1a755e5b
+def paint_shapes(
     shapes:list,   # of `Shape`, polygons, runs, bitmaps
     classes,       # `Classes`
     size:tuple,    # (H,W)
@@ -269,15 +271,15 @@ def _width(shapes, default): return next((s.width for s in shapes if s.width), d
 
 def _simulated(kind, areas, classes, size, order, ground, key):
     "Marks inside shapes that tell pixels, as a person would set them; what nobody drew is void, so that no mark falls there"
-    labels, objects = paint(areas, classes, size, order, VOID if ground == UNLABELLED else ground)
+    labels, objects = paint_shapes(areas, classes, size, order, VOID if ground == UNLABELLED else ground)
     if not (labels != VOID).any(): return [], []
     made = (simulate_points if kind == 'points' else simulate_scribbles)(labels, instances=objects, key=key)
     return (list(made.xy[:, None]) if kind == 'points' else made.strokes), made.classes.tolist()
 
-def _keypoints(shapes, ids, size, boxes):
-    number = {key: k for k, key in enumerate(dict.fromkeys(s.instance for s in shapes), 1)}
-    scale = [boxes.get(s.instance) for s in shapes]
-    return Keypoints(np.concatenate(_marks(shapes, size)), ids, [number[s.instance] for s in shapes], scale if all(scale) else None)
+def _keypoints(shapes, ids, size, boxes, settings):
+    number = {key: k if not isinstance(key, int) else key for k, key in enumerate(dict.fromkeys(s.instance for s in shapes), 1)}
+    scale = [s.scale or boxes.get(s.instance) for s in shapes]
+    return Keypoints(np.concatenate(_marks(shapes, size)), ids, [number[s.instance] for s in shapes], scale if all(scale) else None, **settings)
 
 # %% ../../nbs/api/data/10c_shapes.ipynb #3ebe953c
 def to_kit(
@@ -294,7 +296,7 @@ def to_kit(
     named = {class_id(n, classes) for n in named} - {VOID}
     if kinds.get('keypoints'):
         scale = {s.instance: np.sqrt(max(1, shape_mask(s, size).sum())) for s in drawing.shapes if s.instance is not None and (s.area or s.kind == 'box')}
-        out['keypoints'] = _keypoints(kinds['keypoints'], [*map(id_of, kinds['keypoints'])], size, scale)
+        out['keypoints'] = _keypoints(kinds['keypoints'], [*map(id_of, kinds['keypoints'])], size, scale, drawing.settings)
     if named: out['tags'] = Tags(sorted(named))
     if kinds.get('boxes'):
         xy, names = _boxes(kinds['boxes'], size)
@@ -308,7 +310,7 @@ def to_kit(
         xy, ids = [*_marks(drawn, size), *xy], [*map(id_of, drawn), *ids]
         if xy: out[kind] = make(np.concatenate(xy) if kind == 'points' else xy, ids, _width(drawn, default))
     if kinds.get('full') or void or background and meaning == 'full':
-        out['full'] = _all_in_one(out, paint(kinds.get('full', []), classes, size, order, ground)[0], void, size)
+        out['full'] = _all_in_one(out, paint_shapes(kinds.get('full', []), classes, size, order, ground)[0], void, size)
     return out
 
 # %% ../../nbs/api/data/10c_shapes.ipynb #2fa8caff

@@ -17,7 +17,7 @@ from ..files import is_there, read_index_png
 from ..regions.oversegment import RegionCache, as_regions, oversegment
 from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, tags_of
 from .simulate import simulate_points, simulate_scribbles
-from .formats import read_annotation
+from .formats import names_classes, read_annotation
 from .keypoints import simulate_keypoints
 from .images import ImageSet, BoundedCache, reduce_labels
 
@@ -114,8 +114,10 @@ class WeakSet:
             raise SpmlError(f"{self.annotation}: {[p.name for p in paths] or 'no .png, .json or .xml'} for "
                             f"{self.names[i]}; one is needed")
         path, ids = paths[0], self.images.ids if self.file_ids else as_is
-        if path.suffix == '.json': return read_annotation(path), path, ids
-        if path.suffix == '.xml': return read_annotation(path, self.images.file_classes), path, self.images.ids
+        if path.suffix in ('.json', '.xml'):
+            said = read_annotation(path, self.images.file_classes, self.images.stored_size(i))
+            if not isinstance(said, Annotation): said = reduce_labels(said, self.images.image(i).shape[:2])
+            return said, path, self.images.ids if names_classes(path) else ids
         try:
             labels = check_labels(read_index_png(path),
                                   len(self.images.file_classes if self.file_ids else self.classes), str(path), self.images.stored_size(i))

@@ -176,7 +176,7 @@ def spml_prepare(
     p.add_argument('--workers', type=_whole(0), default=os.cpu_count(), help="processes (default: one per core)")
     return _done(p, argv, _prepare)
 
-# %% ../../nbs/api/runs/99_cli.ipynb #99i0002a
+# %% ../../nbs/api/runs/99_cli.ipynb #99a10002
 def _import(args):
     from spml_kit.data.importers import export_drawings, plan_import, plan_text, write_project
     bar = sys.stderr.isatty()

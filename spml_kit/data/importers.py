@@ -25,10 +25,13 @@ from .readers import named_reader, open_export
 from .formats import read_annotation, write_annotation
 from .images import IMAGE_SUFFIXES, FolderSet, read_class_names
 
-# %% ../../nbs/api/data/14d_importers.ipynb #5f3b7290
-_NEAR = 'images', 'Images', 'JPEGImages', 'img', 'imgs', 'data', 'train', 'val', 'valid', 'test' # beside the folder of the file
-_NO_PICTURES = {'SegmentationClass', 'SegmentationClassPNG', 'SegmentationClassVisualization', 'SegmentationClassAug', 'SegmentationObject', 'SegmentationObjectPNG', 'labels', 'masks', 'annotations', 'Annotations'}
+# %% ../../nbs/api/data/14d_importers.ipynb #493760dd
+# beside the folder of the file
+_NEAR = 'images', 'Images', 'JPEGImages', 'img', 'imgs', 'data', 'train', 'val', 'valid', 'test'
+_NO_PICTURES = {'SegmentationClass', 'SegmentationClassPNG', 'SegmentationClassVisualization', 'SegmentationClassAug',
+                'SegmentationObject', 'SegmentationObjectPNG', 'labels', 'masks', 'annotations', 'Annotations'}
 
+# %% ../../nbs/api/data/14d_importers.ipynb #1fed758b
 class PictureFolder:
     "Pictures below some folders, found by what a file calls them"
     def __init__(self,
@@ -50,19 +53,22 @@ class PictureFolder:
         "The picture of a name"
         way, last = said.split('/')[:-1], said.split('/')[-1]
         plain = re.sub(r'^[0-9a-f]{8}-', '', last) # as Label Studio names uploads
-        stems = [n[:-len(PurePosixPath(n).suffix)] if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES else n for n in (last, plain)]
+        stems = [n[:-len(PurePosixPath(n).suffix)] if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES else n
+                 for n in (last, plain)]
         near = self.by_name.get(last) or self.by_name.get(plain) or self.by_stem.get(stems[0]) or self.by_stem.get(stems[1]) or []
-        alike = lambda p: next((k for k, (a, b) in enumerate(zip(way[::-1], p.parts[-2::-1])) if a != b), min(len(way), len(p.parts) - 1))
+        alike = lambda p: next((k for k, (a, b) in enumerate(zip(way[::-1], p.parts[-2::-1])) if a != b),
+                               min(len(way), len(p.parts) - 1))
         best = [p for p in near if alike(p) == max(map(alike, near))]
         if len({os.path.realpath(p) for p in best}) > 1:
-            raise SpmlError(f"{said}: {best[0]} or {best[1]}? Two pictures bear this name; give one folder of them: --images DIR")
+            raise SpmlError(f"{said}: {best[0]} or {best[1]}? Two pictures bear this name; give one folder of them: "
+                            f"--images DIR")
         return best[0] if best else None
 
     def all(self)->list:
         "Every picture, in order"
         return sorted({p for paths in self.by_name.values() for p in paths})
 
-# %% ../../nbs/api/data/14d_importers.ipynb #03dcb852
+# %% ../../nbs/api/data/14d_importers.ipynb #5c5464ed
 def picture_state(
     path, # of a picture
 )->tuple: # (H,W) upright, is it stored turned?
@@ -77,12 +83,13 @@ def _short_names(paths):
     "A stem for each picture that no other has: its own, else with its folders, else with its ending"
     def names(make): return {p: re.sub(r'[/\\\\]', '_', make(p)) for p in paths}
     top = os.path.commonpath([p.parent for p in paths]) if paths else ''
-    for make in (lambda p: p.stem, lambda p: str(p.relative_to(top).with_suffix('')), lambda p: str(p.relative_to(top)).replace('.', '_')):
+    for make in (lambda p: p.stem, lambda p: str(p.relative_to(top).with_suffix('')),
+                 lambda p: str(p.relative_to(top)).replace('.', '_')):
         found = names(make)
         if len(set(found.values())) == len(paths): return found
     raise SpmlError(f"{top}: two pictures whose names differ in / and _ only; rename one")
 
-# %% ../../nbs/api/data/14d_importers.ipynb #57314883
+# %% ../../nbs/api/data/14d_importers.ipynb #441971f0
 _TABLES = 'classes.txt', 'labels.txt', 'class_names.txt' # beside the file; labelme has none of its own
 
 def _table_beside(path):
@@ -105,17 +112,20 @@ def class_order(
     meaning:str,   # one of `MEANINGS`
 )->tuple: # `Classes`, dict of spelling to name, list of remarks
     "Class table of an import"
-    shapes = [s for d in drawings for s in d.shapes if s.name != VOID_NAME and (s.kind == 'point' if meaning == 'keypoints' else not s.part)]
+    shapes = [s for d in drawings for s in d.shapes if s.name != VOID_NAME
+              and (s.kind == 'point' if meaning == 'keypoints' else not s.part)]
     said = [s.name for s in shapes] + ([] if meaning == 'keypoints' else [t for d in drawings for t in d.tags])
-    if meaning == 'keypoints' and not {*first} & {*said}: first = [*dict.fromkeys(s.name for s in shapes)] # of body parts: as the file has them
+    if meaning == 'keypoints' and not {*first} & {*said}:
+        first = [*dict.fromkeys(s.name for s in shapes)] # of body parts: as the file has them
     spelling = one_spelling(said, [n for n in first if n != VOID_NAME])
     ground = {n for n in spelling if n.casefold() in BACKGROUND_NAMES}
     names = [n for n in dict.fromkeys([*(spelling[n] for n in first if n in spelling), *sorted(spelling[n] for n in said)]) if n not in ground]
     if not names: raise SpmlError("no shape has a class other than background; there is nothing to learn")
-    notes = [f"'{n}' is read as '{to}'" for n, to in sorted(spelling.items()) if n != to and n not in ground and n in said]
+    notes = [f"'{n}' is read as '{to}'" for n, to in sorted(spelling.items()) if n != to and n not in ground
+             and n in said]
     return Classes(('background', *names)), spelling | {n: 'background' for n in ground}, notes
 
-# %% ../../nbs/api/data/14d_importers.ipynb #a3be4e42
+# %% ../../nbs/api/data/14d_importers.ipynb #b0967731
 @dataclass(eq=False)
 class Planned:
     "A picture of an import"
@@ -124,10 +134,16 @@ class Planned:
     drawing:Drawing # fitted to it
     turned:bool=False # is it stored turned? Then an upright copy is made
 
-MEANS = dict(full="Polygons and masks are the pixels of their objects; boxes, strokes and dots stay what they are (--as full, the default).",
-    boxes="Of each object the box around it is taken (--as boxes).", scribbles="Polygons and masks give a stroke inside each, as a person would draw it; strokes stay (--as scribbles).",
-    points="Polygons and masks give a dot inside each; dots stay (--as points).", keypoints="Points are body parts, and their names the classes (--as keypoints).", tags="Only the names of the classes are taken (--as tags).")
+# %% ../../nbs/api/data/14d_importers.ipynb #cce7d675
+MEANS = dict(full="Polygons and masks are the pixels of their objects; boxes, strokes and dots stay what they are "
+                  "(--as full, the default).",
+    boxes="Of each object the box around it is taken (--as boxes).", scribbles="Polygons and masks give a stroke "
+                                                            "inside each, as a person would draw it; strokes stay "
+                                                            "(--as scribbles).",
+    points="Polygons and masks give a dot inside each; dots stay (--as points).", keypoints="Points are body parts, "
+                                                            "and their names the classes (--as keypoints).", tags="Only the names of the classes are taken (--as tags).")
 
+# %% ../../nbs/api/data/14d_importers.ipynb #e1f9435f
 @dataclass(eq=False)
 class ImportPlan:
     "What an import will write"
@@ -158,29 +174,37 @@ class ImportPlan:
 
     def bare(self)->list: # stems
         "Pictures of which nothing is said"
-        return [p.name for p in self.pictures if not sort_shapes(p.drawing.shapes, self.meaning)[0] and not p.drawing.tags]
+        return [p.name for p in self.pictures if not sort_shapes(p.drawing.shapes, self.meaning)[0]
+                and not p.drawing.tags]
 
-# %% ../../nbs/api/data/14d_importers.ipynb #eb197dd1
+# %% ../../nbs/api/data/14d_importers.ipynb #b491a16e
 def _table(rows):
     wide = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
-    return ['  '.join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(r, wide))).rstrip() for r in rows]
+    return ['  '.join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(r, wide))).rstrip()
+            for r in rows]
 
 def plan_text(
     plan:ImportPlan, # of an import
 )->str:
     "A table of the shapes by class and kind, what was chosen, and what is left out"
     count, bare = plan.count(), plan.bare()
-    kinds = [k for k in ('polygon', 'runs', 'bitmap', 'box', 'line', 'point', 'tag') if any(c[k] for c in count.values())]
+    kinds = [k for k in ('polygon', 'runs', 'bitmap', 'box', 'line', 'point', 'tag')
+             if any(c[k] for c in count.values())]
     called = dict(runs='mask', bitmap='bitmap', line='stroke', point='dot')
     rows = [['class', *(called.get(k, k) for k in kinds), 'pictures']]
-    rows += [[n, *(str(c[k] or '') for k in kinds), str(c['pictures'] or '')] for n, c in count.items() if n != VOID_NAME or c]
-    lines = [f"{named_reader(plan.tool).title}; pictures: {len(plan.pictures)}, without any shape: {len(bare)}" + (f" ({', '.join(bare[:5])}{', …' if bare[5:] else ''})" if bare else ''), *_table(rows), MEANS[plan.meaning]]
+    rows += [[n, *(str(c[k] or '') for k in kinds), str(c['pictures'] or '')] for n, c in count.items()
+             if n != VOID_NAME or c]
+    lines = [f"{named_reader(plan.tool).title}; pictures: {len(plan.pictures)}, without any shape: {len(bare)}"
+             + (f" ({', '.join(bare[:5])}{', …' if bare[5:] else ''})" if bare else ''), *_table(rows), MEANS[plan.meaning]]
     if plan.meaning in ('full', 'scribbles', 'points'):
         lines += ["Where two overlap, the smaller lies on top (--order file: the later one)." if plan.order == 'smaller' else "Where two overlap, the later one of the file lies on top (--order file).",
-                  "What nobody drew is background (--background)." if plan.background else "What nobody drew is unlabelled (--background: it is background)."]
-    return '\n'.join(lines + [f'note: {n}' for n in plan.notes] + [f'left out: {n} x {why}' if '(kept)' not in why else f'{n} x {why}' for why, n in plan.skipped.most_common()])
+                  "What nobody drew is background (--background)." if plan.background else "What nobody drew is "
+                                                            "unlabelled (--background: it is background)."]
+    return '\n'.join(lines + [f'note: {n}' for n in plan.notes]
+                     + [f'left out: {n} x {why}' if '(kept)' not in why else f'{n} x {why}'
+                        for why, n in plan.skipped.most_common()])
 
-# %% ../../nbs/api/data/14d_importers.ipynb #58d3e74e
+# %% ../../nbs/api/data/14d_importers.ipynb #b97b75c6
 def _where(path, images):
     folder = path if path.is_dir() else path.parent
     return [images] if images else [folder, *(folder.parent/n for n in _NEAR if (folder.parent/n).is_dir())]
@@ -189,7 +213,8 @@ def _plan_one(drawing, path, name):
     "A drawing fitted to its picture, or why not"
     if path is None:
         data = drawing.data() if callable(drawing.data) else drawing.data
-        with Image.open(io.BytesIO(data)) as im: size, turned = ImageOps.exif_transpose(im).size[::-1], True # written anew, whatever it is
+        with Image.open(io.BytesIO(data)) as im:
+            size, turned = ImageOps.exif_transpose(im).size[::-1], True # written anew, whatever it is
     else: size, turned = picture_state(path)
     return Planned(path, name, fit_drawing(drawing, size), turned)
 
@@ -199,7 +224,8 @@ def _merged(found):
     for key, d in found:
         if key not in out: out[key] = d; continue
         first = out[key]
-        out[key] = replace(first, size=first.size or d.size, shapes=first.shapes + d.shapes, tags=[*dict.fromkeys(first.tags + d.tags)], skipped=first.skipped + d.skipped)
+        out[key] = replace(first, size=first.size or d.size, shapes=first.shapes + d.shapes,
+                           tags=[*dict.fromkeys(first.tags + d.tags)], skipped=first.skipped + d.skipped)
     return out
 
 def _rename(drawing, spelling, left_out):
@@ -208,7 +234,7 @@ def _rename(drawing, spelling, left_out):
     drawing.tags = [*dict.fromkeys(spelling[t] for t in drawing.tags if t in spelling)]
     return drawing
 
-# %% ../../nbs/api/data/14d_importers.ipynb #ba9620a2
+# %% ../../nbs/api/data/14d_importers.ipynb #0a518644
 def plan_import(
     path,        # file, or folder of files, of an annotation tool
     tool:str='', # one of `READERS`, or package.module:name; '': what the contents look like
@@ -220,7 +246,8 @@ def plan_import(
 )->ImportPlan:
     "What an import would write; nothing is written"
     path, images = Path(path), images and Path(images)
-    if images and not images.is_dir(): raise SpmlError(f"{images}: no such folder; --images names the folder of the pictures")
+    if images and not images.is_dir():
+        raise SpmlError(f"{images}: no such folder; --images names the folder of the pictures")
     if meaning and meaning not in MEANINGS: raise SpmlError(f"--as {meaning}: one of {', '.join(MEANINGS)} is wanted")
     tool, export = open_export(path, tool, progress)
     skipped, found, missing = Counter(export.skipped), [], []
@@ -230,21 +257,29 @@ def plan_import(
         if at is None and d.data is None: missing.append(d.picture)
         else: found.append((at or d.picture, d))
     if missing: skipped['picture that is not there, such as ' + missing[0]] = len(missing)
-    if not found: raise SpmlError(f"{path}: {len(missing)} pictures are named, such as {missing[0] if missing else 'none'}, and none is in {near.folders[0]}; give their folder: --images DIR")
+    if not found:
+        raise SpmlError(f"{path}: {len(missing)} pictures are named, such as {missing[0] if missing else 'none'}, and "
+                        f"none is in {near.folders[0]}; give their folder: --images DIR")
     drawings = _merged(found)
     if images: drawings.update({p: Drawing(p.name) for p in near.all() if p not in drawings})
-    if not meaning: meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes) and any(d.shapes for d in drawings.values())) else 'full'
+    if not meaning:
+        meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes)
+                                  and any(d.shapes for d in drawings.values())) else 'full'
     classes, spelling, notes = class_order(list(drawings.values()), export.names or _table_beside(path), meaning)
-    return _fitted(ImportPlan(tool, classes, [], skipped, notes, meaning, order, background), drawings, spelling, progress)
+    return _fitted(ImportPlan(tool, classes, [], skipped, notes, meaning, order, background), drawings, spelling,
+                   progress)
 
-# %% ../../nbs/api/data/14d_importers.ipynb #2377e293
+# %% ../../nbs/api/data/14d_importers.ipynb #8e7f95d7
 def _fitted(plan, drawings, spelling, progress):
     "Bring the drawings to their pictures"
     keys = [k for k in drawings if isinstance(k, Path)]
     names = _short_names(keys) | {k: PurePosixPath(k).stem for k in drawings if not isinstance(k, Path)}
     twice = [n for n, k in Counter(names.values()).items() if k > 1]
-    if twice: raise SpmlError(f"{twice[0]}: two pictures bear this name, and one of them stands in the annotation file; rename one")
-    for key, d in tqdm(sorted(drawings.items(), key=lambda o: names[o[0]]), desc='pictures', disable=not progress, leave=False):
+    if twice:
+        raise SpmlError(f"{twice[0]}: two pictures bear this name, and one of them stands in the annotation file; "
+                        f"rename one")
+    for key, d in tqdm(sorted(drawings.items(), key=lambda o: names[o[0]]), desc='pictures', disable=not progress,
+                       leave=False):
         path = key if isinstance(key, Path) else None
         try: planned = _plan_one(d, path, names[key])
         except SpmlError as e: plan.skipped[f'picture: {e}'] += 1; continue
@@ -253,12 +288,14 @@ def _fitted(plan, drawings, spelling, progress):
         plan.skipped.update([*planned.drawing.skipped, *sort_shapes(planned.drawing.shapes, plan.meaning)[1]])
         plan.pictures.append(planned)
     turned = sum(p.turned and p.path is not None for p in plan.pictures)
-    if turned: plan.notes.append(f'{turned} pictures are stored turned (EXIF orientation); upright copies are made of them')
+    if turned:
+        plan.notes.append(f'{turned} pictures are stored turned (EXIF orientation); upright copies are made of them')
     if not plan.pictures: raise SpmlError('; '.join(plan.skipped))
-    if len(plan.bare()) == len(plan.pictures) and not plan.background: raise SpmlError("no shape can be used: " + '; '.join(f'{n} x {why}' for why, n in plan.skipped.most_common(5)))
+    if len(plan.bare()) == len(plan.pictures) and not plan.background:
+        raise SpmlError("no shape can be used: " + '; '.join(f'{n} x {why}' for why, n in plan.skipped.most_common(5)))
     return plan
 
-# %% ../../nbs/api/data/14d_importers.ipynb #dd208a4a
+# %% ../../nbs/api/data/14d_importers.ipynb #e858c1df
 def _write_picture(p, folder, link):
     if p.turned: # PNG loses nothing, and needs no word on how it is to be turned
         data = p.drawing.data() if callable(p.drawing.data) else p.drawing.data
@@ -281,10 +318,11 @@ def write_annotations(
     drawn = not {'full', 'keypoints'} & annotations.keys()
     for kind, ann in annotations.items() if drawn else (): write_annotation(Path(root)/kind/f'{name}.json', ann)
     kinds = set(annotations) - {'tags'} or {'tags'}
-    if kinds <= {'boxes'} or kinds in ({'tags'}, {'keypoints'}): return write_annotation(Path(root)/'labels'/f'{name}.json', annotations[kinds.pop()])
+    if kinds <= {'boxes'} or kinds in ({'tags'}, {'keypoints'}):
+        return write_annotation(Path(root)/'labels'/f'{name}.json', annotations[kinds.pop()])
     write_index_png(Path(root)/'labels'/f'{name}.png', kit_labels(annotations, size), palette)
 
-# %% ../../nbs/api/data/14d_importers.ipynb #6bf743a6
+# %% ../../nbs/api/data/14d_importers.ipynb #4340d991
 def write_project(
     plan:ImportPlan, # what to write
     out,       # folder, new or empty
@@ -293,7 +331,9 @@ def write_project(
 )->Path: # the folder
     "Write images/, labels/, drawings and classes.txt; all of it, or nothing"
     out = Path(os.path.abspath(out))
-    if is_there(out) and (not out.is_dir() or any(out.iterdir())): raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is new or empty")
+    if is_there(out) and (not out.is_dir() or any(out.iterdir())):
+        raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is "
+                        f"new or empty")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix='.spml_kit.import.', dir=out.parent))
     try:
@@ -318,7 +358,7 @@ def import_annotations(
     write_project(plan, out, link, choices.get('progress', False))
     return plan
 
-# %% ../../nbs/api/data/14d_importers.ipynb #38489b64
+# %% ../../nbs/api/data/14d_importers.ipynb #e12504f9
 _KIND_OF = dict(scribbles='line', points='point', boxes='box', keypoints='point')
 
 def to_drawing(
@@ -332,17 +372,21 @@ def to_drawing(
     for kind, ann in annotations.items():
         if kind == 'tags': one.tags = [named(c) for c in ann.classes]
         elif kind == 'full':
-            for c in (np.unique(ann[ann != UNLABELLED])).tolist(): one.add('runs', VOID_NAME if c == VOID else named(c), mask=runs_of(ann == c), size=ann.shape)
+            for c in (np.unique(ann[ann != UNLABELLED])).tolist():
+                one.add('runs', VOID_NAME if c == VOID else named(c), mask=runs_of(ann == c), size=ann.shape)
         elif kind == 'boxes':
             for box, c in zip(ann.boxes, ann.classes): one.add('box', named(c), box.reshape(2, 2))
         elif kind == 'keypoints':
             one.settings = dict(sigma=ann.sigma, labelled=ann.labelled, background=ann.background)
-            for xy, c, i, s in zip(ann.xy, ann.parts, ann.instances, ann.scale if ann.scale is not None else [None]*len(ann)):
+            for xy, c, i, s in zip(ann.xy, ann.parts, ann.instances,
+                                   ann.scale if ann.scale is not None else [None]*len(ann)):
                 one.add('point', named(c), [xy + .5], part=True, instance=int(i), scale=s)
         else:
-            for xy, c in zip(ann.strokes if kind == 'scribbles' else ann.xy[:, None], ann.classes): one.add(_KIND_OF[kind], named(c), xy + .5, width=ann.width)
+            for xy, c in zip(ann.strokes if kind == 'scribbles' else ann.xy[:, None], ann.classes):
+                one.add(_KIND_OF[kind], named(c), xy + .5, width=ann.width)
     return one
 
+# %% ../../nbs/api/data/14d_importers.ipynb #396c9d27
 def kit_drawing(
     root,            # of a project
     name:str,        # stem of a picture
@@ -351,14 +395,15 @@ def kit_drawing(
 )->Drawing: # None where nothing is drawn
     "What was drawn on a picture: the drawings, else what stands in labels/"
     root = Path(root)
-    said = {kind: read_annotation(root/kind/f'{name}.json') for kind in ('tags', 'boxes', 'scribbles', 'points') if is_there(root/kind/f'{name}.json')}
+    said = {kind: read_annotation(root/kind/f'{name}.json') for kind in ('tags', 'boxes', 'scribbles', 'points')
+            if is_there(root/kind/f'{name}.json')}
     path = next((p for p in (root/'labels'/f'{name}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)), None)
     if not said and path:
         ann = read_index_png(path) if path.suffix == '.png' else read_annotation(path, classes, size)
         said = {type(ann).__name__.lower() if isinstance(ann, Annotation) else 'full': ann}
     return to_drawing(name, said, classes, size) if said else None
 
-# %% ../../nbs/api/data/14d_importers.ipynb #03727387
+# %% ../../nbs/api/data/14d_importers.ipynb #9858e107
 def _extra(s):
     said = {k: v for k, v in dict(width=s.width, scale=s.scale, part=s.part or None).items() if v is not None}
     return dict(spml_kit={k: float(v) if k != 'part' else v for k, v in said.items()}) if said else {}
@@ -377,20 +422,25 @@ def labelme_json(
     for s in drawing.shapes:
         kind = dict(polygon='polygon', line='linestrip', point='point', box='rectangle').get(s.kind, 'mask')
         xy = [[0, 0], [drawing.size[1] - 1, drawing.size[0] - 1]] if kind == 'mask' else s.xy.tolist()
-        shapes.append(dict(label=s.name, points=xy, group_id=s.instance, description='', shape_type=kind, flags={}, mask=_png_text(shape_mask(s, drawing.size)) if kind == 'mask' else None, **_extra(s)))
+        shapes.append(dict(label=s.name, points=xy, group_id=s.instance, description='', shape_type=kind, flags={},
+                           mask=_png_text(shape_mask(s, drawing.size)) if kind == 'mask' else None, **_extra(s)))
     more = dict(spml_kit={k: float(v) for k, v in drawing.settings.items()}) if drawing.settings else {}
-    return dict(version='5.5.0', flags={t: True for t in drawing.tags}, shapes=shapes, imagePath=picture, imageData=None, imageHeight=drawing.size[0], imageWidth=drawing.size[1], **more)
+    return dict(version='5.5.0', flags={t: True for t in drawing.tags}, shapes=shapes, imagePath=picture,
+                imageData=None, imageHeight=drawing.size[0], imageWidth=drawing.size[1], **more)
 
+# %% ../../nbs/api/data/14d_importers.ipynb #8008ef4b
 def _coco_annotation(s, k, image, ids, size):
     "An annotation; strokes and dots are the pixels that they cover, for other programs, and what they are, for the kit"
     one, kit = Drawing('', size, [replace(s, name='object')]), {}
     if s.kind in ('line', 'point', 'box'):
         kit = dict(spml_kit=dict(kind=s.kind, xy=s.xy.tolist(), instance=s.instance) | _extra(s).get('spml_kit', {}))
-        mask = shape_mask(s, size) if s.kind == 'box' else kit_labels(to_kit(one, Classes(('background', 'object')), 'keypoints' if s.part else 'full'), size) == 1
+        mask = shape_mask(s, size) if s.kind == 'box' else kit_labels(to_kit(one, Classes(('background', 'object')),
+            'keypoints' if s.part else 'full'), size) == 1
     else: mask = shape_mask(s, size)
     low, high = (at.min(0), at.max(0) + 1) if len(at := np.argwhere(mask)) else ([0, 0], [0, 0])
     seg = {} if s.kind == 'box' else dict(segmentation=dict(counts=pack_runs(runs_of(mask)), size=list(size)))
-    return dict(id=k, image_id=image, category_id=ids.get(s.name, 0), iscrowd=int(s.name == VOID_NAME), area=int(mask.sum()),
+    return dict(id=k, image_id=image, category_id=ids.get(s.name, 0), iscrowd=int(s.name == VOID_NAME),
+                area=int(mask.sum()),
                 bbox=[float(v) for v in (low[1], low[0], high[1] - low[1], high[0] - low[0])], **seg, **kit)
 
 def coco_json(
@@ -401,11 +451,13 @@ def coco_json(
     ids, images, found = {n: k for k, n in enumerate(classes.names)}, [], []
     for i, d in enumerate(drawings, 1):
         kit = (dict(tags=d.tags) if d.tags else {}) | {k: float(v) for k, v in d.settings.items()}
-        images.append(dict(id=i, file_name=d.picture, height=d.size[0], width=d.size[1], **(dict(spml_kit=kit) if kit else {})))
+        images.append(dict(id=i, file_name=d.picture, height=d.size[0], width=d.size[1],
+                           **(dict(spml_kit=kit) if kit else {})))
         for s in d.shapes: found.append(_coco_annotation(s, len(found) + 1, i, ids, d.size))
-    return dict(info=dict(description='spml_kit'), images=images, annotations=found, categories=[dict(id=k, name=n) for n, k in ids.items()])
+    return dict(info=dict(description='spml_kit'), images=images, annotations=found,
+                categories=[dict(id=k, name=n) for n, k in ids.items()])
 
-# %% ../../nbs/api/data/14d_importers.ipynb #7d7e6c5b
+# %% ../../nbs/api/data/14d_importers.ipynb #cee364ec
 EXPORTS = 'labelme', 'coco' # what `export_drawings` writes
 
 def export_drawings(
@@ -417,7 +469,9 @@ def export_drawings(
     "Write what is drawn in a project for another tool"
     root, out = Path(root), Path(os.path.abspath(out))
     if to not in EXPORTS: raise SpmlError(f"--to {to}: one of {', '.join(EXPORTS)} is wanted")
-    if is_there(out) and (not out.is_dir() or any(out.iterdir())): raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is new or empty")
+    if is_there(out) and (not out.is_dir() or any(out.iterdir())):
+        raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is "
+                        f"new or empty")
     classes = Classes(tuple(read_class_names(check_file(root/'classes.txt'))))
     paths, found = FolderSet(root/'images', classes=classes).paths, []
     out.parent.mkdir(parents=True, exist_ok=True)

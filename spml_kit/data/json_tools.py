@@ -45,7 +45,8 @@ def file_name(
     if '://' in text or '?' in text: # an address: its path, or what `?d=` names
         parts = urlsplit(text)
         text = unquote((parse_qs(parts.query).get('d') or [parts.path])[0])
-    return '/'.join(p for p in PureWindowsPath(text).parts if p not in ('..', '.', '/', '\\') and not p.endswith((':', ':\\')))
+    return '/'.join(p for p in PureWindowsPath(text).parts if p not in ('..', '.', '/', '\\')
+                    and not p.endswith((':', ':\\')))
 
 def size_of(
     height, # as a file has it
@@ -56,6 +57,7 @@ def size_of(
     except (TypeError, ValueError, OverflowError): return None
     return size if min(size) > 0 else None
 
+# %% ../../nbs/api/data/10d_json_tools.ipynb #3f564c82
 def png_mask(
     raw:bytes, # a picture
 )->np.ndarray: # (h,w) bool
@@ -80,6 +82,7 @@ def _bitmap(one, name, corner, get, **more):
     except Exception: one.skipped.append('bitmap that is damaged')
     else: one.add('bitmap', name, [corner], mask=mask, **more)
 
+# %% ../../nbs/api/data/10d_json_tools.ipynb #1fae04db
 def kit_entries(
     d:dict, # of a shape
 )->dict: # width, part, scale of a `Shape`
@@ -96,7 +99,7 @@ def kit_settings(
 
 def _is(d, *keys): return isinstance(d, dict) and all(k in d for k in keys)
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #c705b28b
+# %% ../../nbs/api/data/10d_json_tools.ipynb #b7ec3179
 def _labelme_shape(one, s):
     kind, xy, name, more = s.get('shape_type') or 'polygon', s['points'], s['label'], dict(instance=s.get('group_id'))
     more |= kit_entries(s)
@@ -112,17 +115,20 @@ def _labelme_shape(one, s):
     else: one.skipped.append(f'{kind} (labelme)')
 
 def _read_labelme(path, d):
-    one = Drawing(file_name(d.get('imagePath') or path.stem), size_of(d.get('imageHeight'), d.get('imageWidth')), source=path)
+    one = Drawing(file_name(d.get('imagePath') or path.stem), size_of(d.get('imageHeight'), d.get('imageWidth')),
+                  source=path)
     for s in d['shapes']: _labelme_shape(one, s)
     one.tags = [name for name, on in (d.get('flags') or {}).items() if on is True]
     one.settings = kit_settings(d)
     if d.get('imageData'): one.data = _embedded(d['imageData'])
     return ToolExport([one])
 
-LABELME = ToolReader('labelme', 'JSON beside each picture', ('.json',), lambda path, d: _is(d, 'shapes') and ('imagePath' in d or 'imageData' in d),
-                 _read_labelme, 'polygon, circle, mask → object; rectangle → box; line, linestrip → stroke; point → dot; flags → tags')
+LABELME = ToolReader('labelme', 'JSON beside each picture', ('.json',), lambda path, d: _is(d, 'shapes')
+                     and ('imagePath' in d or 'imageData' in d),
+                 _read_labelme, 'polygon, circle, mask → object; rectangle → box; line, linestrip → stroke; point → '
+                                'dot; flags → tags')
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #39f813db
+# %% ../../nbs/api/data/10d_json_tools.ipynb #1fa8613d
 def _coco_shapes(one, a, cat, parts):
     name, seg, kit = VOID_NAME if a.get('iscrowd') else cat, a.get('segmentation'), a.get('spml_kit')
     more = dict(instance=a.get('id'))
@@ -148,7 +154,8 @@ def _read_coco(path, d):
     out = ToolExport([*found.values()], names)
     for a in d['annotations']:
         if a['image_id'] not in found: out.skipped.append('annotation of a picture that the file does not list')
-        elif a.get('category_id') not in cats: found[a['image_id']].skipped.append('annotation of a category that the file does not list')
+        elif a.get('category_id') not in cats:
+            found[a['image_id']].skipped.append('annotation of a category that the file does not list')
         else: _coco_shapes(found[a['image_id']], a, str(cats[a['category_id']]['name']), parts[a['category_id']])
     return out
 
@@ -156,25 +163,30 @@ COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoint
               lambda path, d: _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list), _read_coco,
               'polygons, run lengths → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #80dc6d95
+# %% ../../nbs/api/data/10d_json_tools.ipynb #d1b359fb
 def _via_name(attributes):
     "The class among the attributes of a region"
     if not isinstance(attributes, dict): return ''
     known = {str(k).casefold(): v for k, v in attributes.items()}
-    value = next((known[k] for k in ('name', 'class', 'label', 'type', 'category', 'object') if k in known), next(iter(known.values())) if len(known) == 1 else '')
+    value = next((known[k] for k in ('name', 'class', 'label', 'type', 'category', 'object') if k in known),
+                 next(iter(known.values())) if len(known) == 1 else '')
     if isinstance(value, dict): value = next((k for k, on in value.items() if on), '') # of a checkbox
     return str(value)
 
 def _via_region(one, s, attributes):
     kind, name = s.get('name'), _via_name(attributes)
-    if not name.strip(): return one.skipped.append(f"{kind} without a class: none of its attributes is name, class, label or type")
-    if kind in ('polygon', 'polyline'): one.add('polygon' if kind == 'polygon' else 'line', name, np.stack([s['all_points_x'], s['all_points_y']], 1))
+    if not name.strip():
+        return one.skipped.append(f"{kind} without a class: none of its attributes is name, class, label or type")
+    if kind in ('polygon', 'polyline'):
+        one.add('polygon' if kind == 'polygon' else 'line', name, np.stack([s['all_points_x'], s['all_points_y']], 1))
     elif kind == 'rect': one.add('box', name, [(s['x'], s['y']), (s['x'] + s['width'], s['y'] + s['height'])])
     elif kind == 'circle': one.add('polygon', name, ellipse_polygon((s['cx'], s['cy']), (s['r'], s['r'])))
-    elif kind == 'ellipse': one.add('polygon', name, ellipse_polygon((s['cx'], s['cy']), (s['rx'], s['ry']), s.get('theta', 0)))
+    elif kind == 'ellipse':
+        one.add('polygon', name, ellipse_polygon((s['cx'], s['cy']), (s['rx'], s['ry']), s.get('theta', 0)))
     elif kind == 'point': one.add('point', name, [(s['cx'], s['cy'])])
     else: one.skipped.append(f'{kind} (VIA)')
 
+# %% ../../nbs/api/data/10d_json_tools.ipynb #cd9cd4ab
 def _via_files(d): return d.get('_via_img_metadata', d) if isinstance(d, dict) else {}
 
 def _read_via(path, d):
@@ -182,16 +194,19 @@ def _read_via(path, d):
     for f in _via_files(d).values():
         out.drawings.append(one := Drawing(file_name(f['filename']), source=path))
         regions = f.get('regions') or []
-        for r in regions.values() if isinstance(regions, dict) else regions: _via_region(one, r['shape_attributes'], r['region_attributes'])
+        for r in regions.values() if isinstance(regions, dict) else regions:
+            _via_region(one, r['shape_attributes'], r['region_attributes'])
     return out
 
 def _looks_via(path, d):
     files = _via_files(d)
-    return isinstance(files, dict) and bool(files or '_via_img_metadata' in d) and all(_is(f, 'filename', 'regions') for f in files.values())
+    return isinstance(files, dict) and bool(files or '_via_img_metadata' in d) and all(_is(f, 'filename', 'regions')
+        for f in files.values())
 
-VIA = ToolReader('VIA', 'JSON, project or export', ('.json',), _looks_via, _read_via, 'polygon, circle, ellipse → object; polyline → stroke; rect → box; point → dot')
+VIA = ToolReader('VIA', 'JSON, project or export', ('.json',), _looks_via, _read_via,
+                 'polygon, circle, ellipse → object; polyline → stroke; rect → box; point → dot')
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #cc60951b
+# %% ../../nbs/api/data/10d_json_tools.ipynb #6168e25f
 def _bits(raw): return np.unpackbits(np.asarray(raw, np.uint8))
 
 def unpack_brush(
@@ -201,7 +216,8 @@ def unpack_brush(
     "The mask of a brush of Label Studio"
     bits, at, number = _bits(raw), 0, lambda a, n: int(''.join(map(str, bits[a:a + n])) or '0', 2)
     total, word, lengths = number(0, 32), number(32, 5) + 1, [number(37 + 4*k, 4) + 1 for k in range(4)]
-    if total != 4*size[0]*size[1] or total > 4*MOST_PIXELS: raise SpmlError(f"brush of {total} values, the picture has 4 x {size[0]*size[1]}")
+    if total != 4*size[0]*size[1] or total > 4*MOST_PIXELS:
+        raise SpmlError(f"brush of {total} values, the picture has 4 x {size[0]*size[1]}")
     out, at, done = np.zeros(total, np.uint8), 53, 0
     weights = 1 << np.arange(word)[::-1]
     while done < total:
@@ -226,7 +242,7 @@ def pack_brush(
         for start in range(a, b, 65536): text += f'100{min(65536, b - start) - 1:016b}{values[a]:08b}'
     return np.packbits(np.array([*text], np.uint8)).tolist()
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #89e38d20
+# %% ../../nbs/api/data/10d_json_tools.ipynb #bc9bc6b5
 _STUDIO = 'polygonlabels', 'rectanglelabels', 'keypointlabels', 'brushlabels', 'ellipselabels', 'choices', 'taxonomy'
 
 def _studio_shape(one, r):
@@ -235,43 +251,55 @@ def _studio_shape(one, r):
     kind = next((k for k in _STUDIO if v.get(k)), None)
     if kind is None: return one.skipped.append(f"{r.get('type', 'region')} without a label (Label Studio)")
     if kind in ('choices', 'taxonomy'): one.tags += [str(n[-1] if isinstance(n, list) else n) for n in v[kind]]; return
-    if not (size := size_of(r.get('original_height'), r.get('original_width'))): return one.skipped.append('region without original_width and original_height')
+    if not (size := size_of(r.get('original_height'), r.get('original_width'))):
+        return one.skipped.append('region without original_width and original_height')
     name, one.size, to = str(v[kind][0]), size, np.array(size[::-1])/100
     corner = lambda: np.array([v['x'], v['y']])*to
-    if kind == 'polygonlabels': one.add('polygon' if v.get('closed', True) else 'line', name, np.asarray(v['points'], float)*to)
+    if kind == 'polygonlabels':
+        one.add('polygon' if v.get('closed', True) else 'line', name, np.asarray(v['points'], float)*to)
     elif kind == 'keypointlabels': one.add('point', name, [corner()])
-    elif kind == 'ellipselabels': one.add('polygon', name, ellipse_polygon(corner(), np.array([v['radiusX'], v['radiusY']])*to, np.deg2rad(v.get('rotation') or 0)))
-    elif kind == 'brushlabels': one.add('runs', name, mask=runs_of(unpack_brush(v['rle'], size)), size=size) # packed: there may be many of them
+    elif kind == 'ellipselabels':
+        one.add('polygon', name,
+                ellipse_polygon(corner(), np.array([v['radiusX'], v['radiusY']])*to,
+                                np.deg2rad(v.get('rotation') or 0)))
+    elif kind == 'brushlabels':
+        one.add('runs', name, mask=runs_of(unpack_brush(v['rle'], size)), size=size) # packed: there may be many of them
     else:
         w, h, turn = v['width']*to[0], v['height']*to[1], np.deg2rad(v.get('rotation') or 0)
         if not turn: return one.add('box', name, [corner(), corner() + (w, h)])
         along, down = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
         one.add('polygon', name, corner() + [0*along, w*along, w*along + h*down, h*down])
 
+# %% ../../nbs/api/data/10d_json_tools.ipynb #e38d2ce7
 def _studio_task(path, t):
     "A task of the full export, or of the short one, whose regions stand under the names of the controls"
     data = t.get('data', t)
     one = Drawing(file_name(next(v for k, v in data.items() if isinstance(v, str) and re.search(r'\.(jpe?g|png|bmp|tiff?|webp)\b', v, re.I))), source=path)
     done = [a for a in t.get('annotations') or [] if not a.get('was_cancelled')]
-    results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v if isinstance(r, dict) and 'original_width' in r]
+    results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v
+                                               if isinstance(r, dict) and 'original_width' in r]
     for r in results: _studio_shape(one, r)
     return one
 
 def _looks_studio(path, d):
     first = d[0] if isinstance(d, list) and d else None
-    return _is(first, 'data', 'annotations') or isinstance(first, dict) and any(isinstance(v, list) and v and _is(v[0], 'original_width') for v in first.values())
+    return _is(first, 'data', 'annotations') or isinstance(first, dict) and any(isinstance(v, list) and v
+        and _is(v[0], 'original_width') for v in first.values())
 
-LABEL_STUDIO = ToolReader('Label Studio', 'JSON and JSON-MIN, one for all tasks', ('.json',), _looks_studio, lambda path, d: ToolExport([_studio_task(path, t) for t in d]),
-                      'polygon, ellipse, brush, turned rectangle → object; rectangle → box; keypoint → dot; open polygon → stroke; choices → tags')
+LABEL_STUDIO = ToolReader('Label Studio', 'JSON and JSON-MIN, one for all tasks', ('.json',), _looks_studio,
+                          lambda path, d: ToolExport([_studio_task(path, t) for t in d]),
+                      'polygon, ellipse, brush, turned rectangle → object; rectangle → box; keypoint → dot; open '
+                      'polygon → stroke; choices → tags')
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #3d240cf5
+# %% ../../nbs/api/data/10d_json_tools.ipynb #06bbafb1
 def _features(d):
     found = d if isinstance(d, list) else d.get('features', [d] if d.get('type') == 'Feature' else None) if isinstance(d, dict) else None
     return found if isinstance(found, list) and all(_is(f, 'geometry') for f in found) else None
 
 def _geometry(one, name, g, k):
     kind, xy = g['type'], g.get('coordinates')
-    if kind == 'Polygon': one.add('polygon', name, xy[0][:-1] if xy[0][:1] == xy[0][-1:] else xy[0], holes=xy[1:], instance=k)
+    if kind == 'Polygon':
+        one.add('polygon', name, xy[0][:-1] if xy[0][:1] == xy[0][-1:] else xy[0], holes=xy[1:], instance=k)
     elif kind == 'LineString': one.add('line', name, xy, instance=k)
     elif kind == 'Point': one.add('point', name, [xy], instance=k)
     elif kind in ('MultiPolygon', 'MultiLineString', 'MultiPoint'):
@@ -291,28 +319,33 @@ def _read_qupath(path, d):
         else: _geometry(one, name, f['geometry'], k)
     return ToolExport([one])
 
-QUPATH = ToolReader('QuPath', 'GeoJSON named as the picture', ('.geojson', '.json'), lambda path, d: bool(_features(d)) or _is(d, 'features'), _read_qupath,
+QUPATH = ToolReader('QuPath', 'GeoJSON named as the picture', ('.geojson', '.json'), lambda path, d: bool(_features(d))
+                    or _is(d, 'features'), _read_qupath,
                 'Polygon, MultiPolygon with holes → object; LineString → stroke; Point → dot')
 
-# %% ../../nbs/api/data/10d_json_tools.ipynb #add44260
+# %% ../../nbs/api/data/10d_json_tools.ipynb #e174a7ac
 def _supervisely_shape(one, o):
     kind, name, p = o.get('geometryType', o.get('bitmap') and 'bitmap'), str(o['classTitle']), o.get('points') or {}
     outer = np.asarray(p.get('exterior') or [], float).reshape(-1, 2) + .5
-    if kind == 'polygon': one.add('polygon', name, outer, holes=[np.asarray(r, float) + .5 for r in p.get('interior') or []])
+    if kind == 'polygon':
+        one.add('polygon', name, outer, holes=[np.asarray(r, float) + .5 for r in p.get('interior') or []])
     elif kind == 'line': one.add('line', name, outer)
     elif kind == 'point':
         for xy in outer: one.add('point', name, [xy])
     elif kind == 'rectangle': one.add('box', name, [outer.min(0) - .5, outer.max(0) + .5])
-    elif kind == 'bitmap': _bitmap(one, name, o['bitmap']['origin'], lambda: png_mask(_embedded(o['bitmap']['data'], 1 << 28)))
+    elif kind == 'bitmap':
+        _bitmap(one, name, o['bitmap']['origin'], lambda: png_mask(_embedded(o['bitmap']['data'], 1 << 26)))
     else: one.skipped.append(f'{kind} (Supervisely)')
 
 def _read_supervisely(path, d):
     if 'objects' not in d: return ToolExport([], [str(c['title']) for c in d['classes']]) # meta.json
-    one = Drawing(file_name(path.name.removesuffix('.json')), size_of(d['size'].get('height'), d['size'].get('width')), source=path)
+    one = Drawing(file_name(path.name.removesuffix('.json')), size_of(d['size'].get('height'), d['size'].get('width')),
+                  source=path)
     for o in d['objects']: _supervisely_shape(one, o)
     one.tags = [str(t['name']) for t in d.get('tags') or []]
     return ToolExport([one])
 
 SUPERVISELY = ToolReader('Supervisely', 'JSON of each picture, with meta.json', ('.json',),
                      lambda path, d: _is(d, 'objects', 'size') or _is(d, 'classes', 'tags') and isinstance(d['classes'], list) and all(_is(c, 'title') for c in d['classes']),
-                     _read_supervisely, 'polygon with holes, bitmap → object; rectangle → box; line → stroke; point → dot; tags → tags')
+                     _read_supervisely, 'polygon with holes, bitmap → object; rectangle → box; line → stroke; point → '
+                                        'dot; tags → tags')

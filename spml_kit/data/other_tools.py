@@ -28,7 +28,8 @@ def _floats(e, *keys): return [float(e.findtext(k)) for k in keys]
 
 def _drawing(path, root, size='size'):
     ending = Path(file_name(_text(root, 'filename'))).suffix
-    return Drawing(f'{path.stem}{ending}', size_of(root.findtext(f'{size}/height'), root.findtext(f'{size}/width')), source=path)
+    return Drawing(f'{path.stem}{ending}', size_of(root.findtext(f'{size}/height'), root.findtext(f'{size}/width')),
+                   source=path)
 
 def _read_voc(path, root):
     one, found = _drawing(path, root), root.findall('object')
@@ -47,12 +48,15 @@ def _read_voc(path, root):
 
 def _read_scribblesup(path, root):
     one = _drawing(path, root)
-    for e in root.findall('polygon'): one.add('line', _text(e, 'tag'), [np.array(_floats(p, 'x', 'y')) + .5 for p in e.findall('point')])
+    for e in root.findall('polygon'):
+        one.add('line', _text(e, 'tag'), [np.array(_floats(p, 'x', 'y')) + .5 for p in e.findall('point')])
     return ToolExport([one])
 
-VOC = ToolReader('PASCAL VOC', 'XML of each picture (also labelImg, Roboflow, VoTT)', ('.xml',), lambda path, root: root.tag == 'annotation' and not root.findall('polygon'),
+VOC = ToolReader('PASCAL VOC', 'XML of each picture (also labelImg, Roboflow, VoTT)', ('.xml',), lambda path,
+                 root: root.tag == 'annotation' and not root.findall('polygon'),
              _read_voc, 'bndbox → box; polygon → object')
-SCRIBBLESUP = ToolReader('ScribbleSup', 'XML of each picture', ('.xml',), lambda path, root: root.tag == 'annotation' and bool(root.findall('polygon/tag')),
+SCRIBBLESUP = ToolReader('ScribbleSup', 'XML of each picture', ('.xml',), lambda path, root: root.tag == 'annotation'
+                         and bool(root.findall('polygon/tag')),
                      _read_scribblesup, 'polyline → stroke')
 
 # %% ../../nbs/api/data/10e_other_tools.ipynb #994be715
@@ -75,7 +79,8 @@ def _cvat_shapes(e):
     if e.tag == 'ellipse':
         cx, cy, rx, ry = of('cx', 'cy', 'rx', 'ry')
         return [('polygon', dict(xy=ellipse_polygon((cx, cy), (rx, ry), turn)))]
-    if e.tag in ('polygon', 'polyline'): return [('polygon' if e.tag == 'polygon' else 'line', dict(xy=_pairs(e.get('points'))))]
+    if e.tag in ('polygon', 'polyline'):
+        return [('polygon' if e.tag == 'polygon' else 'line', dict(xy=_pairs(e.get('points'))))]
     if e.tag == 'points': return [('point', dict(xy=[p])) for p in _pairs(e.get('points'))]
     return [('bitmap', _cvat_mask(e))] if e.tag == 'mask' else None
 
@@ -83,10 +88,12 @@ def _cvat_add(one, e, name, instance):
     if e.tag == 'tag': return one.tags.append(name)
     if e.tag == 'skeleton':
         for p in e.findall('points'):
-            if p.get('outside') != '1': one.add('point', p.get('label'), _pairs(p.get('points')), part=True, instance=instance)
+            if p.get('outside') != '1':
+                one.add('point', p.get('label'), _pairs(p.get('points')), part=True, instance=instance)
         return
     try: found = _cvat_shapes(e)
-    except (SpmlError, TypeError, ValueError, AttributeError) as error: one.skipped.append(str(error) if isinstance(error, SpmlError) else f'{e.tag} that is damaged'); return
+    except (SpmlError, TypeError, ValueError, AttributeError) as error:
+        one.skipped.append(str(error) if isinstance(error, SpmlError) else f'{e.tag} that is damaged'); return
     if found is None: return one.skipped.append(f'{e.tag} (CVAT)')
     for kind, args in found: one.add(kind, name, instance=instance, **args)
 
@@ -107,6 +114,7 @@ def between_frames(
         if len(p) == len(q): e.set('points', ';'.join(f'{x!r},{y!r}' for x, y in ((1 - share)*p + share*q).tolist()))
     return e
 
+# %% ../../nbs/api/data/10e_other_tools.ipynb #89624fbb
 def _cvat_track(track, k, drawing):
     "Add a track to the drawings of its frames"
     given = sorted((e for e in track if e.get('frame')), key=lambda e: int(e.get('frame')))
@@ -120,7 +128,8 @@ def _cvat_track(track, k, drawing):
 
 def _read_cvat(path, root):
     names = [_text(label, 'name') for label in root.findall('.//labels/label') if label.find('parent') is None]
-    size, frames, out = size_of(root.findtext('.//original_size/height'), root.findtext('.//original_size/width')), {}, []
+    size, frames, out = size_of(root.findtext('.//original_size/height'),
+                                root.findtext('.//original_size/width')), {}, []
     for i in root.findall('image'):
         out.append(one := Drawing(file_name(i.get('name')), size_of(i.get('height'), i.get('width')), source=path))
         for k, e in sorted(enumerate(i), key=lambda o: int(o[1].get('z_order') or 0)): # equal ones stay in order
@@ -130,10 +139,12 @@ def _read_cvat(path, root):
     for k, track in enumerate(root.findall('track')): _cvat_track(track, k, drawing)
     return ToolExport([*out, *(frames[f] for f in sorted(frames))], [n for n in names if n])
 
-CVAT = ToolReader('CVAT', 'XML, for images 1.1 and for video 1.1', ('.xml',), lambda path, root: root.tag == 'annotations', _read_cvat,
-              'polygon, mask, ellipse, turned box → object; box → box; polyline → stroke; points → dots; skeleton → body parts; tag → tags')
+CVAT = ToolReader('CVAT', 'XML, for images 1.1 and for video 1.1', ('.xml',), lambda path,
+                  root: root.tag == 'annotations', _read_cvat,
+              'polygon, mask, ellipse, turned box → object; box → box; polyline → stroke; points → dots; skeleton → '
+              'body parts; tag → tags')
 
-# %% ../../nbs/api/data/10e_other_tools.ipynb #404b7e92
+# %% ../../nbs/api/data/10e_other_tools.ipynb #536347e1
 def read_labelmap(
     path, # labelmap.txt of CVAT: a line a class, name:r,g,b:parts:actions
 )->dict: # (r,g,b) to name
@@ -164,11 +175,13 @@ def _read_cvat_masks(path, data):
         one.skipped = [re.sub(r'value (\d+), .*', lambda m: f'colour #{int(m[1]):06x}, which labelmap.txt does not name', s) for s in one.skipped]
     return ToolExport(out, list(colours.values()))
 
-CVAT_MASKS = ToolReader('CVAT masks', 'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)', ('',), _is_cvat_masks, _read_cvat_masks,
+CVAT_MASKS = ToolReader('CVAT masks',
+                        'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)', ('',), _is_cvat_masks, _read_cvat_masks,
                     'colours → objects, everywhere')
 
-# %% ../../nbs/api/data/10e_other_tools.ipynb #c616aa3e
-def _columns(path, data): return set(data[0]) if isinstance(data, list) and data and isinstance(data[0], dict) else set()
+# %% ../../nbs/api/data/10e_other_tools.ipynb #c8f142ef
+def _columns(path, data): return set(data[0]) if isinstance(data, list) and data and isinstance(data[0],
+    dict) else set()
 
 def _layer(path, named):
     "Picture and class of a napari file: a.csv, or a.cat.csv of a layer with the name cat"
@@ -180,28 +193,37 @@ def _napari_rows(path, rows):
     picture, layer = _layer(path, column)
     one, shapes = Drawing(picture, source=path), defaultdict(list)
     axes = sorted(k for k in rows[0] if re.fullmatch(r'axis-\d+', k))[-2:]
-    for r in rows: shapes[r['index'], r.get('shape-type') or 'point', r[column] if column else layer].append([float(r[k]) + .5 for k in axes[::-1]])
+    for r in rows:
+        shapes[r['index'], r.get('shape-type') or 'point', r[column] if column else layer].append([float(r[k]) + .5
+            for k in axes[::-1]])
     for (_, kind, name), xy in shapes.items():
         if kind == 'point': one.add('point', name, xy)
         elif kind in ('line', 'path'): one.add('line', name, xy)
         elif kind == 'polygon': one.add('polygon', name, xy)
-        elif kind == 'rectangle' and all(len({p[k] for p in xy}) == 2 for k in (0, 1)): one.add('box', name, [np.min(xy, 0), np.max(xy, 0)])
+        elif kind == 'rectangle' and all(len({p[k] for p in xy}) == 2 for k in (0, 1)):
+            one.add('box', name, [np.min(xy, 0), np.max(xy, 0)])
         elif kind == 'rectangle': one.add('polygon', name, xy)
         elif kind == 'ellipse': # its four corners
             a, b, _, d = np.array(xy)
-            one.add('polygon', name, ellipse_polygon(np.mean(xy, 0), (np.hypot(*(b - a))/2, np.hypot(*(d - a))/2), np.arctan2(*(b - a)[::-1])))
+            one.add('polygon', name,
+                    ellipse_polygon(np.mean(xy, 0), (np.hypot(*(b - a))/2, np.hypot(*(d - a))/2),
+                                    np.arctan2(*(b - a)[::-1])))
         else: one.skipped.append(f'{kind} (napari)')
     return one
 
+# %% ../../nbs/api/data/10e_other_tools.ipynb #7e343825
 def _is_napari(path, data):
-    if path.is_dir(): return any(re.match(r'index,(shape-type,vertex-index,)?axis-0,axis-1', read_text(p)[:60]) for p in sorted(path.glob('*.csv'))[:1])
+    if path.is_dir():
+        return any(re.match(r'index,(shape-type,vertex-index,)?axis-0,axis-1', read_text(p)[:60])
+                   for p in sorted(path.rglob('*.csv'))[:1])
     return {'index', 'axis-0', 'axis-1'} <= _columns(path, data)
 
 def _read_napari(path, data):
     if not path.is_dir(): return ToolExport([_napari_rows(path, data)] if data else [])
-    table = next((read_lines(p) for p in (path/'classes.txt', path.parent/'classes.txt') if is_there(p)), [])
+    layers = sorted({p.parent for p in path.rglob('*.csv')}) or [path]
+    table = next((read_lines(p) for p in (f/'classes.txt' for f in (*layers, path, path.parent)) if is_there(p)), [])
     out = []
-    for p in sorted(path.iterdir()):
+    for p in sorted(p for f in layers for p in f.iterdir()):
         if p.suffix.lower() == '.csv' and (rows := read_csv(p)): out.append(_napari_rows(p, rows))
         elif p.suffix.lower() in ('.tif', '.tiff', '.png'):
             out.append(one := Drawing(_layer(p, '')[0] if table else p.stem, source=p))
@@ -210,17 +232,20 @@ def _read_napari(path, data):
             one.shapes = [s for s in one.shapes if s.name != (table or ['class_0'])[0]] # 0: nothing was painted
     return ToolExport(out, table)
 
-NAPARI = ToolReader('napari', 'CSV of shapes and points, a.csv or a.CLASS.csv; a folder of them, and of labels (TIFF, PNG) named as the pictures', ('.csv', ''), _is_napari, _read_napari,
+NAPARI = ToolReader('napari',
+                    'CSV of shapes and points, a.csv or a.CLASS.csv; a folder of them, and of labels (TIFF, PNG) '
+                    'beside them, named as the pictures', ('.csv', ''), _is_napari, _read_napari,
                 'polygon, ellipse, labels → object; rectangle → box; line, path → stroke; point → dot')
 
-# %% ../../nbs/api/data/10e_other_tools.ipynb #81b56196
+# %% ../../nbs/api/data/10e_other_tools.ipynb #d0da55f8
 def read_csv(
     path, # a table with names in the first line
 )->list: # of dict, a row each
     "Rows of a CSV file"
     try: rows = [*csv.DictReader(io.StringIO(read_text(path)), strict=True)]
     except csv.Error as e: raise SpmlError(f"{path}: not CSV ({e})") from None
-    if any(None in r or None in r.values() for r in rows): raise SpmlError(f"{path}: a line has more or fewer entries than the first; cut short, or not CSV")
+    if any(None in r or None in r.values() for r in rows):
+        raise SpmlError(f"{path}: a line has more or fewer entries than the first; cut short, or not CSV")
     return rows
 
 def _read_via_csv(path, rows):
@@ -231,13 +256,15 @@ def _read_via_csv(path, rows):
         if shape: f['regions'].append(dict(shape_attributes=shape, region_attributes=attributes))
     return VIA.read(path, files)
 
-VIA_CSV = ToolReader('VIA CSV', 'CSV, a row for each region', ('.csv',), lambda path, rows: {'filename', 'region_shape_attributes', 'region_attributes'} <= _columns(path, rows),
+VIA_CSV = ToolReader('VIA CSV', 'CSV, a row for each region', ('.csv',), lambda path,
+                     rows: {'filename', 'region_shape_attributes', 'region_attributes'} <= _columns(path, rows),
                  _read_via_csv, VIA.becomes)
 
-# %% ../../nbs/api/data/10e_other_tools.ipynb #f4fed153
+# %% ../../nbs/api/data/10e_other_tools.ipynb #4ade9f64
 def _hugging_face(path):
     try: import datasets # here: it need not be there
-    except ImportError: raise SpmlError(f"{path}: a folder of Hugging Face datasets; pip install datasets reads it") from None
+    except ImportError:
+        raise SpmlError(f"{path}: a folder of Hugging Face datasets; pip install datasets reads it") from None
     found = datasets.load_from_disk(str(path))
     return found if hasattr(found, 'keys') else {'': found}
 
@@ -246,27 +273,31 @@ def _png(image):
     image.save(out, 'PNG')
     return out.getvalue()
 
-def _is_hugging_face(path, data): return path.is_dir() and (is_there(path/'dataset_dict.json') or is_there(path/'dataset_info.json') and is_there(path/'state.json'))
+def _is_hugging_face(path, data): return path.is_dir() and (is_there(path/'dataset_dict.json')
+                                                            or is_there(path/'dataset_info.json') and is_there(path/'state.json'))
 
 def _read_hugging_face(path, data):
     table = read_json(path/'id2label.json') if is_there(path/'id2label.json') else {}
     named, out = {int(k): str(v) for k, v in table.items()}, []
     for split, rows in _hugging_face(path).items():
         pictures = [k for k, f in rows.features.items() if type(f).__name__ == 'Image']
-        if len(pictures) != 2: raise SpmlError(f"{path}: two columns of pictures are wanted, image and label; there are {pictures}")
+        if len(pictures) != 2:
+            raise SpmlError(f"{path}: two columns of pictures are wanted, image and label; there are {pictures}")
         image = next((k for k in pictures if k in ('image', 'pixel_values', 'img')), pictures[0])
         for k in range(len(rows)):
-            one = Drawing(f'{split or "image"}_{k:06}.png', source=path, data=lambda rows=rows, k=k: _png(rows[k][image]))
+            one = Drawing(f'{split or "image"}_{k:06}.png', source=path, data=lambda rows=rows,
+                          k=k: _png(rows[k][image]))
             ids = np.array(rows[k][next(c for c in pictures if c != image)])
             names = {0: 'background', VOID: VOID_NAME} | named
             _add_map(one, ids, {v: names.get(v, f'class_{v}') for v in np.unique(ids).tolist() if v != UNLABELLED})
             out.append(one)
     return ToolExport(out, list(named.values()))
 
-HUGGING_FACE = ToolReader('Hugging Face datasets', 'folder of save_to_disk, with columns image and label (and id2label.json, if there is one)', ('',), _is_hugging_face, _read_hugging_face,
+HUGGING_FACE = ToolReader('Hugging Face datasets',
+                          'folder of save_to_disk, with columns image and label (and id2label.json, if there is one)', ('',), _is_hugging_face, _read_hugging_face,
                       'numbers of the label column → objects, 0 → background, 255 → void')
 
-# %% ../../nbs/api/data/10e_other_tools.ipynb #37821590
+# %% ../../nbs/api/data/10e_other_tools.ipynb #2a4dc432
 def _yolo_names(folder):
     for path in (folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml')):
         if not is_there(path): continue
@@ -283,19 +314,23 @@ def _yolo_folder(path): return path if path.is_dir() else path.parent
 def _yolo_files(folder):
     files = sorted(folder.rglob('*.txt'))
     below = [p for p in files if 'labels' in p.relative_to(folder).parts[:-1]]
-    return [p for p in below or files if p.name not in ('classes.txt', 'labels.txt', 'labelmap.txt') and not re.match(r'readme', p.name, re.I)]
+    return [p for p in below or files if p.name not in ('classes.txt', 'labels.txt', 'labelmap.txt')
+            and not re.match(r'readme', p.name, re.I)]
 
+# %% ../../nbs/api/data/10e_other_tools.ipynb #b8ed2dba
 def _is_yolo(path, data):
     folder = _yolo_folder(path)
     files = _yolo_files(folder)
     first = next((line for p in files[:20] for line in read_text(p).splitlines() if line.strip()), '0 ')
-    return bool(files) and bool(_yolo_names(folder)) and re.fullmatch(r'\d+ [\d. eE+-]*', first.strip() + ' ') is not None
+    return bool(files) and bool(_yolo_names(folder)) and re.fullmatch(r'\d+ [\d. eE+-]*', first.strip()
+        + ' ') is not None
 
 def _yolo_line(one, words, names):
     k, v = int(words[0]), np.array([float(w) for w in words[1:]])
     if k < 0: raise ValueError
     name = names[k] if k < len(names) else f'class_{k}'
-    if len(v) in (4, 5): one.add('box', name, [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is how sure a network was
+    if len(v) in (4, 5):
+        one.add('box', name, [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is how sure a network was
     elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', name, v.reshape(-1, 2))
     else: one.skipped.append(f'line of {len(words)} numbers')
 
@@ -309,4 +344,5 @@ def _read_yolo(path, data):
             except ValueError: raise SpmlError(f"{file}: '{line[:60]}' is not a class number and coordinates") from None
     return ToolExport(out, names)
 
-YOLO = ToolReader('YOLO', 'folder with labels/*.txt and data.yaml or classes.txt', ('', '.yaml', '.yml'), _is_yolo, _read_yolo, 'line of 5 numbers → box; more → object')
+YOLO = ToolReader('YOLO', 'folder with labels/*.txt and data.yaml or classes.txt', ('', '.yaml', '.yml'), _is_yolo,
+                  _read_yolo, 'line of 5 numbers → box; more → object')

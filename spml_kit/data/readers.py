@@ -23,16 +23,19 @@ from .shapes import fit_drawing, kit_labels, to_kit
 
 # %% ../../nbs/api/data/10f_readers.ipynb #73ee4c4f
 READERS = {**{name: f'spml_kit.data.json_tools:{attribute}' for name, attribute in
-              dict(labelme='LABELME', coco='COCO', via='VIA', label_studio='LABEL_STUDIO', supervisely='SUPERVISELY', qupath='QUPATH').items()},
+              dict(labelme='LABELME', coco='COCO', via='VIA', label_studio='LABEL_STUDIO', supervisely='SUPERVISELY',
+                   qupath='QUPATH').items()},
            **{name: f'spml_kit.data.other_tools:{attribute}' for name, attribute in
-              dict(cvat='CVAT', cvat_masks='CVAT_MASKS', yolo='YOLO', voc='VOC', scribblesup='SCRIBBLESUP', via_csv='VIA_CSV', napari='NAPARI', hugging_face='HUGGING_FACE').items()}}
+              dict(cvat='CVAT', cvat_masks='CVAT_MASKS', yolo='YOLO', voc='VOC', scribblesup='SCRIBBLESUP',
+                   via_csv='VIA_CSV', napari='NAPARI', hugging_face='HUGGING_FACE').items()}}
 
 def named_reader(
     tool:str, # one of `READERS`, or package.module:name
 )->ToolReader:
     "The reader of a tool"
     found = named_object(tool, READERS, 'tool')
-    return found if isinstance(found, ToolReader) else ToolReader(tool, 'what a function of yours reads', ('', '.json', '.xml', '.csv'), lambda path, data: True, found, '')
+    return found if isinstance(found, ToolReader) else ToolReader(tool, 'what a function of yours reads',
+        ('', '.json', '.xml', '.csv'), lambda path, data: True, found, '')
 
 # %% ../../nbs/api/data/10f_readers.ipynb #67e758b3
 def read_xml(
@@ -40,7 +43,8 @@ def read_xml(
 )->ET.Element: # names in lower case
     "Read XML; a broken file is named, and one with a document type or entities is refused"
     raw = read_bytes(path)
-    def refuse(*args): raise SpmlError(f"{path}: XML with a document type (DOCTYPE), which may name entities; annotation tools write none: take that line out")
+    def refuse(*args): raise SpmlError(f"{path}: XML with a document type (DOCTYPE), which may name entities; "
+                                       f"annotation tools write none: take that line out")
     try:
         scan = expat.ParserCreate()
         scan.StartDoctypeDeclHandler = scan.EntityDeclHandler = refuse
@@ -52,10 +56,13 @@ def read_xml(
     for e in root.iter(): e.tag = e.tag.lower()
     return root
 
-LOADERS = {'.json': lambda path: read_json(path, object), '.geojson': lambda path: read_json(path, object), '.xml': read_xml, '.csv': read_csv} # contents of a file, by its ending
+# contents of a file, by its ending
+LOADERS = {'.json': lambda path: read_json(path, object), '.geojson': lambda path: read_json(path, object),
+           '.xml': read_xml, '.csv': read_csv}
 
 def _contents(path): return LOADERS.get(path.suffix.lower(), lambda path: None)(path) if path.is_file() else None
 
+# %% ../../nbs/api/data/10f_readers.ipynb #08fc175d
 def _suffix(path): return '' if path.is_dir() else path.suffix.lower()
 
 def _looks(reader, path, data):
@@ -77,10 +84,12 @@ def _read(reader, path, data):
     try: export = reader.read(path, data)
     except SpmlError as e: raise SpmlError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
     except OSError: raise
-    except Exception as e: raise SpmlError(f"{path}: damaged, or not as {reader.title} writes it ({type(e).__name__}: {e}); export it again") from None
+    except Exception as e:
+        raise SpmlError(f"{path}: damaged, or not as {reader.title} writes it ({type(e).__name__}: {e}); export "
+                        f"it again") from None
     return export
 
-# %% ../../nbs/api/data/10f_readers.ipynb #4e17ffae
+# %% ../../nbs/api/data/10f_readers.ipynb #992ef8f2
 def _files(folder):
     "Files that may be of a tool, of all folders below"
     for at, folders, names in os.walk(folder):
@@ -91,6 +100,7 @@ def known_tools()->str: # their titles
     "The tools that are known, for a message"
     return ', '.join(named_reader(n).title for n in READERS)
 
+# %% ../../nbs/api/data/10f_readers.ipynb #67996f2a
 def _open_folder(folder, tool, progress):
     "Files of a folder, all of one tool"
     found, odd = {}, []
@@ -100,13 +110,20 @@ def _open_folder(folder, tool, progress):
         if not name or tool and not _looks(named_reader(tool), path, data): odd.append(path); continue
         found.setdefault(name, []).append(_read(named_reader(name), path, data))
     if len(found) > 1:
-        raise SpmlError(f"{folder}: files of {', '.join(f'{named_reader(n).title} ({len(v)})' for n, v in found.items())}; say which: --tool {next(iter(found))}")
+        raise SpmlError(f"{folder}: files of "
+                        f"{', '.join(f'{named_reader(n).title} ({len(v)})' for n, v in found.items())}; say which: "
+                        f"--tool {next(iter(found))}")
     if not found:
-        raise SpmlError(f"{folder}: no annotations of {named_reader(tool).title if tool else 'a tool that is known'} here" + (f" ({odd[0].name} is not)" if odd else '') + f"; known are {known_tools()}")
+        raise SpmlError(f"{folder}: no annotations of "
+                        f"{named_reader(tool).title if tool else 'a tool that is known'} here" + (f" "
+                                                            f"({odd[0].name} is not)" if odd else '') + f"; known are "
+                                                                f"{known_tools()}")
     (name, exports), = found.items()
     names = [*dict.fromkeys(n for e in exports for n in e.names)]
-    return name, ToolExport([d for e in exports for d in e.drawings], names, [s for e in exports for s in e.skipped] + [f'{p.suffix} file that is not of {named_reader(name).title}' for p in odd])
+    return name, ToolExport([d for e in exports for d in e.drawings], names, [s for e in exports for s in e.skipped]
+                            + [f'{p.suffix} file that is not of {named_reader(name).title}' for p in odd])
 
+# %% ../../nbs/api/data/10f_readers.ipynb #d9c39737
 def open_export(
     path, # file, or folder of files, of one tool
     tool:str='', # one of `READERS`, or package.module:name; '': what the contents look like
@@ -121,9 +138,11 @@ def open_export(
     if name: return name, _read(named_reader(name), path, data)
     if path.is_dir(): return _open_folder(path, tool, progress)
     if tool: raise SpmlError(f"{path}: {named_reader(tool).title} keeps {named_reader(tool).what}; give that")
-    raise SpmlError(f"{path}: not of a tool that is known" + ('; unpack it and give the folder' if suffix in ('.zip', '.gz', '.tar') else f"; known are {known_tools()}"))
+    raise SpmlError(f"{path}: not of a tool that is known"
+                    + ('; unpack it and give the folder' if suffix in ('.zip', '.gz', '.tar') else f"; known are "
+                                                            f"{known_tools()}"))
 
-# %% ../../nbs/api/data/10f_readers.ipynb #f137f91f
+# %% ../../nbs/api/data/10f_readers.ipynb #c44fb28a
 def looks_like(
     path, # a file or folder that training cannot read
 )->str: # '' where nothing is known of it
@@ -143,12 +162,14 @@ def other_annotation(
         many = '' if len(export.drawings) == 1 else f" with {len(export.drawings)} pictures"
         raise SpmlError(f"{path}: looks like {named_reader(name).title}{many}: spml_import {path} --out PROJECT")
     one = export.drawings[0]
-    if (size := size or one.size) is None: raise SpmlError(f"{path}: does not say how large its picture is; give `size`")
+    if (size := size or one.size) is None:
+        raise SpmlError(f"{path}: does not say how large its picture is; give `size`")
     one.picture = f'the picture of {Path(path).name}'
     one = fit_drawing(one, size)
     try: said = to_kit(one, classes)
     except SpmlError as e: raise SpmlError(f"{path}: {e}; rename it in the file or add it to the class table") from None
     if not said:
         why = ', '.join(f'{k} {v}' for v, k in Counter(one.skipped).items())
-        raise SpmlError(f"{path}: the annotation is empty{f' ({why})' if why else ''}; mark something, or leave the image out of the list")
+        raise SpmlError(f"{path}: the annotation is empty{f' ({why})' if why else ''}; mark something, or leave the "
+                        f"image out of the list")
     return next(iter(said.values())) if len(said) == 1 and 'full' not in said else kit_labels(said, size)

@@ -43,7 +43,8 @@ class Shape:
         self.holes = tuple(r for r in (np.asarray(r, float).reshape(-1, 2) for r in self.holes) if len(r) > 2)
         least = SHAPES[self.kind]
         if len(self.xy) < least: raise SpmlError(f"{self.kind} of {len(self.xy)} points, {least} are needed")
-        if not all(np.isfinite(r).all() for r in (self.xy, *self.holes)): raise SpmlError(f"{self.kind} with a coordinate that is no number")
+        if not all(np.isfinite(r).all() for r in (self.xy, *self.holes)):
+            raise SpmlError(f"{self.kind} with a coordinate that is no number")
         if self.kind == 'runs': self.mask, self.size = check_runs(self.mask, self.size)
         if self.kind == 'bitmap': self.mask = np.asarray(self.mask) > 0
         if not isinstance(self.name, str) or not self.name.strip(): raise SpmlError(f"{self.kind} without a class")
@@ -63,7 +64,8 @@ def check_runs(
 )->tuple: # int64 array, (H,W)
     "Refuse run lengths that do not fill the mask"
     size = tuple(int(n) for n in size)
-    if len(size) != 2 or min(size) < 1 or size[0]*size[1] > MOST_PIXELS: raise SpmlError(f"run lengths of a mask of {size}: (height, width) is wanted")
+    if len(size) != 2 or min(size) < 1 or size[0]*size[1] > MOST_PIXELS:
+        raise SpmlError(f"run lengths of a mask of {size}: (height, width) is wanted")
     if isinstance(counts, (str, bytes)): counts = unpack_runs(counts)
     counts = np.asarray(counts, np.int64).reshape(-1)
     if (counts < 0).any() or counts.sum() != size[0]*size[1]:
@@ -107,7 +109,8 @@ def unpack_runs(
     "Run lengths of COCO's compressed text"
     counts, value, shift = [], 0, 0
     for code in text if isinstance(text, bytes) else text.encode('ascii', 'replace'):
-        if not 48 <= code < 112 or shift > 60: raise SpmlError(f"run lengths with the character {chr(code)!r}, which none has")
+        if not 48 <= code < 112 or shift > 60:
+            raise SpmlError(f"run lengths with the character {chr(code)!r}, which none has")
         value, shift = value | ((code - 48) & 31) << shift, shift + 5
         if (code - 48) & 32: continue
         if (code - 48) & 16: value -= 1 << shift
@@ -184,12 +187,14 @@ def fit_drawing(
     (h, w), given = size, drawing.size
     if given and tuple(given) != tuple(size):
         why = "it is stored turned (EXIF orientation): save it upright" if tuple(given) == (w, h) else "give the picture that was annotated"
-        raise SpmlError(f"{drawing.source or drawing.picture}: drawn on a picture of {given[1]}x{given[0]}, {drawing.picture} has {w}x{h} (width x height); {why}")
+        raise SpmlError(f"{drawing.source or drawing.picture}: drawn on a picture of {given[1]}x{given[0]}, "
+                        f"{drawing.picture} has {w}x{h} (width x height); {why}")
     out = replace(drawing, size=(h, w), relative=False, shapes=[], skipped=list(drawing.skipped))
     for s in drawing.shapes:
         if drawing.relative: s = replace(s, xy=s.xy*(w, h), holes=tuple(r*(w, h) for r in s.holes))
         far = len(s.xy) and s.kind != 'bitmap' and ((s.xy < -.5) | (s.xy > np.array([w, h]) + .5)).any(1)
-        if np.any(far) and (s.kind == 'point' or s.kind == 'line' and far.all()): out.skipped.append(f'{s.kind} outside the picture'); continue
+        if np.any(far) and (s.kind == 'point' or s.kind == 'line' and far.all()):
+            out.skipped.append(f'{s.kind} outside the picture'); continue
         if s.area or s.kind == 'box':
             empty = not shape_mask(s, size).any() if s.area else (np.ptp(np.clip(s.xy, 0, (w, h)), axis=0) <= 0).any()
             if empty: out.skipped.append(f'{s.kind} that covers no pixel of the picture'); continue
@@ -212,12 +217,14 @@ def class_id(
 
 def _of(shape, meaning):
     "Which kind of annotation a shape gives, or why none"
-    if shape.part or meaning == 'keypoints':
-        return 'keypoints' if meaning == 'keypoints' and shape.kind == 'point' else f"{shape.kind}{' of a body part' if shape.part else ''} (--as {'keypoints takes them' if shape.part else 'keypoints takes points'})"
+    if meaning == 'keypoints':
+        return 'keypoints' if shape.kind == 'point' else f'{shape.kind} (--as keypoints takes points)'
+    if shape.part: return 'point of a body part (--as keypoints takes them)'
     if meaning == 'tags': return 'tags'
     own = dict(line='scribbles', point='points', box='boxes').get(shape.kind, 'full')
-    if shape.name == VOID_NAME and own == 'boxes': return 'box of what shall be ignored'
-    return own if meaning == 'full' or own == meaning else meaning if own == 'full' else f'{shape.kind} (--as {meaning} has no use for it)'
+    kind = own if meaning == 'full' or own == meaning else meaning if own == 'full' else ''
+    if shape.name == VOID_NAME and kind == 'boxes': return f'{shape.kind} of what shall be ignored (no box can say so)'
+    return kind or f'{shape.kind} (--as {meaning} has no use for it)'
 
 def sort_shapes(
     shapes:list, # of `Shape`
@@ -244,7 +251,8 @@ def paint_shapes(
     labels, objects = np.full(size, ground, np.uint8), np.zeros(size, np.int32)
     number = {key: k for k, key in enumerate(dict.fromkeys(_object(s, i) for i, s in enumerate(shapes)), 1)}
     inner = [*enumerate(shapes)]
-    if order == 'smaller': inner.sort(key=lambda m: -shape_mask(m[1], size).sum()) # stable: equal ones keep the file's order
+    if order == 'smaller':
+        inner.sort(key=lambda m: -shape_mask(m[1], size).sum()) # stable: equal ones keep the file's order
     for i, s in inner:
         mask = shape_mask(s, size) # again, rather than to keep the masks of all
         labels[mask], objects[mask] = class_id(s.name, classes), number[_object(s, i)]
@@ -264,8 +272,9 @@ def _boxes(shapes, size):
         found[key] = low, high, name
     return [(*low, *high) for low, high, _ in found.values()], [name for *_, name in found.values()]
 
-# %% ../../nbs/api/data/10c_shapes.ipynb #de9e71b2
-def _marks(shapes, size): return [np.clip(s.xy - .5, 0, size[::-1]) for s in shapes] # pixel centres of the kit are whole numbers
+# %% ../../nbs/api/data/10c_shapes.ipynb #df731152
+# pixel centres of the kit are whole numbers
+def _marks(shapes, size): return [np.clip(s.xy - .5, 0, size[::-1]) for s in shapes]
 
 def _width(shapes, default): return next((s.width for s in shapes if s.width), default)
 
@@ -277,9 +286,11 @@ def _simulated(kind, areas, classes, size, order, ground, key):
     return (list(made.xy[:, None]) if kind == 'points' else made.strokes), made.classes.tolist()
 
 def _keypoints(shapes, ids, size, boxes, settings):
-    number = {key: k if not isinstance(key, int) else key for k, key in enumerate(dict.fromkeys(s.instance for s in shapes), 1)}
+    number = {key: k if not isinstance(key, int) else key
+              for k, key in enumerate(dict.fromkeys(s.instance for s in shapes), 1)}
     scale = [s.scale or boxes.get(s.instance) for s in shapes]
-    return Keypoints(np.concatenate(_marks(shapes, size)), ids, [number[s.instance] for s in shapes], scale if all(scale) else None, **settings)
+    return Keypoints(np.concatenate(_marks(shapes, size)), ids, [number[s.instance] for s in shapes],
+                     scale if all(scale) else None, **settings)
 
 # %% ../../nbs/api/data/10c_shapes.ipynb #3ebe953c
 def to_kit(
@@ -295,8 +306,10 @@ def to_kit(
     named = [*drawing.tags, *(s.name for s in kinds.get('tags', ()))]
     named = {class_id(n, classes) for n in named} - {VOID}
     if kinds.get('keypoints'):
-        scale = {s.instance: np.sqrt(max(1, shape_mask(s, size).sum())) for s in drawing.shapes if s.instance is not None and (s.area or s.kind == 'box')}
-        out['keypoints'] = _keypoints(kinds['keypoints'], [*map(id_of, kinds['keypoints'])], size, scale, drawing.settings)
+        scale = {s.instance: np.sqrt(max(1, shape_mask(s, size).sum())) for s in drawing.shapes
+                 if s.instance is not None and (s.area or s.kind == 'box')}
+        out['keypoints'] = _keypoints(kinds['keypoints'], [*map(id_of, kinds['keypoints'])], size, scale,
+                                      drawing.settings)
     if named: out['tags'] = Tags(sorted(named))
     if kinds.get('boxes'):
         xy, names = _boxes(kinds['boxes'], size)

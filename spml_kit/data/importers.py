@@ -160,7 +160,8 @@ class ImportPlan:
         p:Planned, # of this plan
     )->dict: # kind to Annotation, 'full' to labels
         "What training gets to read of a picture"
-        return to_kit(p.drawing, self.classes, self.meaning, self.order, self.background)
+        try: return to_kit(p.drawing, self.classes, self.meaning, self.order, self.background)
+        except SpmlError as e: raise SpmlError(f"{p.drawing.source or p.name}: {e}") from None
 
     def count(self)->dict: # class to a dict of kind to number
         "Shapes by class and kind, and the pictures in which the class is"
@@ -265,9 +266,11 @@ def plan_import(
     if not meaning:
         meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes)
                                   and any(d.shapes for d in drawings.values())) else 'full'
-    classes, spelling, notes = class_order(list(drawings.values()), export.names or _table_beside(path), meaning)
-    return _fitted(ImportPlan(tool, classes, [], skipped, notes, meaning, order, background), drawings, spelling,
-                   progress)
+    try:
+        classes, spelling, notes = class_order(list(drawings.values()), export.names or _table_beside(path), meaning)
+        return _fitted(ImportPlan(tool, classes, [], skipped, notes, meaning, order, background), drawings, spelling,
+                       progress)
+    except SpmlError as e: raise SpmlError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
 # %% ../../nbs/api/data/14d_importers.ipynb #8e7f95d7
 def _fitted(plan, drawings, spelling, progress):

@@ -134,7 +134,11 @@ def open_export(
     if not path.is_dir(): check_file(path)
     if tool: named_reader(tool) # an unknown one is told at once
     suffix, data = _suffix(path), _contents(path)
-    name = tool if tool and suffix in named_reader(tool).suffixes and (suffix or _looks(named_reader(tool), path, data)) else '' if tool else recognise_tool(path, data)
+    fits = tool and suffix in named_reader(tool).suffixes
+    name = tool if fits else '' if tool else recognise_tool(path, data)
+    if fits and not _looks(named_reader(tool), path, data) and (other := recognise_tool(path, data)):
+        raise SpmlError(f"{path}: looks like {named_reader(other).title}; {named_reader(tool).title} keeps "
+                        f"{named_reader(tool).what}")
     if name: return name, _read(named_reader(name), path, data)
     if path.is_dir(): return _open_folder(path, tool, progress)
     if tool: raise SpmlError(f"{path}: {named_reader(tool).title} keeps {named_reader(tool).what}; give that")

@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import draw
 
 from ..core import SpmlError, UNLABELLED, VOID
-from .annotations import Boxes, Keypoints, Points, Scribbles, Tags
+from .annotations import MAX_WIDTH, Boxes, Keypoints, Points, Scribbles, Tags
 from .simulate import simulate_points, simulate_scribbles
 
 # %% ../../nbs/api/data/10c_shapes.ipynb #b7be0e68
@@ -47,6 +47,9 @@ class Shape:
             raise SpmlError(f"{self.kind} with a coordinate that is no number")
         if self.kind == 'runs': self.mask, self.size = check_runs(self.mask, self.size)
         if self.kind == 'bitmap': self.mask = np.asarray(self.mask) > 0
+        if not isinstance(self.instance, (int, str, tuple)): self.instance = None
+        if not (isinstance(self.width, (int, float)) and 0 < self.width <= MAX_WIDTH): self.width = None
+        if not (isinstance(self.scale, (int, float)) and 0 < self.scale < np.inf): self.scale = None
         if not isinstance(self.name, str) or not self.name.strip(): raise SpmlError(f"{self.kind} without a class")
         self.name = self.name.strip()
 

@@ -95,9 +95,11 @@ def test_each_tool_becomes_a_project_that_trains(tool, tmp_path):
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("meaning", ["boxes", "points", "scribbles", "tags"])
 def test_what_a_polygon_means_is_the_users_to_say(tool, meaning):
+    if tool == "scribblesup" and meaning in ("boxes", "points"):  # strokes are neither
+        with pytest.raises(SpmlError, match="no use for it"): plan_import(FIXTURES / tool, meaning=meaning)
+        return
     plan = plan_import(FIXTURES / tool, meaning=meaning)
     said = plan.annotations(plan.pictures[0])
-    if tool == "scribblesup" and meaning in ("boxes", "points"): return
     kind = said[meaning]
     assert {1, 2} <= {*kind.classes.tolist()} or tool == "voc" and meaning != "boxes" and {*kind.classes.tolist()} == {2}
     if meaning == "boxes":
@@ -459,7 +461,7 @@ def test_names_in_files_of_other_tools_are_those_of_the_set(tmp_path):
 
 @pytest.mark.parametrize("write, says", [
     (lambda p: labelme(p, shape("cow", "polygon", SQUARE)), r"a.json: class 'cow' is not one of"), (lambda p: labelme(p), r"a.json: the annotation is empty"), (lambda p: labelme(p, shape("cat", "polygon", SQUARE), size=(W, H)), r"a.json: drawn on a picture of 60x80, .*EXIF"),
-    (lambda p: p.write_text('{"lasso": 1}'), r"a.json: not an annotation of this kit"), (lambda p: labelme(p, shape("cat", "point", [[900, 1]])), r"a.json: the annotation is empty \(point outside the picture 1\)"),
+    (lambda p: p.write_text('{"lasso": 1}'), r"a.json: not an annotation of this kit"), (lambda p: labelme(p, shape("cat", "point", [[900, 1]])), r"a.json: the annotation is empty \(1 point outside the picture\)"),
     (lambda p: p.write_text((FIXTURES / "coco" / "instances.json").read_text().replace('"images": [', '"images": [{"id": 8, "file_name": "b.png"},')), r"a.json: looks like COCO with 2 pictures: spml_import .*a.json --out PROJECT")])
 def test_files_that_training_cannot_read_are_named(write, says, tmp_path):
     write(project(tmp_path, shape("cat", "polygon", SQUARE)))
@@ -505,7 +507,7 @@ def only_refused(path, tool, **more):
         plan = plan_import(path, tool=tool, **more)
         for p in plan.pictures: labels_of(plan, 0)
         plan_text(plan)
-    except SpmlError as e: assert path.name in str(e) or "class" in str(e), str(e)
+    except SpmlError as e: assert path.name in str(e), str(e)
 
 
 @pytest.mark.parametrize("tool", DOCUMENTS)
@@ -554,7 +556,7 @@ def test_changed_yolo_is_read_or_refused_by_name(lines):
         (root / "classes.txt").write_text("cat\ndog\n")
         (root / "labels" / "a.txt").write_text("\n".join(lines))
         try: labels_of(plan_import(root, tool="yolo"))
-        except SpmlError as e: assert "a.txt" in str(e) or "no shape" in str(e)
+        except SpmlError as e: assert "a.txt" in str(e) or str(root) in str(e) and "no shape" in str(e)
 
 
 @pytest.mark.parametrize("text", ['<!DOCTYPE annotation><annotation/>', '<!DOCTYPE a [<!ENTITY b "c">]><annotations><image name="&b;"/></annotations>', '<?xml version="1.0"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>'])
@@ -614,7 +616,7 @@ def test_folders_of_several_tools_or_of_none(tmp_path):
     with pytest.raises(SpmlError, match=r"files of labelme \(1\), VIA \(1\); say which: --tool labelme"): plan_import(tmp_path)
     assert plan_import(tmp_path, tool="labelme").tool == "labelme" and plan_import(tmp_path, tool="via").classes == CLASSES
     with pytest.raises(SpmlError, match="tool 'labelmee' is not one of .*did you mean"): plan_import(tmp_path, tool="labelmee")
-    with pytest.raises(SpmlError, match="COCO keeps"): plan_import(tmp_path / "a.json", tool="coco")
+    with pytest.raises(SpmlError, match="looks like labelme; COCO keeps"): plan_import(tmp_path / "a.json", tool="coco")
     with pytest.raises(SpmlError, match="--images names the folder"): plan_import(tmp_path, tool="via", images=tmp_path / "gone")
 
 

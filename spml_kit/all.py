@@ -27,6 +27,7 @@ from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
 from .data.importers import *
+from .data.exporters import *
 from .data.body_parts import *
 from .data.sources import *
 from .data.batches import *

@@ -178,7 +178,8 @@ def spml_prepare(
 
 # %% ../../nbs/api/runs/99_cli.ipynb #99a10002
 def _import(args):
-    from spml_kit.data.importers import export_drawings, plan_import, plan_text, write_project
+    from spml_kit.data.exporters import export_drawings # here, since `spml_run` needs none of them
+    from spml_kit.data.importers import plan_import, plan_text, write_project
     bar = sys.stderr.isatty()
     if args.to:
         if args.out is None: raise SpmlError("--to needs --out DIR, a folder that is new or empty")

@@ -22,6 +22,7 @@ from spml_kit.data import importers
 from spml_kit.data.annotations import *
 from spml_kit.data.batches import weak_dls
 from spml_kit.data.formats import *
+from spml_kit.data.exporters import *
 from spml_kit.data.images import FolderSet, folder_sets
 from spml_kit.data.importers import *
 from spml_kit.data.json_tools import *

@@ -18,6 +18,8 @@ from .regions.merging import *
 from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
+from .data.shapes import *
+from .data.readers import *
 from .data.formats import *
 from .data.masks import *
 from .data.listing import *
@@ -27,6 +29,8 @@ from .data.images import *
 from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
+from .data.importers import *
+from .data.exporters import *
 from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
@@ -88,7 +92,7 @@ from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
 _TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',
-           'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'RECIPES',
+           'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'READERS', 'RECIPES',
            'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES', 'TAG_METHODS', 'TAG_RECIPE',
            'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}
 # constants that notebooks use; the others are the business of their modules

@@ -21,7 +21,7 @@ from ..pictures import as_image, check_scale, read_image
 from .annotations import Boxes
 from .formats import read_voc_objects
 from .listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name
-from .listing import find_files, foreign_among, images_by_name, read_names
+from .listing import find_files, foreign_among, images_by_name, other_tools_near, read_names
 from .masks import read_labelmap, read_mask
 from .scenes import SCENE_CLASSES, make_scene
 
@@ -358,7 +358,7 @@ def folder_sets(
     if not train:
         first = next(iter(drawn))
         raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png; "
-                        f"{drawn[first][0].name} is not{_why_no_image(first, images, every)}")
+                        f"{drawn[first][0].name} is not{_why_no_image(first, images, every)}{other_tools_near(labels)}")
     double = next((drawn[n] for n in train if len(drawn[n]) > 1), None)
     if double: raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")
     for folder, there in ((labels, drawn), (masks, true)):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MASK_SUFFIXES', 'TABLES', 'name_of', 'files_by_name', 'foreign_among', 'images_by_name',
-           'find_files', 'read_names', 'class_table_near', 'check_project']
+           'find_files', 'read_names', 'class_table_near', 'other_tools_near', 'check_project']
 
 # %% ../../nbs/api/data/10d_listing.ipynb #fb409d05
 import os, re, unicodedata
@@ -118,6 +118,15 @@ def class_table_near(
     "The file that names the classes of a folder"
     return next((Path(f, t) for f in folders for t in TABLES if is_there(Path(f, t))), None)
 
+def other_tools_near(
+    *folders, # to look into
+)->str: # '' where there is none
+    "The end of a message: a file of an annotation tool in one of the folders, and the command that reads it"
+    from spml_kit.data.readers import looks_like # here: only a refusal needs it, and it is slow to import
+    files = (p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()))
+    told = (looks_like(p) for p in files if p.suffix.lower() in ('.json', '.geojson', '.xml', '.csv'))
+    return next((f'; {t}' for t in told if t), '')
+
 def check_project(
     root, # folder of one's own
 ):
@@ -129,7 +138,8 @@ def check_project(
     if not labels.is_dir() or not any(labels.iterdir()):
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been drawn yet. "
                         f"To draw: spml_annotate {root}. To take over what another tool wrote: spml_import FILE --out "
-                        f"{root}. Or put a label PNG, XML or JSON there for each image to train on, named as the image")
+                        f"{root}. Or put a label PNG, XML or JSON there for each image to train on, named as the image"
+                        f"{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")

@@ -18,7 +18,7 @@ from ..pictures import as_image
 from ..regions.oversegment import RegionCache, as_regions, oversegment
 from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, tags_of
 from .simulate import simulate_points, simulate_scribbles
-from .formats import drawing_of, drawn_labels, read_annotation
+from .formats import drawing_of, drawn_labels, names_classes, read_annotation
 from .listing import MASK_SUFFIXES, find_files
 from .masks import read_mask
 from .keypoints import simulate_keypoints
@@ -163,8 +163,9 @@ class WeakSet:
             return said if self.annotation == 'boxes' else Tags(said.classes), f'{self.annotation} of {self.names[i]}', as_is, self.c
         path, size = label_file(self.annotation, self.names[i]), self.images.stored_size(i)
         ids, n, table = (self.images.ids, n_file, self.images.file_classes) if self.file_ids else (as_is, self.c, self.classes)
-        if path.suffix.lower() == '.json': return read_annotation(path), path, ids, n
-        if path.suffix.lower() == '.xml': return read_annotation(path, self.images.file_classes, size), path, self.images.ids, n_file
+        if path.suffix.lower() in ('.json', '.xml'):
+            if names_classes(path): ids, n = self.images.ids, n_file
+            return read_annotation(path, self.images.file_classes, size), path, ids, n
         try: labels = check_labels(read_mask(path, table), n, str(path), size)
         except SpmlError as e:
             raise SpmlError(f"{e}; if the file counts classes as the mask files do, set file_ids=True" if n_file > self.c else str(e)) from None

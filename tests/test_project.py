@@ -109,13 +109,8 @@ def test_exported_cells_are_short(path):
 
 
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
-    "01a_pictures": "check_scale value_range",
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",
-    "10_annotations": "Annotation Tags check_inside",
-    "10b_formats": "annotation_from_json names_classes read_annotation read_label_png read_voc_objects",
-    "10c_masks": "ids_of_colours labelmap_near",
-    "10d_listing": "check_project class_table_near foreign_among images_by_name name_of other_tools_near",
     "10e_shapes": "check_runs class_id mask_of_runs paint_shapes sort_shapes unpack_runs",
     "10f_json_tools": "ToolExport ToolReader kit_entries kit_settings png_mask size_of",
     "10g_other_tools": "between_frames read_csv read_labelmap",

@@ -59,7 +59,8 @@ def read_text(
     encoding = next((code for mark, code in _MARKS.items() if raw.startswith(mark)), 'utf-8')
     try: text = raw.decode(encoding)
     except UnicodeDecodeError as e:
-        raise SpmlError(f"{path}: byte {e.start + 1} is no {encoding.upper()} text ({e.reason}); save the file as UTF-8") from None
+        raise SpmlError(f"{path}: byte {e.start + 1} is no {encoding.upper()} text ({e.reason}); save "
+                        f"the file as UTF-8") from None
     if '\0' in text:
         raise SpmlError(f"{path}: holds zero bytes, as binary files do, or UTF-16 without its mark; save it as "
                         f"UTF-8 text")
@@ -128,7 +129,8 @@ def clear_leftovers(
         import psutil # here: leftovers are rare
         with contextlib.suppress(FileNotFoundError): # another process clears as well
             # of another machine: a day old
-            dead = not psutil.pid_exists(int(parts[3])) if parts[2] == _machine() else time.time() - path.stat().st_mtime > 86400
+            if parts[2] == _machine(): dead = not psutil.pid_exists(int(parts[3]))
+            else: dead = time.time() - path.stat().st_mtime > 86400
             if dead: path.unlink()
 
 # %% ../nbs/api/01_files.ipynb #40012a89
@@ -139,7 +141,8 @@ def check_place(
     try: mode = os.stat(path).st_mode
     except OSError as e:
         if e.errno == errno.ELOOP:
-            raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: remove it") from None
+            raise SpmlError(f"{path}: a link that leads to itself stands where a file must be written: "
+                            f"remove it") from None
         return Path(path) # absent, or what writing will tell of
     if not stat.S_ISREG(mode): raise SpmlError(f"{path}: {_no_file(mode)} stands where a file must be written: move it")
     return Path(path)
@@ -189,7 +192,8 @@ def write_json(
 # %% ../nbs/api/01_files.ipynb #f79d29de
 RECORDS = 'settings.json', 'environment.json', 'sweep.json', 'status.json'
 # entries of records without the mark: those before version 0.2, and how a run stands
-_BEFORE = {'contours', 'max_size'}, {'recipe', 'annotation'}, {'kind', 'images', 'per'}, {'annotation', 'labels', 'regions'}, {'experiment', 'runs'}, {'state', 'message', 'seconds'}
+_BEFORE = ({'contours', 'max_size'}, {'recipe', 'annotation'}, {'kind', 'images', 'per'},
+           {'annotation', 'labels', 'regions'}, {'experiment', 'runs'}, {'state', 'message', 'seconds'})
 
 def _is_record(said): return 'spml_kit' in said or any(entries <= said.keys() for entries in _BEFORE)
 
@@ -242,8 +246,8 @@ _INSTEAD = { # what is no picture that PIL reads, and what makes one of it
             '`pillow_heif.register_heif_opener()` first',
     'AVIF': 'convert it to PNG (`avifdec a.avif a.png`), or install a newer Pillow',
     'JPEG XL': 'convert it to PNG (`djxl a.jxl a.png`)',
-    'DICOM': 'convert it to PNG (`dcmj2pnm +on2 a.dcm a.png` of DCMTK), or give `pydicom.dcmread(path).pixel_array` with '
-             '`scale=(low, high)` to `as_image`',
+    'DICOM': 'convert it to PNG (`dcmj2pnm +on2 a.dcm a.png` of DCMTK), or give '
+             '`pydicom.dcmread(path).pixel_array` with `scale=(low, high)` to `as_image`',
     'NIfTI': 'it is a volume: save its slices as PNG or TIFF, `nibabel.load(path).get_fdata()[:, :, k]`',
     'NumPy': 'read it with `np.load` and give the array',
     'PDF': 'draw its page as PNG (`pdftoppm -png a.pdf a`)',
@@ -256,13 +260,14 @@ def foreign_kind(
     with contextlib.suppress(OSError), open(path, 'rb') as f:
         head = f.read(512)
         if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1'): return 'HEIC'
-        for kind, at, mark in (('AVIF', 4, b'ftypavi'), ('JPEG XL', 0, b'\xff\x0a'), ('JPEG XL', 4, b'JXL '), ('DICOM', 128, b'DICM'),
-                               ('NIfTI', 344, b'n+1\0'), ('NIfTI', 344, b'ni1\0'), ('NIfTI', 4, b'n+2\0'), ('NumPy', 0, b'\x93NUMPY'),
-                               ('PDF', 0, b'%PDF'), ('SVG', 0, b'<svg')):
+        for kind, at, mark in (
+                ('AVIF', 4, b'ftypavi'), ('JPEG XL', 0, b'\xff\x0a'), ('JPEG XL', 4, b'JXL '),
+                ('DICOM', 128, b'DICM'), ('NIfTI', 344, b'n+1\0'), ('NIfTI', 344, b'ni1\0'), ('NIfTI', 4, b'n+2\0'),
+                ('NumPy', 0, b'\x93NUMPY'), ('PDF', 0, b'%PDF'), ('SVG', 0, b'<svg')):
             if head[at:].startswith(mark): return kind
     name = str(path).lower()
-    endings = {'HEIC': ('.heic', '.heif'), 'AVIF': ('.avif',), 'JPEG XL': ('.jxl',), 'DICOM': ('.dcm', '.dicom'), 'NIfTI': ('.nii', '.nii.gz'),
-               'NumPy': ('.npy', '.npz'), 'PDF': ('.pdf',), 'SVG': ('.svg',)}
+    endings = {'HEIC': ('.heic', '.heif'), 'AVIF': ('.avif',), 'JPEG XL': ('.jxl',), 'DICOM': ('.dcm', '.dicom'),
+               'NIfTI': ('.nii', '.nii.gz'), 'NumPy': ('.npy', '.npz'), 'PDF': ('.pdf',), 'SVG': ('.svg',)}
     return next((kind for kind, some in endings.items() if name.endswith(some)), '')
 
 def convert_it(
@@ -275,8 +280,8 @@ def convert_it(
 # %% ../nbs/api/01_files.ipynb #01f1e002
 def _too_large(path, error):
     n, most = int((re.findall(r'\d+', str(error)) or [0])[0]), 2*Image.MAX_IMAGE_PIXELS
-    return (f"{path}: {f'{n/1e6:.4g} million pixels, ' if n else ''}more than the {most/1e6:.4g} million that are decoded "
-            f"at once; cut the picture into tiles, reduce it, or, where there is memory for it, raise "
+    return (f"{path}: {f'{n/1e6:.4g} million pixels, ' if n else ''}more than the {most/1e6:.4g} million that are "
+            f"decoded at once; cut the picture into tiles, reduce it, or, where there is memory for it, raise "
             f"`PIL.Image.MAX_IMAGE_PIXELS`")
 
 @contextlib.contextmanager
@@ -290,17 +295,22 @@ def opened_picture(
             with Image.open(check_file(path)) as im: yield im
     except SpmlError: raise
     except UnidentifiedImageError:
-        why = 'an empty file' if not os.path.getsize(path) else 'of a kind that is not known here, or damaged at its beginning'
+        why = 'of a kind that is not known here, or damaged at its beginning'
+        if not os.path.getsize(path): why = 'an empty file'
         raise SpmlError(f"{path}: not a readable image: {convert_it(path) or why}") from None
     except Image.DecompressionBombError as e: raise SpmlError(_too_large(path, e)) from None
     except MemoryError:
-        raise SpmlError(f"{path}: there is not enough memory to decode it; cut the picture into tiles, or reduce it") from None
-    except PermissionError as e: raise SpmlError(f"{path}: cannot be read ({e.strerror}); see who may read it") from None
+        raise SpmlError(f"{path}: there is not enough memory to decode it; cut the picture into tiles, "
+                        f"or reduce it") from None
+    except PermissionError as e:
+        raise SpmlError(f"{path}: cannot be read ({e.strerror}); see who may read it") from None
     except Exception as e:
-        short = isinstance(e, EOFError) or any(w in str(e) for w in ('truncated', 'Truncated', 'not enough image data', 'requires a buffer'))
-        raise SpmlError(f"{path}: not a readable image ({e}); "
-                        + ('the file is cut short: copy it again' if short else 'it is damaged, or of a kind that PIL does not decode: '
-                           'open it in the program that wrote it, and save it as PNG')) from None
+        signs = 'truncated', 'Truncated', 'not enough image data', 'requires a buffer'
+        short = isinstance(e, EOFError) or any(w in str(e) for w in signs)
+        cure = 'the file is cut short: copy it again' if short else (
+            'it is damaged, or of a kind that PIL does not decode: open it in the program that wrote it, and save it '
+            'as PNG')
+        raise SpmlError(f"{path}: not a readable image ({e}); {cure}") from None
 
 # %% ../nbs/api/01_files.ipynb #ed9e3138
 def _open(path, load=True):
@@ -421,7 +431,8 @@ def load_tensors(
         with safe_open(str(path), 'pt', device=str(device)) as f:
             tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except Exception as e:
-        raise SpmlError(f"{path}: not a readable safetensors file ({e}); cut short or damaged: delete it and run again") from None
+        raise SpmlError(f"{path}: not a readable safetensors file ({e}); cut short or damaged: delete "
+                        f"it and run again") from None
     if not isinstance(meta, dict):
         raise SpmlError(f"{path}: its metadata is not the kit's: a {type(meta).__name__}, not names with their values")
     written = meta.pop('tensors', None) # files before version 0.2 do not say

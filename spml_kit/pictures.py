@@ -54,7 +54,8 @@ def value_range(
     if kind == 'b': return 0., 1.
     ends = [1. if kind == 'f' else float(np.iinfo(values.dtype).max)] if scale == 'dtype' else [1., 255.]
     if kind != 'f' and scale == 'depth': ends = [2.**max(8, -(-int(high).bit_length()//2)*2) - 1]
-    if kind == 'f' and 1.001 < high < 16 and (values != np.rint(values)).any(): ends = ends[:1] # neither 0..1 nor 0..255
+    if kind == 'f' and 1.001 < high < 16 and (values != np.rint(values)).any():
+        ends = ends[:1] # neither 0..1 nor 0..255
     for end in ends:
         slack = end/1000 if kind == 'f' else 0 # comes from resizing, and is rounded away
         if -slack <= low and high <= end + slack: return 0., end
@@ -71,8 +72,8 @@ def to_bytes(
     if values.dtype == np.uint8: return values
     low, high = value_range(values, scale, name)
     if scale == 'depth' and high != 255 and values.dtype.kind != 'b':
-        each = '' if values.dtype.kind == 'f' else (f", judged by its largest value, {int(values.max())}, each picture by "
-                                                    f"itself; scale=(0, {high:.0f}) takes all alike")
+        each = '' if values.dtype.kind == 'f' else (f", judged by its largest value, {int(values.max())}, each "
+                                                    f"picture by itself; scale=(0, {high:.0f}) takes all alike")
         _tell((values.dtype.kind, high), name, f'{values.dtype} values: 0..{high:.0f} is brought to 0..255{each}')
     if high == low: return np.zeros(values.shape, np.uint8)
     exact = np.float64 if values.dtype.itemsize > (4 if values.dtype.kind == 'f' else 2) else np.float32
@@ -86,7 +87,8 @@ def _channels_last(a, name):
         raise SpmlError(f"{name}: {a.dtype} of shape {shape} is no picture; give (H,W,3) uint8 RGB, grey, RGBA, a PIL "
                         f"image or a tensor (3,H,W)")
     if not a.size: raise SpmlError(f"{name}: shape {shape} holds no pixel; a picture has at least one")
-    if a.ndim > 3: raise SpmlError(f"{name}: shape {shape} is a batch or a volume; give its pictures one by one, images[0]")
+    if a.ndim > 3:
+        raise SpmlError(f"{name}: shape {shape} is a batch or a volume; give its pictures one by one, images[0]")
     if a.ndim < 2: raise SpmlError(f"{name}: shape {shape} has no height and width; give (H,W,3)")
     if a.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4): a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[2] not in (1, 3, 4):
@@ -118,6 +120,8 @@ def _upright(a, im):
 # %% ../nbs/api/01a_pictures.ipynb #01a00012
 _EXCHANGED = dict(B='L', L='B', N='B' if np.little_endian else 'L')
 
+_SIXTEEN = {'RGB;16B', 'RGB;16L', 'RGB;16N', 'RGBA;16B', 'RGBA;16L', 'RGBA;16N', 'LA;16B'} # raw modes of PIL
+
 def _lower(tile):
     "A tile of 16-bit colours, by its lower bytes"
     args = (tile.args,) if isinstance(tile.args, str) else tile.args
@@ -131,8 +135,8 @@ def _deep_colour(im, path, page):
     deep = [';16' in _raw_mode(t) for t in im.tile]
     if im.format == 'TIFF' and max(im.tag_v2.get(258, (8,))) > 8 and len(im.getbands()) > 1 and not all(deep):
         raise SpmlError(f"{path}: 16-bit colours, plane by plane, are misread; save it with its channels interleaved")
-    if im.format not in ('PNG', 'TIFF') or im.mode not in ('RGB', 'RGBA', 'LA') or not deep or not all(deep): return None
-    if any(_raw_mode(t) not in ('RGB;16B', 'RGB;16L', 'RGB;16N', 'RGBA;16B', 'RGBA;16L', 'RGBA;16N', 'LA;16B') for t in im.tile): return None
+    if im.format not in ('PNG', 'TIFF') or im.mode not in ('RGB', 'RGBA', 'LA'): return None
+    if not deep or not all(deep) or not {*map(_raw_mode, im.tile)} <= _SIXTEEN: return None
     with opened_picture(path) as low:
         if page: low.seek(page)
         if 'LA' in _raw_mode(im.tile[0]): # its four bytes as four channels
@@ -145,7 +149,8 @@ def _deep_colour(im, path, page):
 # %% ../nbs/api/01a_pictures.ipynb #01a00013
 def _pixels(im, name):
     "Pixels of a PIL image: uint8 RGB, RGBA where some may be transparent, or grey of more than 8 bits"
-    if getattr(im, '_tile_size', im.size) != im.size: im.filename = '' # else PIL maps a TIFF that lies on its side with its sides exchanged
+    # else PIL maps a TIFF that lies on its side with its sides exchanged
+    if getattr(im, '_tile_size', im.size) != im.size: im.filename = ''
     im.load()
     if im.mode[0] in 'IF': # grey of 16 or 32 bits
         a = np.array(im)
@@ -153,12 +158,14 @@ def _pixels(im, name):
         return a.astype(np.uint16) if im.mode == 'I' and im.format in ('PNG', 'PPM') else a
     try: return np.array(im.convert('RGBA' if im.has_transparency_data else 'RGB'))
     except ValueError:
-        raise SpmlError(f"{name}: a picture of mode {im.mode}, which PIL does not turn into RGB; save it as RGB") from None
+        raise SpmlError(f"{name}: a picture of mode {im.mode}, which PIL does not turn into RGB; save "
+                        f"it as RGB") from None
 
 # %% ../nbs/api/01a_pictures.ipynb #01a00015
 def read_image(
     path,           # any format that PIL reads
-    scale='depth',  # which values are black and white where there are more than 8 bits: 'depth', 'dtype', 'range', or (low, high)
+    # which values are black and white where there are more than 8 bits: 'depth', 'dtype', 'range', or (low, high)
+    scale='depth',
     page:int=None,  # of a file with several, 0..; None: the first, which is told once
 )->np.ndarray: # (H,W,3) uint8 RGB, upright
     "Read a photograph"
@@ -178,15 +185,20 @@ def _array(image, name):
         image = image.detach().cpu()
         if 'bfloat16' in str(image.dtype): image = image.float()
     try: return np.asarray(image)
-    except Exception: raise SpmlError(f"{name}: {type(image).__name__} is no picture; give (H,W,3) uint8 RGB, or a PIL image") from None
+    except Exception:
+        raise SpmlError(f"{name}: {type(image).__name__} is no picture; give (H,W,3) uint8 RGB, or a "
+                        f"PIL image") from None
 
 def as_image(
-    image,            # (H,W,3) uint8 RGB; grey (H,W) or (H,W,1), RGBA, channels first, other types, tensors; PIL image; path
+    # (H,W,3) uint8 RGB; grey (H,W) or (H,W,1), RGBA, channels first, other types, tensors; PIL image; path
+    image,
     name:str='image', # of it, for messages
-    scale='depth',    # which values are black and white where there are more than 8 bits: 'depth', 'dtype', 'range', or (low, high)
+    # which values are black and white where there are more than 8 bits: 'depth', 'dtype', 'range', or (low, high)
+    scale='depth',
 )->np.ndarray: # (H,W,3) uint8 RGB; the same object if it was that
     "A picture of any kind as the kit takes it"
-    if type(image) is np.ndarray and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size: return image
+    plain = type(image) is np.ndarray and image.dtype == np.uint8 and image.ndim == 3
+    if plain and image.shape[2] == 3 and image.size: return image
     if isinstance(image, (str, os.PathLike)): return read_image(image, scale)
     if not isinstance(image, Image.Image): return _rgb(_channels_last(_array(image, name), name), scale, name)
     file = getattr(image, 'filename', '')

@@ -109,18 +109,8 @@ def test_exported_cells_are_short(path):
 
 
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
-    "00_core": "data_root",
-    "01_files":
-        "atomic_path check_file check_finite check_output check_place claim_folder clear_leftovers convert_it "
-        "disk_fault foreign_kind holds_ids inside is_ours is_there load_tensors part_beside read_index_png "
-        "read_json read_lines read_raster read_text save_tensors unlike write_index_png write_json written_by",
-    "01a_pictures": "check_scale value_range",
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",
-    "10_annotations": "Annotation Tags check_inside",
-    "10b_formats": "annotation_from_json names_classes read_annotation read_label_png read_voc_objects",
-    "10c_masks": "ids_of_colours labelmap_near",
-    "10d_listing": "check_project class_table_near foreign_among images_by_name name_of other_tools_near",
     "10e_shapes": "check_runs class_id mask_of_runs paint_shapes sort_shapes unpack_runs",
     "10f_json_tools": "ToolExport ToolReader kit_entries kit_settings png_mask size_of",
     "10g_other_tools": "between_frames read_csv read_labelmap",

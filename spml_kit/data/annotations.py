@@ -34,8 +34,9 @@ def check_inside(
     "Refuse points and boxes that leave the image"
     (h, w), xy = size, np.asarray(xy, float).reshape(-1, 2)
     bad = xy[~((xy >= 0) & (xy <= (w, h))).all(1)]
-    hint = 'coordinates begin at 0' if len(bad) and (bad >= -1).all() and (bad <= (w, h)).all() else 'was it annotated on an image of another size?'
     if len(bad):
+        from_one = (bad >= -1).all() and (bad <= (w, h)).all()
+        hint = 'coordinates begin at 0' if from_one else 'was it annotated on an image of another size?'
         raise SpmlError(f"{name}: point ({bad[0][0]:g}, {bad[0][1]:g}) lies outside the image of {w:g}x{h:g} (width x "
                         f"height); {hint}")
 
@@ -128,7 +129,8 @@ class Keypoints(Annotation):
     xy: np.ndarray        # (K,2) x, y in pixels
     parts: np.ndarray     # (K,) part ids
     instances: np.ndarray # (K,) whose part it is
-    scale: np.ndarray = None # (K,) size of the instance, pixels (the square root of its area); None: keypoints become dots, not Gaussians
+    # (K,) size of the instance, pixels (the square root of its area); None: keypoints become dots, not Gaussians
+    scale: np.ndarray = None
     sigma: float = .15    # of the Gaussian, as a share of the scale
     labelled: float = .65 # above it a pixel is labelled
     background: float = .1 # where every Gaussian is below it, there is background; between, nobody knows

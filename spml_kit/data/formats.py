@@ -58,8 +58,9 @@ def write_annotation(
 def _picture_size(root, path, size, needed=False):
     "(H,W) of the picture where it is known, else as the file has it; None where it says nothing, or 0"
     absent = None in (root.findtext('size/height'), root.findtext('size/width'))
-    said = None if absent and not (needed and size is None) else tuple(_number(root, f'size/{k}', path) for k in ('height', 'width'))
-    if said and min(said) <= 0: said = None
+    if absent and not (needed and size is None): return size
+    said = tuple(_number(root, f'size/{k}', path) for k in ('height', 'width'))
+    if min(said) <= 0: said = None
     if size is None or said is None: return size or said
     if max(abs(a - b) for a, b in zip(said, size)) > STRAY:
         raise SpmlError(f"{path}: drawn on a picture of {said[1]:g}x{said[0]:g} (width x height), but this one has "
@@ -71,7 +72,8 @@ def _number(e, key, path):
         if np.isfinite(value := float(e.findtext(key))): return value
         raise ValueError
     except (TypeError, ValueError):
-        raise SpmlError(f"{path}: <{key}> of a <{e.tag}> is '{e.findtext(key)}', not a number; export it again") from None
+        raise SpmlError(f"{path}: <{key}> of a <{e.tag}> is '{e.findtext(key)}', not a number; export "
+                        f"it again") from None
 
 def _class_id(e, key, classes, path):
     name = (e.findtext(key) or '').strip()
@@ -126,7 +128,8 @@ def read_voc_objects(
         check_inside(boxes, size, path)
     try: said = Boxes(boxes, [_class_id(e, 'name', classes, path) for e in found])
     except SpmlError as e: raise SpmlError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
-    return said, [{k for k in ('difficult', 'truncated', 'occluded') if (e.findtext(k) or '0').strip() == '1'} for e in found]
+    flags = lambda e: {k for k in ('difficult', 'truncated', 'occluded') if (e.findtext(k) or '0').strip() == '1'}
+    return said, [flags(e) for e in found]
 
 def read_voc_boxes(
     path,            # `.xml` of PASCAL VOC
@@ -141,7 +144,8 @@ def read_voc_boxes(
 
 # %% ../../nbs/api/data/10b_formats.ipynb #bcbe6832
 def read_annotation(
-    path,                 # `.json` of this kit, `.xml` of ScribbleSup or PASCAL VOC, or what another tool keeps of a picture
+    # `.json` of this kit, `.xml` of ScribbleSup or PASCAL VOC, or what another tool keeps of a picture
+    path,
     classes:Classes=None, # names that may occur in XML and in files of other tools
     size:tuple=None,      # (H,W) of its image, for those; None: as the file has it
 ): # Annotation; (H,W) uint8 labels where a file of another tool tells the pixels of objects

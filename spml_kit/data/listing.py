@@ -18,7 +18,8 @@ from ..files import convert_it, is_there, read_lines
 # %% ../../nbs/api/data/10d_listing.ipynb #275e847d
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 MASK_SUFFIXES = '.png', '.tif', '.tiff', '.bmp' # that keep the ids of their pixels
-TABLES = 'classes.txt', 'class_names.txt', 'labels.txt', 'labelmap.txt' # say something of all files of a folder; the first that is there names the classes
+# say something of all files of a folder; the first that is there names the classes
+TABLES = 'classes.txt', 'class_names.txt', 'labels.txt', 'labelmap.txt'
 
 def name_of(
     path,     # of a file
@@ -49,7 +50,8 @@ def files_by_name(
             elif os.path.splitext(e.name)[1].lower() in suffixes if suffixes else e.name not in TABLES:
                 found.setdefault(_composed(_stem(e.name)), []).append(folder/e.name)
     if deep or deep is None and not found:
-        for sub in below: found |= {f'{_composed(sub)}/{k}': v for k, v in files_by_name(folder/sub, suffixes, True).items()}
+        for sub in below:
+            found |= {f'{_composed(sub)}/{k}': v for k, v in files_by_name(folder/sub, suffixes, True).items()}
     return {k: sorted(v) for k, v in sorted(found.items(), key=lambda o: min(o[1]))}
 
 # %% ../../nbs/api/data/10d_listing.ipynb #e0ae8ffa
@@ -133,13 +135,14 @@ def check_project(
     "Refuse a folder that cannot be trained on, and tell how to make what it lacks"
     images, labels = Path(root, 'images'), Path(root, 'labels')
     if not images.is_dir():
-        raise SpmlError(f"{root}: no folder images/ in it; a project holds images/, labels/ (what was drawn), classes.txt "
-                        f"(a name a line, background first) and, to score, masks/. Make {images} and put the pictures there")
+        raise SpmlError(f"{root}: no folder images/ in it; a project holds images/, labels/ (what was drawn), "
+                        f"classes.txt (a name a line, background first) and, to score, masks/. Make {images} and put "
+                        f"the pictures there")
     if not labels.is_dir() or not any(labels.iterdir()):
-        raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been drawn yet. "
-                        f"To draw: spml_annotate {root}. To take over what another tool wrote: spml_import FILE --out "
-                        f"{root}. Or put a label PNG, XML or JSON there for each image to train on, named as the image"
-                        f"{other_tools_near(images, root)}")
+        raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
+                        f"drawn yet. To draw: spml_annotate {root}. To take over what another tool wrote: spml_import "
+                        f"FILE --out {root}. Or put a label PNG, XML or JSON there for each image to train on, named "
+                        f"as the image{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")

@@ -37,7 +37,8 @@ def labelmap_near(
     folder, # of a label file
 )->Path: # None where there is none
     "The labelmap.txt in a folder, or in one of the two above it"
-    return next((p/'labelmap.txt' for p in (Path(folder), *Path(folder).absolute().parents[:2]) if is_there(p/'labelmap.txt')), None)
+    near = Path(folder), *Path(folder).absolute().parents[:2]
+    return next((p/'labelmap.txt' for p in near if is_there(p/'labelmap.txt')), None)
 
 @lru_cache(8)
 def _told(path, mtime, classes):
@@ -45,8 +46,8 @@ def _told(path, mtime, classes):
     names, table = classes.names, read_labelmap(path)
     absent = [n for n in table if n not in names and n.strip('_').lower() != 'background']
     if absent:
-        raise SpmlError(f"{path}: '{absent[0]}' is not one of the classes {list(names)}{did_you_mean(absent[0], names)}; "
-                        f"rename it, or take the line out")
+        raise SpmlError(f"{path}: '{absent[0]}' is not one of the classes "
+                        f"{list(names)}{did_you_mean(absent[0], names)}; rename it, or take the line out")
     return {rgb: names.index(n) if n in names else 0 for n, rgb in table.items()}
 
 _CREAM = (224, 224, 192) # of 255 in the masks of PASCAL VOC
@@ -94,15 +95,17 @@ def ids_of_palette(
     colours = {int(u): tuple(palette[u].tolist()) if u < len(palette) else None for u in used}
     own = lambda u, c: c is None or c == (u, u, u) # without a colour, or a plain ramp of greys
     meant = {u: u if own(u, c) else table.get(c) for u, c in colours.items()}
-    tells = lambda c: c and (len({*c}) > 1 or c == (90, 90, 90) or where.endswith('labelmap.txt')) # black and white are anybody's
+    # black and white are anybody's
+    tells = lambda c: c and (len({*c}) > 1 or c == (90, 90, 90) or where.endswith('labelmap.txt'))
     wrong = [u for u, m in meant.items() if m is not None and m != u and tells(colours[u])]
     if not wrong: return ids
     strange = [u for u, m in meant.items() if m is None]
     if not strange: return np.array([meant.get(u, 0) for u in range(256)], np.uint8)[ids]
-    if 2*len(wrong) < sum(bool(tells(c)) for c in colours.values()): return ids # by chance, in a palette of other colours
-    raise SpmlError(f"{name}: number {wrong[0]} has the colour {colours[wrong[0]]}, which is class {meant[wrong[0]]} among "
-                    f"{where}, and number {strange[0]} has {colours[strange[0]]}, which is no class's: an image editor has "
-                    f"numbered the palette anew; export it without smoothing, or as a grey PNG of class ids")
+    by_chance = 2*len(wrong) < sum(bool(tells(c)) for c in colours.values()) # in a palette of other colours
+    if by_chance: return ids
+    raise SpmlError(f"{name}: number {wrong[0]} has the colour {colours[wrong[0]]}, which is class {meant[wrong[0]]} "
+                    f"among {where}, and number {strange[0]} has {colours[strange[0]]}, which is no class's: an image "
+                    f"editor has numbered the palette anew; export it without smoothing, or as a grey PNG of class ids")
 
 # %% ../../nbs/api/data/10c_masks.ipynb #488393f6
 def read_mask(
@@ -118,8 +121,8 @@ def read_mask(
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels, alpha = pixels[..., :-1].squeeze(2) if pixels.shape[2] == 2 else pixels[..., :-1], pixels[..., -1]
         if not np.isin(np.unique(alpha), (0, 255)).all():
-            raise SpmlError(f"{path}: pixels that are half transparent belong to no class; flatten it, and draw without "
-                            f"smoothing")
+            raise SpmlError(f"{path}: pixels that are half transparent belong to no class; flatten it, and draw "
+                            f"without smoothing")
         clear = alpha == 0
         pixels = np.where(clear[..., None] if pixels.ndim == 3 else clear, pixels.dtype.type(0), pixels)
     if pixels.ndim == 2: ids = pixels if palette is None else ids_of_palette(pixels, palette, table, str(path), where)
@@ -127,6 +130,6 @@ def read_mask(
     return ids if clear is None else np.where(clear, ids.dtype.type(UNLABELLED), ids)
 
 def _of_rgb(rgb, n, table, name, where):
-    plain = not where.endswith('labelmap.txt') and (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all()
+    plain = not where.endswith('labelmap.txt') and (rgb == rgb[..., :1]).all()
     if plain and not (np.bincount(rgb[..., 0].ravel(), minlength=256)[n:UNLABELLED]).any(): return rgb[..., 0]
     return ids_of_colours(rgb, table, name, where)

@@ -12,6 +12,7 @@ from glob import escape as glob_escape
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 
 from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID
@@ -40,14 +41,15 @@ class BoundedCache:
         if self.bytes + n <= CACHE_BYTES: self.kept[key], self.bytes = value, self.bytes + n
         return value
 
+# %% ../../nbs/api/data/14_images.ipynb #95155d13
 def resize(
     pixels:np.ndarray, # (H,W,3) uint8 image or (H,W) ids
     size:tuple,        # (H,W) wanted
 )->np.ndarray: # the same kind
     "Image: bilinear with antialiasing; ids: nearest"
     if pixels.shape[:2] == tuple(size): return pixels
-    return np.array(Image.fromarray(pixels).resize(size[::-1],
-                                                   Image.Resampling.BILINEAR if pixels.ndim == 3 else Image.Resampling.NEAREST))
+    way = Image.Resampling.BILINEAR if pixels.ndim == 3 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(pixels).resize(size[::-1], way))
 
 # %% ../../nbs/api/data/14_images.ipynb #a86985e5
 def _most_said(y, x, labels, size):
@@ -60,7 +62,7 @@ def reduce_labels(
     labels:np.ndarray, # (H,W) uint8 label map
     size:tuple,        # (H,W) wanted, not larger
 )->np.ndarray: # (H,W) uint8
-    "A smaller label map in which no mark is lost: nearest; where that is unlabelled, what most labelled pixels of the cell say; and each class that was drawn at one pixel at least"
+    "A smaller label map in which no mark is lost: each class that was drawn keeps one pixel at least"
     out = resize(labels, size)
     if out.shape == labels.shape or not (labels == UNLABELLED).any(): return out
     (rows, cols), (y, x) = (np.arange(n)*m//n for n, m in zip(labels.shape, size)), np.nonzero(labels < UNLABELLED)
@@ -89,8 +91,8 @@ class ImageSet:
             raise SpmlError(f"max_size={max_size}: the longer side has at least 1 pixel; None takes images as they are")
         for name in names: inside('', name) # files are read and written by these names
         self.names, self.classes, self.masks, self.max_size = list(names), classes, masks, max_size
-        self.file_classes, self.ids = file_classes or classes, np.full(256, VOID,
-            np.uint8) # ids: class id of each value in a file
+        self.file_classes = file_classes or classes
+        self.ids = np.full(256, VOID, np.uint8) # class id of each value in a file
         self.ids[UNLABELLED] = UNLABELLED
         for k, name in enumerate(classes.names): self.ids[self.file_classes.id(name)] = k
         self._memory, self._stored = BoundedCache(), {}
@@ -98,70 +100,84 @@ class ImageSet:
     def __len__(self): return len(self.names)
     def __getitem__(self, i): return self.image(i)
 
-    def _reduced(self, i):
-        image = as_image(self._image(i), self.names[i])
-        self._stored[i] = h, w = image.shape[:2]
-        ratio = min(1, (self.max_size or max(h, w))/max(h, w))
-        return resize(image, (max(1, round(ratio*h)), max(1, round(ratio*w))))
+# %% ../../nbs/api/data/14_images.ipynb #e0175348
+@patch
+def _reduced(self:ImageSet, i):
+    image = as_image(self._image(i), self.names[i])
+    self._stored[i] = h, w = image.shape[:2]
+    ratio = min(1, (self.max_size or max(h, w))/max(h, w))
+    return resize(image, (max(1, round(ratio*h)), max(1, round(ratio*w))))
 
-    def image(self,
-        i:int, # which
-    )->np.ndarray: # (H,W,3) uint8 RGB
-        "An image"
-        return self._memory(('image', i), lambda: self._reduced(i))
+@patch
+def image(self:ImageSet,
+    i:int, # which
+)->np.ndarray: # (H,W,3) uint8 RGB
+    "An image"
+    return self._memory(('image', i), lambda: self._reduced(i))
 
-    def stored_size(self,
-        i:int, # which
-    )->tuple: # (H,W) before any reduction, the pixels that annotations refer to
-        "Size of the upright picture in the file"
-        if i not in self._stored: self.image(i)
-        return self._stored[i]
+@patch
+def stored_size(self:ImageSet,
+    i:int, # which
+)->tuple: # (H,W) before any reduction, the pixels that annotations refer to
+    "Size of the upright picture in the file"
+    if i not in self._stored: self.image(i)
+    return self._stored[i]
 
-    def mask(self,
-        i:int, # which
-    )->np.ndarray: # (H,W) uint8, 0..C-1 and 255
-        "The true label map, for scoring and for simulated annotators"
-        self._refuse_closed(i)
-        size = self.image(i).shape[:2]
-        return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], size))
+# %% ../../nbs/api/data/14_images.ipynb #66ca896d
+@patch
+def mask(self:ImageSet,
+    i:int, # which
+)->np.ndarray: # (H,W) uint8, 0..C-1 and 255
+    "The true label map, for scoring and for simulated annotators"
+    self._refuse_closed(i)
+    size = self.image(i).shape[:2]
+    return self._memory(('mask', i), lambda: resize(self.ids[self._mask(i)], size))
 
-    def _read_mask(self, i, path): return check_labels(read_mask(path, self.file_classes), len(self.file_classes), str(path),
-                                                       self.stored_size(i), unlabelled=False)
+@patch
+def _read_mask(self:ImageSet, i, path):
+    ids = read_mask(path, self.file_classes)
+    return check_labels(ids, len(self.file_classes), str(path), self.stored_size(i), unlabelled=False)
 
-    def _refuse_closed(self, i):
-        if not self.masks:
-            raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak "
-                            f"annotation has to come from elsewhere")
+@patch
+def _refuse_closed(self:ImageSet, i):
+    if not self.masks:
+        raise SpmlError(f"{self.names[i]}: the masks of this set are closed (masks=False or no mask folder); weak "
+                        f"annotation has to come from elsewhere")
 
-    def take(self,
-        n:int,      # images to take; 0 or more than there are: all
-        seed:int=0, # of the choice
-    )->'ImageSet': # in the order of this set
-        "A part of the set"
-        if not 0 < n < len(self): return self
-        part = copy.copy(self)
-        chosen = sorted(rng_of(seed, 'take').permutation(len(self))[:n])
-        part.names, part._memory, part._stored = [self.names[i] for i in chosen], BoundedCache(), {}
-        return part
+# %% ../../nbs/api/data/14_images.ipynb #9ff98caa
+@patch
+def take(self:ImageSet,
+    n:int,      # images to take; 0 or more than there are: all
+    seed:int=0, # of the choice
+)->'ImageSet': # in the order of this set
+    "A part of the set"
+    if not 0 < n < len(self): return self
+    part = copy.copy(self)
+    chosen = sorted(rng_of(seed, 'take').permutation(len(self))[:n])
+    part.names, part._memory, part._stored = [self.names[i] for i in chosen], BoundedCache(), {}
+    return part
 
-    def instances(self,
-        i:int, # which
-    )->np.ndarray: # (H,W) object ids or None
-        "Which object a pixel belongs to, where known; for simulated annotators"
-        return None
+@patch
+def instances(self:ImageSet,
+    i:int, # which
+)->np.ndarray: # (H,W) object ids or None
+    "Which object a pixel belongs to, where known; for simulated annotators"
+    return None
 
-    def boxes(self,
-        i:int, # which
-    )->Boxes: # in pixels of the file
-        "What the set itself tells of its objects, without a look at the mask"
-        raise SpmlError(f"{self.names[i]}: this set comes without boxes and tags; give a folder of annotations, or a "
-                        f"function")
+@patch
+def boxes(self:ImageSet,
+    i:int, # which
+)->Boxes: # in pixels of the file
+    "What the set itself tells of its objects, without a look at the mask"
+    raise SpmlError(f"{self.names[i]}: this set comes without boxes and tags; give a folder of annotations, or a "
+                    f"function")
 
-    def other_boxes(self,
-        i:int, # which
-    )->np.ndarray: # (K,4) x0, y0, x1, y1 in pixels of the file
-        "Boxes of objects of none of the classes: what is inside is not background"
-        return np.zeros((0, 4))
+@patch
+def other_boxes(self:ImageSet,
+    i:int, # which
+)->np.ndarray: # (K,4) x0, y0, x1, y1 in pixels of the file
+    "Boxes of objects of none of the classes: what is inside is not background"
+    return np.zeros((0, 4))
 
 # %% ../../nbs/api/data/14_images.ipynb #6c020a93
 class SceneSet(ImageSet):
@@ -200,7 +216,7 @@ class SceneSet(ImageSet):
 
 # %% ../../nbs/api/data/14_images.ipynb #3743e9df
 class VocSet(ImageSet):
-    "A split of a data set in VOC layout: JPEGImages, ImageSets/Segmentation or Main, SegmentationClass, SegmentationClassAug or SegmentationClassPNG"
+    "A split of a data set in VOC layout: JPEGImages, ImageSets/Segmentation or Main, and one of `folders`"
     table = VOC_CLASSES # as the files count them, unless a table of classes lies in the root
     folders = 'SegmentationClass', 'SegmentationClassAug', 'SegmentationClassPNG' # where masks are
     def __init__(self,
@@ -209,47 +225,22 @@ class VocSet(ImageSet):
         max_size:int=None,   # longer side in pixels; larger images are reduced
         classes:Classes=None, # some of those of the files, background first; None: all
         masks:bool=True,     # may masks be opened?
-        skip:tuple=(),       # flags of objects that are left out, and are no background either: some of 'difficult', 'truncated', 'occluded'
+        skip:tuple=(),       # objects neither learnt nor background: 'difficult', 'truncated', 'occluded'
     ):
         self.root, self.skip, every = Path(root), {*skip}, Path(root)/'ImageSets'
         listed = next((p for d in ('Segmentation', 'Main') if (p := every/d/f'{split}.txt').exists()), None)
         if listed is None:
             raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are "
-                            f"{sorted(p.stem for p in (every/'Segmentation').glob('*.txt'))}; `root` is the folder that "
-                            f"holds JPEGImages and ImageSets")
-        if self.table is VOC_CLASSES and (own := class_table_near(self.root)): self.table = Classes(tuple(read_class_names(own)))
+                            f"{sorted(p.stem for p in (every/'Segmentation').glob('*.txt'))}; `root` is the folder "
+                            f"that holds JPEGImages and ImageSets")
+        own = class_table_near(self.root) if self.table is VOC_CLASSES else None
+        if own: self.table = Classes(tuple(read_class_names(own)))
         absent = [n for n in (classes or self.table).names if n not in self.table.names]
         if absent:
             raise SpmlError(f"{self.root}: class '{absent[0]}' is not one of {list(self.table.names)}; where the files "
                             f"have classes of their own, write them into classes.txt there, one a line, background "
                             f"first, or take FolderSet")
         super().__init__(read_names(listed), classes or self.table, masks, max_size, self.table)
-
-    def _image(self, i):
-        there = find_files(self.root/'JPEGImages', self.names[i], sorted(IMAGE_SUFFIXES))
-        if len(there) > 1: raise SpmlError(f"{there[1]}: another image has the same stem, {there[0].name}; take one away")
-        return read_image(there[0] if there else self.root/'JPEGImages'/f'{self.names[i]}.jpg')
-
-    def _mask(self, i):
-        paths = [self.root/folder/f'{self.names[i]}.png' for folder in self.folders]
-        path = next((p for k in self.folders for p in find_files(self.root/k, self.names[i], MASK_SUFFIXES)), None)
-        if path is None:
-            raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
-        return self._read_mask(i, path)
-
-    def _objects(self, i):
-        def read():
-            said, flags = read_voc_objects(self.root/'Annotations'/f'{self.names[i]}.xml', self.table, self.stored_size(i))
-            return said.boxes, np.where([bool(f & self.skip) for f in flags], VOID, self.ids[said.classes]).astype(np.uint8)
-        return self._memory(('objects', i), read)
-
-    def boxes(self, i):
-        boxes, classes = self._objects(i)
-        return Boxes(boxes[classes != VOID], classes[classes != VOID])
-
-    def other_boxes(self, i):
-        boxes, classes = self._objects(i)
-        return boxes[classes == VOID]
 
     @staticmethod
     def download(
@@ -261,29 +252,70 @@ class VocSet(ImageSet):
         VOCSegmentation(str(root), year=year, download=True)
         return Path(root)/'VOCdevkit'/f'VOC{year}'
 
+# %% ../../nbs/api/data/14_images.ipynb #d0bea353
+@patch
+def _image(self:VocSet, i):
+    there = find_files(self.root/'JPEGImages', self.names[i], sorted(IMAGE_SUFFIXES))
+    if len(there) > 1:
+        raise SpmlError(f"{there[1]}: another image has the same stem, {there[0].name}; take one away")
+    return read_image(there[0] if there else self.root/'JPEGImages'/f'{self.names[i]}.jpg')
+
+@patch
+def _mask(self:VocSet, i):
+    paths = [self.root/folder/f'{self.names[i]}.png' for folder in self.folders]
+    path = next((p for k in self.folders for p in find_files(self.root/k, self.names[i], MASK_SUFFIXES)), None)
+    if path is None:
+        raise SpmlError(f"{paths[0]}: no mask{''.join(f', nor in {p.parent.name}' for p in paths[1:])}")
+    return self._read_mask(i, path)
+
+# %% ../../nbs/api/data/14_images.ipynb #34358858
+@patch
+def _objects(self:VocSet, i):
+    def read():
+        path = self.root/'Annotations'/f'{self.names[i]}.xml'
+        said, flags = read_voc_objects(path, self.table, self.stored_size(i))
+        left_out = [bool(f & self.skip) for f in flags]
+        return said.boxes, np.where(left_out, VOID, self.ids[said.classes]).astype(np.uint8)
+    return self._memory(('objects', i), read)
+
+@patch
+def boxes(self:VocSet, i):
+    boxes, classes = self._objects(i)
+    return Boxes(boxes[classes != VOID], classes[classes != VOID])
+
+@patch
+def other_boxes(self:VocSet, i):
+    boxes, classes = self._objects(i)
+    return boxes[classes == VOID]
+
 # %% ../../nbs/api/data/14_images.ipynb #4b08d319
 def read_class_names(
-    path, # a class a line, background first; lines may begin with their number; `#` begins a comment, `__ignore__` (labelme) is no class; or labelmap.txt with colours
+    path, # a class a line, background first, perhaps after its number; or labelmap.txt with colours
 )->list: # of str
     "Read a class table"
-    names = [*read_labelmap(path)] if Path(path).name == 'labelmap.txt' else [n for n in read_lines(path) if n != '__ignore__']
+    if Path(path).name == 'labelmap.txt': names = [*read_labelmap(path)]
+    else: names = [n for n in read_lines(path) if n != '__ignore__'] # labelme's word for void
     numbered = [re.fullmatch(r'(\d+)\s*[:;,\s]\s*(\S.*)', n) for n in names]
     if all(numbered) and [int(m[1]) for m in numbered] == [*range(len(names))]: names = [m[2] for m in numbered]
     try: return list(Classes(tuple(names)).names)
     except SpmlError as e: raise SpmlError(f"{path}: {e}") from None
 
+# %% ../../nbs/api/data/14_images.ipynb #ec752e7c
 def _why_no_image(stem, folder, stems):
-    "What may have gone wrong with a name: another spelling of an image's, an image of a kind that is not read, or a tail"
+    "What may have gone wrong with a name: another spelling, an image of a kind that is not read, or a tail"
     alike = next((s for s in stems if s.casefold() == stem.casefold()), None)
     if alike: return f'; {alike} differs from it in upper and lower case only: rename one'
     other = next(Path(folder).glob(f'{glob_escape(stem)}.*'), None)
-    if other: return foreign_among([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG'
+    if other:
+        return foreign_among([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG'
     longest = max((s for s in stems if stem.startswith(s)), key=len, default=None)
-    return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}" if longest else did_you_mean(stem, stems)
+    if longest is None: return did_you_mean(stem, stems)
+    return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}"
 
 def _only_background(where, void):
-    return f"{where}: no mask holds a class other than background (0)" + (f"; 255 is read as void, which is never "
-                                                            f"scored: where it means the object, write 1 in its place" if void else "; there is nothing to score")
+    why = "there is nothing to score"
+    if void: why = "255 is read as void, which is never scored: where it means the object, write 1 in its place"
+    return f"{where}: no mask holds a class other than background (0); {why}"
 
 # %% ../../nbs/api/data/14_images.ipynb #f73c01a2
 def _paths_of(names, folder):
@@ -292,8 +324,9 @@ def _paths_of(names, folder):
     missing = [s for s in names if s not in there]
     if missing:
         jpeg = find_files(folder, missing[0], ('.jpg', '.jpeg'))
-        raise SpmlError(f"{folder/missing[0]}.png: no such mask ({len(missing)} of {len(names)} images have none); add it, or take the image out"
-                        + (f"; {jpeg[0].name} is no mask, since JPEG changes the values of pixels: export PNG" if jpeg else ''))
+        why = f"; {jpeg[0].name} is no mask, since JPEG changes the values of pixels: export PNG" if jpeg else ''
+        raise SpmlError(f"{folder/missing[0]}.png: no such mask ({len(missing)} of {len(names)} images have none); "
+                        f"add it, or take the image out{why}")
     double = next((there[s] for s in names if len(there[s]) > 1), None)
     if double: raise SpmlError(f"{double[1]}: a second mask of one image, beside {double[0].name}; keep one")
     return {s: there[s][0] for s in names}
@@ -305,10 +338,13 @@ def _counted_classes(paths, folder):
     objects = [o for f in found if (o := f - {0, UNLABELLED, VOID})]
     if not objects: raise SpmlError(_only_background(folder, any(VOID in f for f in found)))
     ends = {max(f) for f in objects}
-    if max(ends) > VOID or max(ends) > 2 and all(max(f) == len(f) for f in objects) and (len(ends) > 1 or max(ends) > 20):
-        raise SpmlError(f"{folder}: the numbers of every mask run from 1 without a gap, up to {max(ends)}. Are they objects, counted anew in each image? "
-                        f"Then write the id of its class in place of each object's number. Are they {max(ends)} classes? Then name them in {folder.parent/'classes.txt'}, one a line, background first")
-    return ['background', *(f'class_{k}' for k in range(1, max(ends) + 1))]
+    last, counted = max(ends), all(max(f) == len(f) for f in objects)
+    if last > VOID or last > 2 and counted and (len(ends) > 1 or last > 20):
+        raise SpmlError(f"{folder}: the numbers of every mask run from 1 without a gap, up to {last}. Are they "
+                        f"objects, counted anew in each image? Then write the id of its class in place of each "
+                        f"object's number. Are they {last} classes? Then name them in {folder.parent/'classes.txt'}, one a line, "
+                        f"background first")
+    return ['background', *(f'class_{k}' for k in range(1, last + 1))]
 
 # %% ../../nbs/api/data/14_images.ipynb #68a8144b
 class FolderSet(ImageSet):
@@ -316,7 +352,7 @@ class FolderSet(ImageSet):
     def __init__(self,
         images,           # folder of image files; where none lies in it, those of its subfolders
         masks=None,       # folder of masks with the images' names; None: there are none, or nobody may look
-        classes=None,     # Classes or a list of names; None: classes.txt in or above the masks' (else images') folder, else counted in the masks
+        classes=None,     # Classes or names; None: classes.txt near the masks (else images), else counted in the masks
         max_size:int=None, # longer side in pixels; larger images are reduced
         names:list=None,  # names of the images to take, in this order; None: all, sorted
         scale='depth',    # of images of more than 8 bits, as `read_image` takes it
@@ -328,15 +364,20 @@ class FolderSet(ImageSet):
         if names is not None:
             names = [unicodedata.normalize('NFC', s) for s in names]
             absent = [s for s in names if s not in self.paths]
-            if absent: raise SpmlError(f"{self.folder/absent[0]}: no image of this name ({len(absent)} of {len(names)} names have none){_why_no_image(absent[0], self.folder, self.paths)}")
+            if absent:
+                raise SpmlError(f"{self.folder/absent[0]}: no image of this name ({len(absent)} of {len(names)} names "
+                                f"have none){_why_no_image(absent[0], self.folder, self.paths)}")
             self.paths = {s: self.paths[s] for s in names}
         if masks is not None: self.mask_paths = _paths_of(self.paths, self.mask_folder)
-        super().__init__([*self.paths], classes if isinstance(classes, Classes) else Classes(tuple(classes or self._class_names())), masks is not None, max_size)
+        if not isinstance(classes, Classes): classes = Classes(tuple(classes or self._class_names()))
+        super().__init__([*self.paths], classes, masks is not None, max_size)
 
     def _class_names(self):
         near = self.mask_folder or self.folder
         if (path := class_table_near(near, near.parent)): return read_class_names(path)
-        if self.mask_folder is None: raise SpmlError(f"{near.parent/'classes.txt'}: no such file; write the class names there, one a line, background first, or give classes=[...]")
+        if self.mask_folder is None:
+            raise SpmlError(f"{near.parent/'classes.txt'}: no such file; write the class names there, one a line, "
+                            f"background first, or give classes=[...]")
         return _counted_classes(self.mask_paths.values(), self.mask_folder)
 
     def _image(self, i): return read_image(self.paths[self.names[i]], self.scale)
@@ -360,12 +401,14 @@ def folder_sets(
         raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png; "
                         f"{drawn[first][0].name} is not{_why_no_image(first, images, every)}{other_tools_near(labels)}")
     double = next((drawn[n] for n in train if len(drawn[n]) > 1), None)
-    if double: raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")
+    if double:
+        raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")
     for folder, there in ((labels, drawn), (masks, true)):
         orphans = sorted(there.keys() - known)
         if orphans:
+            which = [f"{there[o][0].name}{_why_no_image(o, images, every)}" for o in orphans[:5]]
             warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: "
-                 + ', '.join(f"{there[o][0].name}{_why_no_image(o, images, every)}" for o in orphans[:5]) + (', …' if orphans[5:] else ''))
+                 + ', '.join(which) + (', …' if orphans[5:] else ''))
     test = [n for n in every if n not in drawn] or every
     scored = [n for n in test if n in true] or [n for n in every if n in true]
     closed = FolderSet(images, max_size=max_size, names=train, scale=scale)
@@ -375,13 +418,14 @@ def folder_sets(
 def check_masks(
     images:ImageSet, # with masks
 ):
-    "Read every mask; refuse a set in which nothing but background occurs, warn of one whose void share is above a third"
+    "Read every mask; refuse a set of nothing but background, warn of one whose void share is above a third"
     count, wrong = np.zeros(256, np.int64), []
     for i in range(len(images)):
         try: count += np.bincount(images.mask(i).ravel(), minlength=256)
         except SpmlError as e: wrong.append(str(e))
     if wrong: raise SpmlError(f"{len(wrong)} of {len(images)} masks cannot be used: " + '; '.join(wrong[:5]))
-    where, void = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__), count[VOID]/count.sum()
+    where = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__)
+    void = count[VOID]/count.sum()
     if not count[1:UNLABELLED].any(): raise SpmlError(_only_background(where, void > 0))
     if void > 1/3:
         warn(f"{where}: {void:.0%} of the pixels of {len(images)} masks are void (255, or of a class that is left "

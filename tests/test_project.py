@@ -111,7 +111,6 @@ def test_exported_cells_are_short(path):
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",
-    "12_scenes": "Scene",
     "14_images": "BoundedCache ImageSet check_masks read_class_names resize",
     "14a_weak": "Sample checked_ids drawn_at label_file rescale",
     "14c_tag_index": "TagIndex",

@@ -164,7 +164,8 @@ def _read_coco(path, d):
 def _looks_coco(path, d):
     return _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list)
 
-COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',), _looks_coco, _read_coco,
+COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',), _looks_coco,
+              _read_coco,
               'polygons, run lengths → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
@@ -278,7 +279,8 @@ def _studio_shape(one, r):
 def _studio_task(path, t):
     "A task of the full export, or of the short one, whose regions stand under the names of the controls"
     data = t.get('data', t)
-    pictures = (v for v in data.values() if isinstance(v, str) and re.search(r'\.(jpe?g|png|bmp|tiff?|webp)\b', v, re.I))
+    ending = re.compile(r'\.(jpe?g|png|bmp|tiff?|webp)\b', re.I)
+    pictures = (v for v in data.values() if isinstance(v, str) and ending.search(v))
     one = Drawing(file_name(next(pictures)), source=path)
     done = [a for a in t.get('annotations') or [] if not a.get('was_cancelled')]
     results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v

@@ -265,6 +265,7 @@ class Scene:
     tags: np.ndarray      # (C,) bool: classes in `mask`
     keypoints: Keypoints  # one for each visible part of each figure: the part's pixel nearest to its centre
 
+# %% ../../nbs/api/data/12_scenes.ipynb #e0c6e40f
 def make_scene(
     index:int,    # which scene, from 0
     seed:int=0,   # which data set

@@ -180,6 +180,7 @@ def read_image(
         a = _upright(_pixels(im, path) if deep is None else deep, im)
     return a if a.dtype == np.uint8 and a.shape[2:] == (3,) else _rgb(a, scale, path)
 
+# %% ../nbs/api/01a_pictures.ipynb #e0a0001f
 def _array(image, name):
     if hasattr(image, 'detach'): # a tensor; who has none need not import PyTorch
         image = image.detach().cpu()

@@ -111,12 +111,6 @@ def test_exported_cells_are_short(path):
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
     "62_classifier": "TagTermsLoss",
     "64_seeds": "threshold_labels",
-    "10e_shapes": "check_runs class_id mask_of_runs paint_shapes sort_shapes unpack_runs",
-    "10f_json_tools": "ToolExport ToolReader kit_entries kit_settings png_mask size_of",
-    "10g_other_tools": "between_frames read_csv read_labelmap",
-    "10h_readers": "known_tools looks_like named_reader open_export read_xml",
-    "11_keypoints": "scaled",
-    "12_scenes": "Scene",
     "14a_weak": "Sample checked_ids drawn_at label_file rescale",
     "14c_tag_index": "TagIndex",
     "14d_layouts": "ade20k_set cityscapes_set",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELME', 'COCO', 'VIA', 'LABEL_STUDIO', 'QUPATH', 'SUPERVISELY', 'ToolExport', 'ToolReader', 'file_name', 'size_of',
-           'png_mask', 'kit_entries', 'kit_settings', 'unpack_brush', 'pack_brush']
+           'unpack_brush', 'pack_brush']
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1bf334f
 import base64, io, re, zlib
@@ -58,7 +58,7 @@ def size_of(
     return size if min(size) > 0 else None
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #3f564c82
-def png_mask(
+def _png_mask(
     raw:bytes, # a picture
 )->np.ndarray: # (h,w) bool
     "A mask that a file holds as a picture: where it is opaque, else where it is not black"
@@ -83,14 +83,15 @@ def _bitmap(one, name, corner, get, **more):
     else: one.add('bitmap', name, [corner], mask=mask, **more)
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #1fae04db
-def kit_entries(
+def _kit_entries(
     d:dict, # of a shape
 )->dict: # width, part, scale of a `Shape`
     "What the kit wrote beside a shape, as other programs have no entry for it"
     kit = d['spml_kit'] if isinstance(d.get('spml_kit'), dict) else {}
-    return {k: kit[k] for k in ('width', 'scale') if isinstance(kit.get(k), (int, float))} | (dict(part=True) if kit.get('part') is True else {})
+    numbers = {k: kit[k] for k in ('width', 'scale') if isinstance(kit.get(k), (int, float))}
+    return numbers | (dict(part=True) if kit.get('part') is True else {})
 
-def kit_settings(
+def _kit_settings(
     d:dict, # of a picture
 )->dict: # of `Keypoints`
     "What the kit wrote beside a picture"
@@ -102,7 +103,7 @@ def _is(d, *keys): return isinstance(d, dict) and all(k in d for k in keys)
 # %% ../../nbs/api/data/10f_json_tools.ipynb #b7ec3179
 def _labelme_shape(one, s):
     kind, xy, name, more = s.get('shape_type') or 'polygon', s['points'], s['label'], dict(instance=s.get('group_id'))
-    more |= kit_entries(s)
+    more |= _kit_entries(s)
     if kind in ('polygon', 'oriented_rectangle'): one.add('polygon', name, xy, **more)
     elif kind == 'rectangle': one.add('box', name, xy, **more)
     elif kind in ('line', 'linestrip'): one.add('line', name, xy, **more)
@@ -111,7 +112,7 @@ def _labelme_shape(one, s):
     elif kind == 'circle':
         centre, edge = np.asarray(xy, float)
         one.add('polygon', name, ellipse_polygon(centre, [np.hypot(*(edge - centre))]*2), **more)
-    elif kind == 'mask': _bitmap(one, name, xy[0], lambda: png_mask(_embedded(s['mask'])), **more)
+    elif kind == 'mask': _bitmap(one, name, xy[0], lambda: _png_mask(_embedded(s['mask'])), **more)
     else: one.skipped.append(f'{kind} (labelme)')
 
 def _read_labelme(path, d):
@@ -119,7 +120,7 @@ def _read_labelme(path, d):
                   source=path)
     for s in d['shapes']: _labelme_shape(one, s)
     one.tags = [name for name, on in (d.get('flags') or {}).items() if on is True]
-    one.settings = kit_settings(d)
+    one.settings = _kit_settings(d)
     if d.get('imageData'): one.data = _embedded(d['imageData'])
     return ToolExport([one])
 
@@ -133,7 +134,7 @@ def _coco_shapes(one, a, cat, parts):
     name, seg, kit = VOID_NAME if a.get('iscrowd') else cat, a.get('segmentation'), a.get('spml_kit')
     more = dict(instance=a.get('id'))
     if isinstance(kit, dict): # what COCO has no form for, as `export_drawings` writes it
-        return one.add(kit['kind'], cat, kit['xy'], instance=kit.get('instance'), **kit_entries(a))
+        return one.add(kit['kind'], cat, kit['xy'], instance=kit.get('instance'), **_kit_entries(a))
     points = np.asarray(a.get('keypoints') or [], float).reshape(-1, 3)
     for part, (px, py, seen) in zip(parts, points):
         if seen > 0: one.add('point', part, [(px + .5, py + .5)], part=True, **more)
@@ -149,8 +150,9 @@ def _read_coco(path, d):
     cats = {c['id']: c for c in sorted(d.get('categories') or [], key=lambda c: c['id'])}
     names = [str(c['name']) for c in cats.values()]
     parts = {k: [str(p) for p in c.get('keypoints') or []] for k, c in cats.items()}
+    tags = lambda i: [str(t) for t in (i.get('spml_kit') or {}).get('tags', [])]
     found = {i['id']: Drawing(file_name(i['file_name']), size_of(i.get('height'), i.get('width')), source=path,
-                              tags=[str(t) for t in (i.get('spml_kit') or {}).get('tags', [])], settings=kit_settings(i)) for i in d['images']}
+                              tags=tags(i), settings=_kit_settings(i)) for i in d['images']}
     out = ToolExport([*found.values()], names)
     for a in d['annotations']:
         if a['image_id'] not in found: out.skipped.append('annotation of a picture that the file does not list')
@@ -159,8 +161,11 @@ def _read_coco(path, d):
         else: _coco_shapes(found[a['image_id']], a, str(cats[a['category_id']]['name']), parts[a['category_id']])
     return out
 
-COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',),
-              lambda path, d: _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list), _read_coco,
+def _looks_coco(path, d):
+    return _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list)
+
+COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',), _looks_coco,
+              _read_coco,
               'polygons, run lengths → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
@@ -274,7 +279,9 @@ def _studio_shape(one, r):
 def _studio_task(path, t):
     "A task of the full export, or of the short one, whose regions stand under the names of the controls"
     data = t.get('data', t)
-    one = Drawing(file_name(next(v for k, v in data.items() if isinstance(v, str) and re.search(r'\.(jpe?g|png|bmp|tiff?|webp)\b', v, re.I))), source=path)
+    ending = re.compile(r'\.(jpe?g|png|bmp|tiff?|webp)\b', re.I)
+    pictures = (v for v in data.values() if isinstance(v, str) and ending.search(v))
+    one = Drawing(file_name(next(pictures)), source=path)
     done = [a for a in t.get('annotations') or [] if not a.get('was_cancelled')]
     results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v
                                                if isinstance(r, dict) and 'original_width' in r]
@@ -293,7 +300,8 @@ LABEL_STUDIO = ToolReader('Label Studio', 'JSON and JSON-MIN, one for all tasks'
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #06bbafb1
 def _features(d):
-    found = d if isinstance(d, list) else d.get('features', [d] if d.get('type') == 'Feature' else None) if isinstance(d, dict) else None
+    found = d
+    if isinstance(d, dict): found = d.get('features', [d] if d.get('type') == 'Feature' else None)
     return found if isinstance(found, list) and all(_is(f, 'geometry') for f in found) else None
 
 def _geometry(one, name, g, k):
@@ -334,7 +342,7 @@ def _supervisely_shape(one, o):
         for xy in outer: one.add('point', name, [xy])
     elif kind == 'rectangle': one.add('box', name, [outer.min(0) - .5, outer.max(0) + .5])
     elif kind == 'bitmap':
-        _bitmap(one, name, o['bitmap']['origin'], lambda: png_mask(_embedded(o['bitmap']['data'], 1 << 26)))
+        _bitmap(one, name, o['bitmap']['origin'], lambda: _png_mask(_embedded(o['bitmap']['data'], 1 << 26)))
     else: one.skipped.append(f'{kind} (Supervisely)')
 
 def _read_supervisely(path, d):
@@ -345,7 +353,10 @@ def _read_supervisely(path, d):
     one.tags = [str(t['name']) for t in d.get('tags') or []]
     return ToolExport([one])
 
-SUPERVISELY = ToolReader('Supervisely', 'JSON of each picture, with meta.json', ('.json',),
-                     lambda path, d: _is(d, 'objects', 'size') or _is(d, 'classes', 'tags') and isinstance(d['classes'], list) and all(_is(c, 'title') for c in d['classes']),
+def _looks_supervisely(path, d):
+    if _is(d, 'objects', 'size'): return True
+    return _is(d, 'classes', 'tags') and isinstance(d['classes'], list) and all(_is(c, 'title') for c in d['classes'])
+
+SUPERVISELY = ToolReader('Supervisely', 'JSON of each picture, with meta.json', ('.json',), _looks_supervisely,
                      _read_supervisely, 'polygon with holes, bitmap → object; rectangle → box; line → stroke; point → '
                                         'dot; tags → tags')

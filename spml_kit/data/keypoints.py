@@ -19,7 +19,9 @@ from .simulate import TINY
 # %% ../../nbs/api/data/11_keypoints.ipynb #4fd22175
 def scaled(
     keypoints:Keypoints, # of one image
-    by, # (H,W) instance ids; `Boxes`, the k-th of them around the instance with the k-th smallest id; or one size for all, pixels
+    # (H,W) instance ids; `Boxes`, the k-th of them around the instance with the k-th smallest id; or one size for all,
+    # pixels
+    by,
 )->Keypoints: # whose label map is made of Gaussians
     "Keypoints that know the size of their figure: the square root of its area"
     ids, which = np.unique(keypoints.instances, return_inverse=True)
@@ -42,8 +44,11 @@ _SETTINGS = 'scale', 'sigma', 'labelled', 'background' # of simulated keypoints
 
 def simulate_keypoints(
     parts:np.ndarray, # (H,W) part ids, 0 is background, 254 and 255 no part
-    instances:np.ndarray=None, # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one figure's; of a part in crumbs only the largest
-    scale='mask',   # a figure's size is the square root of its area ('mask') or of its box's ('box'), or so many pixels for all
+    # (H,W) ids of the figures, 0 for none; None: every connected piece of a part gets a click, and all pieces are one
+    # figure's; of a part in crumbs only the largest
+    instances:np.ndarray=None,
+    # a figure's size is the square root of its area ('mask') or of its box's ('box'), or so many pixels for all
+    scale='mask',
     **settings,     # `sigma`, `labelled` and `background` of `Keypoints`
 )->Keypoints: # with the figures' sizes
     "A click on every visible part: its pixel nearest to its centre (paper A.3)"
@@ -67,5 +72,8 @@ def simulate_keypoints(
         y, x = at[((at - at.mean(0))**2).sum(1).argmin()]
         found.append(((x, y), parts[y, x], owner[y, x]))
     if not found: return Keypoints([], [], [], [], **settings)
-    by = Boxes([(x.start, y.start, x.stop, y.stop) for y, x in filter(None, ndi.find_objects(owner))], np.unique(owner[owner > 0])*0) if scale == 'box' else owner if scale == 'mask' else scale
+    by = owner if isinstance(scale, str) else scale
+    if isinstance(scale, str) and scale == 'box':
+        boxes = [(x.start, y.start, x.stop, y.stop) for y, x in filter(None, ndi.find_objects(owner))]
+        by = Boxes(boxes, np.unique(owner[owner > 0])*0)
     return replace(scaled(Keypoints(*zip(*found)), by), **settings)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOC', 'SCRIBBLESUP', 'MOST_FRAMES', 'CVAT', 'CVAT_MASKS', 'NAPARI', 'VIA_CSV', 'HUGGING_FACE', 'YOLO',
-           'between_frames', 'read_labelmap', 'read_csv']
+           'read_labelmap', 'read_csv']
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #0bdcb722
 import csv, io, json, re
@@ -101,7 +101,7 @@ def _cvat_add(one, e, name, instance):
 # %% ../../nbs/api/data/10g_other_tools.ipynb #b4fe1fb9
 MOST_FRAMES = 100_000 # between two frames of a track
 
-def between_frames(
+def _between_frames(
     a,             # element of a track
     b,             # element of a later frame
     share:float,   # of the way, 0..1
@@ -124,7 +124,7 @@ def _cvat_track(track, k, drawing):
         first, last = int(a.get('frame')), int(b.get('frame')) if b is not None else int(a.get('frame')) + 1
         if last - first > MOST_FRAMES: raise SpmlError(f"track {k}: {last - first} frames without a word")
         for frame in range(first, last):
-            e = a if frame == first or a.tag != b.tag else between_frames(a, b, (frame - first)/(last - first))
+            e = a if frame == first or a.tag != b.tag else _between_frames(a, b, (frame - first)/(last - first))
             _cvat_add(drawing(frame), e, track.get('label') or '', ('track', k))
 
 def _read_cvat(path, root):
@@ -165,7 +165,8 @@ def _add_map(one, ids, names):
         if k in names: one.add('runs', names[k], mask=runs_of(ids == k), size=ids.shape)
         else: one.skipped.append(f'pixels of the value {k}, which no class has')
 
-def _is_cvat_masks(path, data): return path.is_dir() and is_there(path/'labelmap.txt') and any(path.glob('SegmentationClass*'))
+def _is_cvat_masks(path, data):
+    return path.is_dir() and is_there(path/'labelmap.txt') and any(path.glob('SegmentationClass*'))
 
 def _read_cvat_masks(path, data):
     colours, out = read_labelmap(path/'labelmap.txt'), []
@@ -173,11 +174,13 @@ def _read_cvat_masks(path, data):
     for file in sorted(p for folder in sorted(path.glob('SegmentationClass*')) for p in folder.rglob('*.png')):
         out.append(one := Drawing(file.stem, source=file))
         _add_map(one, read_image(file).astype(np.int64) @ (1 << 16, 1 << 8, 1), names)
-        one.skipped = [re.sub(r'value (\d+), .*', lambda m: f'colour #{int(m[1]):06x}, which labelmap.txt does not name', s) for s in one.skipped]
+        colour = lambda m: f'colour #{int(m[1]):06x}, which labelmap.txt does not name'
+        one.skipped = [re.sub(r'value (\d+), .*', colour, s) for s in one.skipped]
     return ToolExport(out, list(colours.values()))
 
 CVAT_MASKS = ToolReader('CVAT masks',
-                        'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)', ('',), _is_cvat_masks, _read_cvat_masks,
+                        'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)',
+                        ('',), _is_cvat_masks, _read_cvat_masks,
                     'colours → objects, everywhere')
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #c8f142ef
@@ -274,8 +277,9 @@ def _png(image):
     image.save(out, 'PNG')
     return out.getvalue()
 
-def _is_hugging_face(path, data): return path.is_dir() and (is_there(path/'dataset_dict.json')
-                                                            or is_there(path/'dataset_info.json') and is_there(path/'state.json'))
+def _is_hugging_face(path, data):
+    one_split = is_there(path/'dataset_info.json') and is_there(path/'state.json')
+    return path.is_dir() and (is_there(path/'dataset_dict.json') or one_split)
 
 def _read_hugging_face(path, data):
     table = read_json(path/'id2label.json') if is_there(path/'id2label.json') else {}
@@ -295,7 +299,8 @@ def _read_hugging_face(path, data):
     return ToolExport(out, list(named.values()))
 
 HUGGING_FACE = ToolReader('Hugging Face datasets',
-                          'folder of save_to_disk, with columns image and label (and id2label.json, if there is one)', ('',), _is_hugging_face, _read_hugging_face,
+                          'folder of save_to_disk, with columns image and label (and id2label.json, if there is one)',
+                          ('',), _is_hugging_face, _read_hugging_face,
                       'numbers of the label column → objects, 0 → background, 255 → void')
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #2a4dc432

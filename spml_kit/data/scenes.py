@@ -17,10 +17,13 @@ from .annotations import Boxes, Keypoints, tags_of
 from .keypoints import simulate_keypoints
 
 # %% ../../nbs/api/data/12_scenes.ipynb #63c63f4c
-CONTEXTS = dict(sea=('fish', 'jellyfish', 'boat'), meadow=('snail', 'mushroom', 'cat'), street=('car', 'umbrella', 'figure'), sky=('airship', 'balloon', 'kite'))
+CONTEXTS = dict(sea=('fish', 'jellyfish', 'boat'), meadow=('snail', 'mushroom', 'cat'),
+                street=('car', 'umbrella', 'figure'), sky=('airship', 'balloon', 'kite'))
 SCENE_CLASSES = Classes(('background', *(c for group in CONTEXTS.values() for c in group)))
-PART_CLASSES = Classes(('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh', 'left thigh', 'right leg', 'left leg',
-    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'), tuple((f'right {p}', f'left {p}') for p in ('hand', 'foot', 'thigh', 'leg', 'arm', 'forearm')))
+PART_CLASSES = Classes(('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh',
+    'left thigh', 'right leg', 'left leg',
+    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'),
+    tuple((f'right {p}', f'left {p}') for p in ('hand', 'foot', 'thigh', 'leg', 'arm', 'forearm')))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #91c87af5
 def _oval(x, y, rx, ry, start=0., end=1., n=26):
@@ -48,49 +51,68 @@ def _fish(rng):
 def _jellyfish(rng):
     phase = rng.uniform(0, 6.28)
     arms = [_line([(x + .09*np.sin(phase + i + 4*y), y) for y in np.linspace(0, .75 + .25*np.cos(i), 6)], .13) for i,x in enumerate((-.5, -.17, .17, .5))]
-    return (_paint('trim', *sum(arms, [])) + _paint('body', np.concatenate([_oval(0, -.02, .78, .82, .5, 1), *[_oval(x, -.02, .195, .13, 0, .5, 7) for x in (.585, .195, -.195, -.585)]]))
+    return (_paint('trim', *sum(arms, []))
+        + _paint('body', np.concatenate([_oval(0, -.02, .78, .82, .5, 1), *[_oval(x, -.02, .195, .13, 0, .5, 7) for x in (.585, .195, -.195, -.585)]]))
         + _paint('pale', _oval(-.3, -.4, .13, .17), _oval(.05, -.5, .1, .13)))
 
 def _boat(rng):
     top = rng.uniform(-.95, -.8)
-    return (_paint('dark', _bar(-.05, .4, -.05, top, .09)) + _paint('pale', [(.04, top + .05), (.04, .26), (.82, .26)]) + _paint('trim', [(-.14, top + .3), (-.14, .26), (-.7, .26)])
-        + _paint('body', [(-.95, .36), (.98, .36), (.62, .86), (-.66, .86)]) + _paint('trim', [(-.88, .46), (.91, .46), (.84, .57), (-.8, .57)]))
+    return (_paint('dark', _bar(-.05, .4, -.05, top, .09))
+        + _paint('pale', [(.04, top + .05), (.04, .26), (.82, .26)])
+        + _paint('trim', [(-.14, top + .3), (-.14, .26), (-.7, .26)])
+       
+        + _paint('body', [(-.95, .36), (.98, .36), (.62, .86), (-.66, .86)])
+        + _paint('trim', [(-.88, .46), (.91, .46), (.84, .57), (-.8, .57)]))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #14a66948
 def _snail(rng):
     spiral = [(-.15 + (.06 + .09*t)*np.cos(1.6*t), .02 + (.06 + .09*t)*np.sin(1.6*t)) for t in np.linspace(0, 4.6, 14)]
     return (_paint('trim', *_line([(.68, .45), (.6, -.1)], .08), *_line([(.78, .45), (.92, -.08)], .08), _bar(.62, .62, .74, .4, .3), _bar(-.92, .78, .6, .72, .16, .34))
-        + _paint('body', _oval(-.15, .05, .62, .6)) + _paint('dark', *_line(spiral, .1), _oval(.6, -.14, .08, .08), _oval(.92, -.12, .08, .08)))
+       
+        + _paint('body', _oval(-.15, .05, .62, .6))
+        + _paint('dark', *_line(spiral, .1), _oval(.6, -.14, .08, .08), _oval(.92, -.12, .08, .08)))
 
 def _mushroom(rng):
     dots = [(-.42, -.3, .13), (0, -.52, .16), (.4, -.25, .12), (.08, -.16, .09)][:rng.integers(3, 5)]
-    return (_paint('pale', np.concatenate([_bar(0, -.05, .04*rng.normal(), .78, .42, .52)])) + _paint('trim', _oval(0, .02, .5, .1))
-        + _paint('body', np.concatenate([_oval(0, 0, .88, .8, .5, 1), _oval(0, 0, .88, .12, 0, .5)])) + _paint('pale', *[_oval(x, y, r, r) for x,y,r in dots]))
+    return (_paint('pale', np.concatenate([_bar(0, -.05, .04*rng.normal(), .78, .42, .52)]))
+        + _paint('trim', _oval(0, .02, .5, .1))
+       
+        + _paint('body', np.concatenate([_oval(0, 0, .88, .8, .5, 1), _oval(0, 0, .88, .12, 0, .5)]))
+        + _paint('pale', *[_oval(x, y, r, r) for x,y,r in dots]))
 
 def _cat(rng):
     lift = rng.uniform(-.5, .2)
     return (_paint('body', *_line([(-.5, .7), (-.82, .55), (-.9, lift + .2), (-.75, lift)], .17), _oval(-.12, .42, .54, .48), _bar(.2, .5, .24, .86, .2), _bar(-.3, .7, -.02, .84, .26))
+       
         + _paint('body', [(.02, -.42), (.02, -.98), (.36, -.68)], [(.78, -.42), (.8, -.98), (.44, -.68)], _oval(.4, -.3, .46, .4))
+       
         + _paint('trim', [(.09, -.6), (.08, -.82), (.22, -.68)], [(.72, -.6), (.73, -.82), (.58, -.68)], _oval(.4, -.14, .14, .1))
-        + _paint('pale', _oval(.23, -.36, .1, .11), _oval(.57, -.36, .1, .11)) + _paint('dark', _oval(.24, -.36, .05, .09), _oval(.58, -.36, .05, .09), _oval(.4, -.19, .06, .04)))
+       
+        + _paint('pale', _oval(.23, -.36, .1, .11), _oval(.57, -.36, .1, .11))
+        + _paint('dark', _oval(.24, -.36, .05, .09), _oval(.58, -.36, .05, .09), _oval(.4, -.19, .06, .04)))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #8a07d315
 def _airship(rng):
     return (_paint('trim', [(-.45, -.1), (-.98, -.62), (-.98, -.3), (-.8, -.1)], [(-.45, -.1), (-.98, .42), (-.98, .1), (-.8, -.1)])
-        + _paint('dark', [(-.22, .2), (.34, .2), (.26, .52), (-.14, .52)]) + _paint('pale', [(-.1, .3), (.02, .3), (.02, .41), (-.1, .41)], [(.1, .3), (.22, .3), (.22, .41), (.1, .41)])
+       
+        + _paint('dark', [(-.22, .2), (.34, .2), (.26, .52), (-.14, .52)])
+        + _paint('pale', [(-.1, .3), (.02, .3), (.02, .41), (-.1, .41)], [(.1, .3), (.22, .3), (.22, .41), (.1, .41)])
         + _paint('body', _oval(.05, -.1, .9, .42)) + _paint('trim', _oval(.05, -.1, .86, .09)))
 
 def _balloon(rng):
     gores = [_oval(0, -.35, r, .6) for r in ((.3,), (.42, .14))[rng.integers(2)]]
     return (_paint('dark', *_line([(-.42, 0), (-.13, .68)], .06), *_line([(.42, 0), (.13, .68)], .06), [(-.2, .62), (.2, .62), (.16, .95), (-.16, .95)])
         + _paint('body', np.concatenate([_oval(0, -.35, .62, .6, .46, 1.04), [(.16, .46), (-.16, .46)]]))
-        + [(c, p) for c,p in zip(('trim', 'body'), gores)] + _paint('trim', [(-.18, .38), (.18, .38), (.14, .5), (-.14, .5)]))
+        + [(c, p) for c,p in zip(('trim', 'body'), gores)]
+        + _paint('trim', [(-.18, .38), (.18, .38), (.14, .5), (-.14, .5)]))
 
 def _kite(rng):
     sway = rng.uniform(-.25, .25)
     tail = [(sway*np.sin(5*t), .35 + .62*t) for t in np.linspace(0, 1, 7)]
     bows = [[(x - .15, y - .09), (x + .15, y + .09), (x + .15, y - .09), (x - .15, y + .09)] for x,y in tail[2::2]]
-    return (_paint('dark', *_line(tail, .07)) + _paint('trim', *bows) + _paint('body', [(0, -.95), (.62, -.35), (0, .42), (-.62, -.35)])
+    return (_paint('dark', *_line(tail, .07))
+        + _paint('trim', *bows)
+        + _paint('body', [(0, -.95), (.62, -.35), (0, .42), (-.62, -.35)])
         + _paint('trim', [(0, -.95), (.62, -.35), (0, -.35)], [(0, .42), (-.62, -.35), (0, -.35)]))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #2e8f65a9
@@ -136,9 +158,11 @@ def _figure(rng):
     return out
 
 # %% ../../nbs/api/data/12_scenes.ipynb #4dfcb343
-DRAW = dict(fish=_fish, jellyfish=_jellyfish, boat=_boat, snail=_snail, mushroom=_mushroom, cat=_cat, car=_car, umbrella=_umbrella, figure=_figure,
-    airship=_airship, balloon=_balloon, kite=_kite)
-HUES = np.array([(214, 76, 60), (240, 158, 48), (235, 204, 92), (112, 168, 84), (48, 148, 140), (74, 138, 206), (66, 84, 158), (140, 92, 168), (226, 128, 158), (160, 100, 66)])
+DRAW = dict(fish=_fish, jellyfish=_jellyfish, boat=_boat, snail=_snail, mushroom=_mushroom, cat=_cat, car=_car,
+    umbrella=_umbrella, figure=_figure, airship=_airship, balloon=_balloon, kite=_kite)
+HUES = np.array([(214, 76, 60), (240, 158, 48), (235, 204, 92), (112, 168, 84), (48, 148, 140),
+                 (74, 138, 206), (66, 84, 158), (140, 92, 168),
+                 (226, 128, 158), (160, 100, 66)])
 
 # %% ../../nbs/api/data/12_scenes.ipynb #9831db62
 def _noise(rng, size, cells):
@@ -241,6 +265,7 @@ class Scene:
     tags: np.ndarray      # (C,) bool: classes in `mask`
     keypoints: Keypoints  # one for each visible part of each figure: the part's pixel nearest to its centre
 
+# %% ../../nbs/api/data/12_scenes.ipynb #e0c6e40f
 def make_scene(
     index:int,    # which scene, from 0
     seed:int=0,   # which data set
@@ -249,7 +274,8 @@ def make_scene(
 )->Scene: # depends on nothing but these
     "Draw a scene"
     h, w = (size, size) if np.ndim(size) == 0 else size
-    if min(h, w) < 32: raise SpmlError(f"scenes of {h}x{w}: below 32 pixels a side the telling parts vanish; choose a larger size")
+    if min(h, w) < 32:
+        raise SpmlError(f"scenes of {h}x{w}: below 32 pixels a side the telling parts vanish; choose a larger size")
     rng = rng_of(int(seed), 'scene', int(index))
     for name in only or ():
         if name not in DRAW: raise SpmlError(f"only: nobody can draw '{name}' (there are: {', '.join(DRAW)})")
@@ -258,7 +284,8 @@ def make_scene(
     hue = HUES[rng.integers(len(HUES), size=2)]
     base = hue[0]*rng.uniform(.45, .95) + rng.uniform(10, 80)
     other = .6*base + .4*(hue[1]*.75 + 40) + rng.uniform(-25, 25)
-    dress = rng_of(int(seed), 'clothes', int(index)) if set(only or ()) == {'figure'} else None # of its own: other scenes stay as they are
+    # of its own: other scenes stay as they are
+    dress = rng_of(int(seed), 'clothes', int(index)) if set(only or ()) == {'figure'} else None
     number, colour, owner, part, body = _paint_all(rng, h, w, objects, (base + other)/2, dress)
     bare = (number == 0).reshape(h, 2, w, 2).mean((1, 3), dtype=np.float32)[..., None]
     image = colour[number].reshape(h, 2, w, 2, 3).mean((1, 3)) + bare*_ground(rng, (h, w), kind, base, other)
@@ -269,4 +296,6 @@ def make_scene(
     classes = np.array([0, *(SCENE_CLASSES.id(objects[i - 1][0]) for i in visible[1:])], np.uint8)
     instances, parts = instances.astype(np.uint8), part[number]
     boxes = [(x.start, y.start, x.stop, y.stop) for y,x in ndi.find_objects(instances)]
-    return Scene(image, classes[instances], instances, parts, Boxes(boxes, classes[1:]), tags_of(classes[instances], len(SCENE_CLASSES)), simulate_keypoints(parts, instances))
+    mask = classes[instances]
+    return Scene(image, mask, instances, parts, Boxes(boxes, classes[1:]), tags_of(mask, len(SCENE_CLASSES)),
+                 simulate_keypoints(parts, instances))

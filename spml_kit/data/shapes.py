@@ -186,10 +186,11 @@ def fit_drawing(
     drawing:Drawing, # as it was read
     size:tuple,      # (H,W) of the picture
 )->Drawing: # in pixels of the picture, and with nothing outside it
-    "Bring a drawing to its picture: shares become pixels, what leaves the picture is clipped, what lies outside is left out"
+    "Bring a drawing to its picture: shares become pixels, what leaves it is clipped, what lies outside is left out"
     (h, w), given = size, drawing.size
     if given and tuple(given) != tuple(size):
-        why = "it is stored turned (EXIF orientation): save it upright" if tuple(given) == (w, h) else "give the picture that was annotated"
+        why = "give the picture that was annotated"
+        if tuple(given) == (w, h): why = "it is stored turned (EXIF orientation): save it upright"
         raise SpmlError(f"{drawing.source or drawing.picture}: drawn on a picture of {given[1]}x{given[0]}, "
                         f"{drawing.picture} has {w}x{h} (width x height); {why}")
     out = replace(drawing, size=(h, w), relative=False, shapes=[], skipped=list(drawing.skipped))
@@ -282,7 +283,8 @@ def _marks(shapes, size): return [np.clip(s.xy - .5, 0, size[::-1]) for s in sha
 def _width(shapes, default): return next((s.width for s in shapes if s.width), default)
 
 def _simulated(kind, areas, classes, size, order, ground, key):
-    "Marks inside shapes that tell pixels, as a person would set them; what nobody drew is void, so that no mark falls there"
+    "Marks inside shapes that tell pixels, as a person would set them"
+    # what nobody drew is void, so that no mark falls there
     labels, objects = paint_shapes(areas, classes, size, order, VOID if ground == UNLABELLED else ground)
     if not (labels != VOID).any(): return [], []
     made = (simulate_points if kind == 'points' else simulate_scribbles)(labels, instances=objects, key=key)

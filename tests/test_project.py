@@ -123,7 +123,6 @@ UNSHOWN = { # public functions and classes without an example: none may come, an
     "11_keypoints": "scaled",
     "12_scenes": "Scene",
     "14d_layouts": "ade20k_set cityscapes_set",
-    "14e_importers": "ImportPlan Planned one_spelling picture_state plan_import write_annotations write_project",
     "15_body_parts": "DensePoseSet",
     "15a_sources": "Ade20k Cityscapes Clothes Csv DensePose Folder Parts Scenes Voc",
     "59_distributed": "ProcessesCB",

@@ -28,7 +28,9 @@ def label_quality(
         if label.shape != mask.shape:
             raise SpmlError(f"labels are {label.shape}, their mask {mask.shape}: they must agree")
         known = mask < C
-        counts += np.bincount(mask[known].astype(int)*(C + 1) + np.where(label >= UNLABELLED, C, label)[known], minlength=C*(C + 1)).reshape(C, C + 1)
+        said = np.where(label >= UNLABELLED, C, label)[known]
+        pairs = mask[known].astype(int)*(C + 1) + said
+        counts += np.bincount(pairs, minlength=C*(C + 1)).reshape(C, C + 1)
     confusion = Confusion(C)
     confusion.counts = counts[:, :C]
     percent = lambda part, whole: float(100*part.sum()/max(whole.sum(), 1))
@@ -47,6 +49,7 @@ def threshold_labels(
     "Strongest class, or background"
     return np.where(maps[1:].max(0) > threshold, 1 + maps[1:].argmax(0), 0).astype(np.uint8)
 
+# %% ../../nbs/api/cams/64_seeds.ipynb #65a45fdf
 def seed_quality(
     maps,  # (C,H,W) class maps of many images
     masks, # their true label maps

@@ -13,7 +13,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import default_device, to_device
-from fastcore.basics import chunked
+from fastcore.basics import chunked, patch
 from torch.utils.data import DataLoader as TorchLoader
 
 from ..core import SpmlError, UNLABELLED, VOID, named_device, rng_of
@@ -51,7 +51,8 @@ def augment(
     exact_y, exact_x = (y*fy).astype(int), (x*fx).astype(int) # cv2.INTER_NEAREST; below cv2.INTER_LINEAR
     at_x = (x + .5)*fx - .5
     image = _blend(_blend(maps[0], 0, (y + .5)*fy - .5), 1, at_x)
-    out = [np.broadcast_to(MEAN_COLOUR, (crop, crop, 3)).copy(), np.full((crop, crop), VOID, np.uint8), np.zeros((crop, crop), np.int32)]
+    out = [np.full((crop, crop, 3), MEAN_COLOUR), np.full((crop, crop), VOID, np.uint8),
+           np.zeros((crop, crop), np.int32)]
     out[0][:len(y), :len(x)] = np.rint(image)
     for o, m in zip(out[1:], maps[1:]): o[:len(y), :len(x)] = m[np.ix_(exact_y, exact_x)]
     return Sample(*out, tags)
@@ -72,7 +73,7 @@ class _Places:
             if part := batch[k*len(batch)//n:(k + 1)*len(batch)//n]: yield part
 
 class BatchLoader(DataLoader):
-    "Collates (image, labels, regions, tags) as bytes; converts on the device; workers stay from pass to pass, with the images they have read"
+    "Collates (image, labels, regions, tags) as bytes; converts on the device; workers stay from pass to pass"
     process, _kept = (0, 1), None # which of how many processes this is: each makes its part of every batch
 
     def __iter__(self):
@@ -85,8 +86,8 @@ class BatchLoader(DataLoader):
         torch.empty((), dtype=torch.int64).random_()
         workers, items = self.fake_l.num_workers, _Items(self)
         if workers and self._kept is not None: return self._kept
-        loader = TorchLoader(items, batch_sampler=_Places(self), collate_fn=items.collate, num_workers=workers, persistent_workers=workers > 0,
-                             pin_memory=self.pin_memory, generator=torch.Generator())
+        loader = TorchLoader(items, batch_sampler=_Places(self), collate_fn=items.collate, num_workers=workers,
+                             persistent_workers=workers > 0, pin_memory=self.pin_memory, generator=torch.Generator())
         if workers: self._kept = loader
         return loader
 
@@ -117,30 +118,37 @@ class RoundLoader(BatchLoader):
         for k in RoundLoader.settings: setattr(self, k, locals()[k])
         super().__init__(dataset, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
 
-    def names_at(self,
-        round:int, # 0 is the first
-        step:int,  # of the round, 0 is the first
-    )->list: # of str
-        "Names of the images of a batch"
-        start = (round*self.steps + step)*self.bs
-        return [self.dataset.names[i] for _, i in self._stream(range(start, start + self.bs))]
-
     def get_idxs(self): # of one round
         n = self.steps*self.bs
         return self._stream(range(self.round*n, (self.round + 1)*n))
 
-    def _stream(self, at): # (position in the stream, image)
-        N = len(self.dataset)
-        order = {p: rng_of(self.seed, 'order', p).permutation(N) for p in range(at[0]//N, at[-1]//N + 1)}
-        return [(p, int(order[p//N][p % N])) for p in at]
-
-    def create_item(self, at):
-        position, i = at
-        a = augment(self.dataset.sample(i), rng_of(self.seed, 'augment', position), self.crop, self.scale, self.flip, self.dataset.classes.mirrored)
-        return a.image, a.labels, a.regions, a.tags
-
     def after_iter(self): self.round += 1
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{**{k: getattr(self, k) for k in self.settings}, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs):
+        own = {k: getattr(self, k) for k in self.settings}
+        return super().new(dataset, cls, **{**own, **kwargs})
+
+# %% ../../nbs/api/data/16_batches.ipynb #224a4edd
+@patch
+def names_at(self:RoundLoader,
+    round:int, # 0 is the first
+    step:int,  # of the round, 0 is the first
+)->list: # of str
+    "Names of the images of a batch"
+    start = (round*self.steps + step)*self.bs
+    return [self.dataset.names[i] for _, i in self._stream(range(start, start + self.bs))]
+
+@patch
+def _stream(self:RoundLoader, at): # (position in the stream, image)
+    N = len(self.dataset)
+    order = {p: rng_of(self.seed, 'order', p).permutation(N) for p in range(at[0]//N, at[-1]//N + 1)}
+    return [(p, int(order[p//N][p % N])) for p in at]
+
+@patch
+def create_item(self:RoundLoader, at):
+    position, i = at
+    rng, mirrored = rng_of(self.seed, 'augment', position), self.dataset.classes.mirrored
+    a = augment(self.dataset.sample(i), rng, self.crop, self.scale, self.flip, mirrored)
+    return a.image, a.labels, a.regions, a.tags
 
 # %% ../../nbs/api/data/16_batches.ipynb #6d31a63d
 class GroupLoader(RoundLoader):
@@ -156,17 +164,20 @@ class GroupLoader(RoundLoader):
     ):
         self.group, self.same_tags, self.index = group, same_tags, tag_index(dataset)
         super().__init__(dataset, *args, **kwargs)
-        if group < 2 or self.bs % group: raise SpmlError(f"bs={self.bs}: not a multiple of the {group} images of a group")
+        if group < 2 or self.bs % group:
+            raise SpmlError(f"bs={self.bs}: not a multiple of the {group} images of a group")
 
     def _stream(self, at): # a group is one step of the stream of images
         first = at[0]//self.group
         leaders = super()._stream(range(first, at[-1]//self.group + 1))
-        groups = [[i, *self.index.related(i, self.group - 1, rng_of(self.seed, 'partners', p), self.same_tags)] for p, i in leaders]
+        rng = lambda p: rng_of(self.seed, 'partners', p)
+        groups = [[i, *self.index.related(i, self.group - 1, rng(p), self.same_tags)] for p, i in leaders]
         return [(p, int(groups[p//self.group - first][p % self.group])) for p in at]
 
     def get_idxs(self):
         if self.bs//self.process[1] % self.group or self.bs % self.process[1]:
-            raise SpmlError(f"bs={self.bs}: {self.process[1]} processes would tear groups of {self.group} images apart; choose a multiple of {self.group*self.process[1]}")
+            raise SpmlError(f"bs={self.bs}: {self.process[1]} processes would tear groups of {self.group} images "
+                            f"apart; choose a multiple of {self.group*self.process[1]}")
         return super().get_idxs()
 
 # %% ../../nbs/api/data/16_batches.ipynb #6d31a638
@@ -174,13 +185,18 @@ class ScoreLoader(BatchLoader):
     "Whole images with what to score against: the masks of an image set, or the labels of a weak set"
     def create_item(self, i):
         if isinstance(self.dataset, WeakSet): s = self.dataset.sample(i)
-        else: s = Sample(self.dataset.image(i), (mask := self.dataset.mask(i)), np.zeros(mask.shape, np.int32), tags_of(mask, len(self.dataset.classes)))
+        else:
+            mask = self.dataset.mask(i)
+            tags = tags_of(mask, len(self.dataset.classes))
+            s = Sample(self.dataset.image(i), mask, np.zeros(mask.shape, np.int32), tags)
         return s.image, np.where(s.labels == UNLABELLED, VOID, s.labels).astype(np.uint8), s.regions, s.tags
 
     def before_batch(self, items): # to the size of the largest
         h, w = np.max([m.shape for _, m, _, _ in items], 0)
-        pad = lambda a, value: np.concatenate([np.concatenate([a, np.broadcast_to(value, (a.shape[0], w - a.shape[1], *a.shape[2:])).astype(a.dtype)], 1),
-                                               np.broadcast_to(value, (h - a.shape[0], w, *a.shape[2:])).astype(a.dtype)], 0)
+        def pad(a, value):
+            out = np.full((h, w, *a.shape[2:]), value, a.dtype)
+            out[:a.shape[0], :a.shape[1]] = a
+            return out
         return [(pad(i, MEAN_COLOUR), pad(m, VOID), pad(r, 0), t) for i, m, r, t in items]
 
 # %% ../../nbs/api/data/16_batches.ipynb #6d31a63a
@@ -211,13 +227,18 @@ def weak_dls(
     device=None,       # where batches go; None: a GPU if there is one (see `chosen_device`)
 )->DataLoaders: # batches of image (B,3,h,w) float32 0..1, labels (B,h,w) and regions (B,h,w) int64, tags (B,C) bool
     "fastai DataLoaders: weak labels to train on, masks to score with"
-    if train.classes != valid.classes: raise SpmlError(f"training classes {list(train.classes.names)} are not those of validation {list(valid.classes.names)}")
-    if not isinstance(valid, WeakSet) and not valid.masks: raise SpmlError("validation needs masks, and those of this set are closed; give a WeakSet to score on weak labels")
+    if train.classes != valid.classes:
+        raise SpmlError(f"training classes {list(train.classes.names)} are not those of validation "
+                        f"{list(valid.classes.names)}")
+    if not isinstance(valid, WeakSet) and not valid.masks:
+        raise SpmlError("validation needs masks, and those of this set are closed; give a WeakSet to score on weak "
+                        "labels")
     device = named_device(device) if device else chosen_device()
     workers = _feeders(device) if num_workers is None else num_workers
     feed = dict(device=device, pin_memory=device.type == 'cuda')
-    cls, feed_train = (RoundLoader, feed) if group == 1 else (GroupLoader, feed | dict(group=group, same_tags=same_tags))
-    dls = DataLoaders(cls(train, bs, crop, steps, seed, scale, flip, num_workers=workers, **feed_train), ScoreLoader(valid, bs, **feed), device=device)
+    cls, more = (RoundLoader, {}) if group == 1 else (GroupLoader, dict(group=group, same_tags=same_tags))
+    rounds = cls(train, bs, crop, steps, seed, scale, flip, num_workers=workers, **feed, **more)
+    dls = DataLoaders(rounds, ScoreLoader(valid, bs, **feed), device=device)
     dls.c, dls.classes, dls.n_inp = len(train.classes), train.classes, 1
     dls.score_name = 'agreement' if isinstance(valid, WeakSet) and valid.annotation != 'full' else 'miou'
     return dls

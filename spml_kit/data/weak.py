@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn
 from ..pictures import as_image
@@ -35,6 +36,7 @@ class Sample:
     number:int = None  # of the image in its set, where it is of one
     def __post_init__(self): self.image = as_image(self.image)
 
+# %% ../../nbs/api/data/14a_weak.ipynb #4c2bbc08
 def rescale(
     annotation:Annotation, # in pixels of an image
     old:tuple,             # (H,W) of that image
@@ -44,14 +46,13 @@ def rescale(
     if tuple(old) == tuple(new) or isinstance(annotation, Tags): return annotation
     old, new = np.array(old[::-1]), np.array(new[::-1])
     ratio = new/old
-    move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5,
-                                 np.minimum(xy, 0)) # pixel centres are at integers; inside stays inside
-    if isinstance(annotation, Boxes):
-        return replace(annotation,
-                       boxes=annotation.boxes*np.tile(new, 2)/np.tile(old,
-                           2)) # in this order a box that ends with the image still does
+    # pixel centres are at integers; inside stays inside
+    move = lambda xy: np.maximum((np.asarray(xy) + .5)*ratio - .5, np.minimum(xy, 0))
+    if isinstance(annotation, Boxes): # in this order a box that ends with the image still does
+        return replace(annotation, boxes=annotation.boxes*np.tile(new, 2)/np.tile(old, 2))
     if isinstance(annotation, Scribbles): return replace(annotation, strokes=[move(s) for s in annotation.strokes])
-    sized = dict(scale=annotation.scale*np.sqrt(ratio.prod())) if isinstance(annotation, Keypoints) and annotation.scale is not None else {}
+    scale = getattr(annotation, 'scale', None) # of keypoints
+    sized = {} if scale is None else dict(scale=scale*np.sqrt(ratio.prod()))
     return replace(annotation, xy=move(annotation.xy), **sized)
 
 # %% ../../nbs/api/data/14a_weak.ipynb #13616b0f
@@ -73,7 +74,8 @@ def label_file(
     paths = find_files(annotation, name, LABEL_SUFFIXES)
     if len(paths) == 1: return paths[0]
     jpeg = find_files(annotation, name, ('.jpg', '.jpeg'))
-    if jpeg and not paths: raise SpmlError(f"{jpeg[0]}: JPEG changes the values of pixels, and labels with them; export PNG")
+    if jpeg and not paths:
+        raise SpmlError(f"{jpeg[0]}: JPEG changes the values of pixels, and labels with them; export PNG")
     raise SpmlError(f"{annotation}: {[p.name for p in paths] or 'no .png, .json or .xml'} for {name}; one is needed")
 
 def checked_ids(
@@ -84,8 +86,8 @@ def checked_ids(
     "Refuse ids outside of the class table"
     ids = said.parts if isinstance(said, Keypoints) else said.classes
     if len(wrong := ids[ids >= n]):
-        raise SpmlError(f"{source}: value {wrong[0]} is not a label: classes are 0..{n-1}; correct the id, or add the class "
-                        f"to the table")
+        raise SpmlError(f"{source}: value {wrong[0]} is not a label: classes are 0..{n-1}; correct the id, or add the "
+                        f"class to the table")
     return ids
 
 # %% ../../nbs/api/data/14a_weak.ipynb #825dfc21
@@ -102,7 +104,8 @@ def drawn_at(
     root = above[min(name.count('/') + 1, len(above) - 1)]
     try:
         drawing = drawing_of(root, name)
-        if not drawing or not np.array_equal(drawn_labels(drawing, labels.shape), labels): return small # of another hand
+        if not drawing: return small
+        if not np.array_equal(drawn_labels(drawing, labels.shape), labels): return small # of another hand
     except SpmlError: return small
     out = drawn_labels({k: rescale(a, labels.shape, size) for k, a in drawing.items()}, size)
     for c in np.setdiff1d(small, out): out[small == c] = c # under others' at this size
@@ -113,127 +116,156 @@ class WeakSet:
     "Images with weak labels and regions"
     def __init__(self,
         images:ImageSet,          # the images
-        annotation='scribbles',   # 'scribbles', 'points', 'keypoints', 'full', 'boxes', 'tags', a folder, a dictionary of names to files, or a function of the index to an Annotation or (H,W) labels 0..C-1, 254, 255
-        regions=None,             # at most so many regions per image, a folder of `prepare_regions`, a function of the image to what `as_regions` takes, or None: one region
+        annotation='scribbles',   # of `SIMULATED` or `SAID`, a folder, name to file, or index to Annotation or labels
+        regions=None,             # at most so many, a folder of `prepare_regions`, image to `as_regions`; None: one
         length:float=1.,          # share of each simulated scribble that is kept, 0..1
         width:float=None,         # of simulated strokes or dots, pixels; None: 3 or 6
         seed:int=0,               # of the simulated annotator
         tags=None,                # function of the index to class ids; None: the classes in the annotation
-        remap255:bool=None,       # does 255 mean "nothing drawn" in the label PNGs? None: no, but `check_weak_set` asks where most pixels say 255
-        file_ids:bool=False,      # do PNG and JSON files count classes as the mask files do, rather than 0..C-1 of `images.classes`?
-        keypoints:dict=None,      # of simulated keypoints: `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
+        remap255:bool=None,       # does 255 mean "nothing drawn" in label PNGs? None: no, but `check_weak_set` may ask
+        file_ids:bool=False,      # do files count classes as the mask files do, rather than 0..C-1 of `images`?
+        keypoints:dict=None,      # `scale`, `sigma`, `labelled`, `background` of `simulate_keypoints`
     ):
         if not isinstance(remap255, (bool, np.bool_, type(None))):
             raise SpmlError(f"remap255={remap255!r} is not True, False or None")
         self.keypoints = keypoints
-        simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints
-                           or {}) # what is wrong with them is said now, not at the first image
+        # what is wrong with them is said now, not at the first image
+        simulate_keypoints(np.ones((1, 1), np.uint8), **keypoints or {})
         self.images, self.annotation, self.length, self.width, self.seed = images, annotation, length, width, seed
         self.classes, self.names, self.c = images.classes, images.names, len(images.classes)
-        self.given_tags, self.remap255, self.asks255, self.file_ids, self._memory, self._region_memory = tags, bool(remap255), remap255 is None, file_ids, BoundedCache(), BoundedCache()
+        self.given_tags, self.file_ids, self.remap255, self.asks255 = tags, file_ids, bool(remap255), remap255 is None
+        self._memory, self._region_memory = BoundedCache(), BoundedCache()
         self.covered = {} # name to the classes whose marks lie under others wholly
         self.regions = RegionCache(regions) if isinstance(regions, (str, Path)) else regions
-        if annotation in SIMULATED:
-            if not images.masks:
-                raise SpmlError(f"annotation '{annotation}' is made from masks, and those of this set are closed "
-                                f"(masks=False or no mask folder); give a folder or a function")
-        elif annotation not in SAID and not callable(annotation) and not isinstance(annotation, dict) and not Path(annotation).is_dir():
-            raise SpmlError(f"annotation '{annotation}' is neither one of {[*SIMULATED, *SAID]} nor a folder "
-                            f"that exists")
+        self._check_annotation()
 
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return self.sample(i)
 
-    def _simulated(self, i):
-        mask = self.images.mask(i)
-        if self.annotation == 'full': return mask
-        if self.annotation == 'keypoints':
-            return simulate_keypoints(mask, self.images.instances(i), **self.keypoints or {}).to_labels(mask.shape,
-                self.names[i])
-        more = dict(seed=self.seed, key=self.names[i], instances=self.images.instances(i)) | ({} if self.width is None else dict(width=self.width))
-        drawn = simulate_points(mask, **more) if self.annotation == 'points' else simulate_scribbles(mask,
-            length=self.length, **more)
+# %% ../../nbs/api/data/14a_weak.ipynb #8d4e118c
+@patch
+def _check_annotation(self:WeakSet):
+    said = self.annotation
+    if said in SIMULATED:
+        if self.images.masks: return
+        raise SpmlError(f"annotation '{said}' is made from masks, and those of this set are closed "
+                        f"(masks=False or no mask folder); give a folder or a function")
+    if said in SAID or callable(said) or isinstance(said, dict) or Path(said).is_dir(): return
+    raise SpmlError(f"annotation '{said}' is neither one of {[*SIMULATED, *SAID]} nor a folder that exists")
+
+@patch
+def _simulated(self:WeakSet, i):
+    mask = self.images.mask(i)
+    if self.annotation == 'full': return mask
+    if self.annotation == 'keypoints':
+        drawn = simulate_keypoints(mask, self.images.instances(i), **self.keypoints or {})
         return drawn.to_labels(mask.shape, self.names[i])
+    more = dict(seed=self.seed, key=self.names[i], instances=self.images.instances(i))
+    if self.width is not None: more['width'] = self.width
+    if self.annotation == 'points': drawn = simulate_points(mask, **more)
+    else: drawn = simulate_scribbles(mask, length=self.length, **more)
+    return drawn.to_labels(mask.shape, self.names[i])
 
-    def _given(self, i): # what was said, where, the class id of each number in it, and how many numbers there are
-        as_is, n_file = np.arange(256, dtype=np.uint8), len(self.images.file_classes)
-        if callable(self.annotation): return self.annotation(i), f'annotation of {self.names[i]}', as_is, self.c
-        if self.annotation in SAID:
-            said = self.images.boxes(i)
-            return said if self.annotation == 'boxes' else Tags(said.classes), f'{self.annotation} of {self.names[i]}', as_is, self.c
-        path, size = label_file(self.annotation, self.names[i]), self.images.stored_size(i)
-        ids, n, table = (self.images.ids, n_file, self.images.file_classes) if self.file_ids else (as_is, self.c, self.classes)
-        if path.suffix.lower() in ('.json', '.xml'):
-            if names_classes(path): ids, n = self.images.ids, n_file
-            return read_annotation(path, self.images.file_classes, size), path, ids, n
-        try: labels = check_labels(read_mask(path, table), n, str(path), size)
-        except SpmlError as e:
-            raise SpmlError(f"{e}; if the file counts classes as the mask files do, set file_ids=True" if n_file > self.c else str(e)) from None
-        return np.where(labels == VOID, UNLABELLED, labels).astype(np.uint8) if self.remap255 else labels, path, ids, n
+# %% ../../nbs/api/data/14a_weak.ipynb #9d447ea6
+@patch
+def _given(self:WeakSet, i): # what was said, where, the class id of each number in it, and how many numbers there are
+    as_is, n_file = np.arange(256, dtype=np.uint8), len(self.images.file_classes)
+    if callable(self.annotation): return self.annotation(i), f'annotation of {self.names[i]}', as_is, self.c
+    if self.annotation in SAID:
+        said = self.images.boxes(i)
+        if self.annotation == 'tags': said = Tags(said.classes)
+        return said, f'{self.annotation} of {self.names[i]}', as_is, self.c
+    path, size = label_file(self.annotation, self.names[i]), self.images.stored_size(i)
+    ids, n, table = as_is, self.c, self.classes
+    if self.file_ids: ids, n, table = self.images.ids, n_file, self.images.file_classes
+    if path.suffix.lower() in ('.json', '.xml'):
+        if names_classes(path): ids, n = self.images.ids, n_file
+        return read_annotation(path, self.images.file_classes, size), path, ids, n
+    try: labels = check_labels(read_mask(path, table), n, str(path), size)
+    except SpmlError as e:
+        cure = '; if the file counts classes as the mask files do, set file_ids=True' if n_file > self.c else ''
+        raise SpmlError(f'{e}{cure}') from None
+    if self.remap255: labels = np.where(labels == VOID, UNLABELLED, labels).astype(np.uint8)
+    return labels, path, ids, n
 
-    def _weak(self, i): # labels and tags
-        if self.annotation in SIMULATED: labels = self._simulated(i); return labels, tags_of(labels, self.c)
-        said, source, ids, n = self._given(i)
-        size, named, marked = self.images.image(i).shape[:2], [], isinstance(said, (Points, Scribbles))
-        if isinstance(said, Annotation):
-            named = ids[checked_ids(said, n, source)]
-            if isinstance(said, (Boxes, Tags)): named = np.append(named, 0) # nothing is all object
-            said = rescale(said, old := self.images.stored_size(i), size).to_labels(size, source)
-            if self.annotation == 'boxes':
-                other = rescale(Boxes(more := self.images.other_boxes(i), np.zeros(len(more), int)), old, size).to_labels(size, source)
-                said = np.where(said == 0, other, said)
-        elif isinstance(source, Path): # a label map of the size of the file
-            if (marked := bool((said == UNLABELLED).any())): named = ids[np.flatnonzero(np.bincount(said.ravel(), minlength=256)[:n])]
-            said = drawn_at(said, size, source, self.names[i])
-        labels = check_labels(ids[check_labels(said, 254, str(source), size)], self.c, str(source))
-        if marked and (lost := {*named.tolist()} - {*np.unique(labels).tolist(), VOID}):
-            self.covered[self.names[i]] = sorted(lost)
-        return labels, tags_of(np.append(labels, named).astype(np.uint8), self.c)
+# %% ../../nbs/api/data/14a_weak.ipynb #5ba346b9
+@patch
+def _weak(self:WeakSet, i): # labels and tags
+    if self.annotation in SIMULATED: labels = self._simulated(i); return labels, tags_of(labels, self.c)
+    said, source, ids, n = self._given(i)
+    size, named, marked = self.images.image(i).shape[:2], [], isinstance(said, (Points, Scribbles))
+    if isinstance(said, Annotation):
+        named = ids[checked_ids(said, n, source)]
+        if isinstance(said, (Boxes, Tags)): named = np.append(named, 0) # nothing is all object
+        said = rescale(said, old := self.images.stored_size(i), size).to_labels(size, source)
+        if self.annotation == 'boxes':
+            other = self.images.other_boxes(i)
+            other = rescale(Boxes(other, np.zeros(len(other), int)), old, size).to_labels(size, source)
+            said = np.where(said == 0, other, said)
+    elif isinstance(source, Path): # a label map of the size of the file
+        marked = bool((said == UNLABELLED).any())
+        if marked: named = ids[np.flatnonzero(np.bincount(said.ravel(), minlength=256)[:n])]
+        said = drawn_at(said, size, source, self.names[i])
+    labels = check_labels(ids[check_labels(said, 254, str(source), size)], self.c, str(source))
+    if marked and (lost := {*named.tolist()} - {*np.unique(labels).tolist(), VOID}):
+        self.covered[self.names[i]] = sorted(lost)
+    return labels, tags_of(np.append(labels, named).astype(np.uint8), self.c)
 
-    def boxes(self,
-        i:int, # which
-    )->Boxes: # in pixels of the image as `sample` gives it
-        "The boxes drawn on an image"
-        said, source, ids, n = (None, f'{self.annotation} of {self.names[i]}', None, 0) if self.annotation in SIMULATED else self._given(i)
-        if not isinstance(said, Boxes):
-            raise SpmlError(f"{source}: there are no boxes here; use annotation='boxes', or a folder or function that "
-                            f"gives boxes")
-        classes = ids[checked_ids(said, n, source)]
-        return rescale(Boxes(said.boxes[classes != VOID], classes[classes != VOID]), self.images.stored_size(i),
-                       self.images.image(i).shape[:2])
+# %% ../../nbs/api/data/14a_weak.ipynb #ef55b17b
+@patch
+def boxes(self:WeakSet,
+    i:int, # which
+)->Boxes: # in pixels of the image as `sample` gives it
+    "The boxes drawn on an image"
+    said, source = None, f'{self.annotation} of {self.names[i]}'
+    if self.annotation not in SIMULATED: said, source, ids, n = self._given(i)
+    if not isinstance(said, Boxes):
+        raise SpmlError(f"{source}: there are no boxes here; use annotation='boxes', or a folder or function that "
+                        f"gives boxes")
+    classes = ids[checked_ids(said, n, source)]
+    return rescale(Boxes(said.boxes[classes != VOID], classes[classes != VOID]), self.images.stored_size(i),
+                   self.images.image(i).shape[:2])
 
-    def _regions(self, i):
-        image = self.images.image(i)
-        if isinstance(self.regions, int): regions = oversegment(image, n=self.regions)
-        elif callable(self.regions): regions = as_regions(self.regions(image), n=MOST_REGIONS)
-        else: regions = self.regions.read(self.names[i], image.shape[:2])
-        if regions.shape != image.shape[:2]:
-            raise SpmlError(f"regions of {self.names[i]} are {regions.shape}, the image {image.shape[:2]}: they "
-                            f"must agree")
-        return regions.astype(np.uint16) if regions.max() < 2**16 else regions
+@patch
+def _regions(self:WeakSet, i):
+    image = self.images.image(i)
+    if isinstance(self.regions, int): regions = oversegment(image, n=self.regions)
+    elif callable(self.regions): regions = as_regions(self.regions(image), n=MOST_REGIONS)
+    else: regions = self.regions.read(self.names[i], image.shape[:2])
+    if regions.shape != image.shape[:2]:
+        raise SpmlError(f"regions of {self.names[i]} are {regions.shape}, the image {image.shape[:2]}: they "
+                        f"must agree")
+    return regions.astype(np.uint16) if regions.max() < 2**16 else regions
 
-    def tags(self,
-        i:int, # which
-    )->np.ndarray: # (C,) bool
-        "Classes of an image, background included"
-        if self.given_tags is not None: return np.isin(np.arange(self.c), checked_ids(Tags(self.given_tags(i)), self.c, f'tags of {self.names[i]}'))
-        return self._memory(('weak', i), lambda: self._weak(i))[1]
+# %% ../../nbs/api/data/14a_weak.ipynb #3a277dc7
+@patch
+def tags(self:WeakSet,
+    i:int, # which
+)->np.ndarray: # (C,) bool
+    "Classes of an image, background included"
+    if self.given_tags is not None:
+        said = checked_ids(Tags(self.given_tags(i)), self.c, f'tags of {self.names[i]}')
+        return np.isin(np.arange(self.c), said)
+    return self._memory(('weak', i), lambda: self._weak(i))[1]
 
-    def sample(self,
-        i:int, # which
-    )->Sample:
-        "An image, its weak labels, regions and tags"
-        labels = self._memory(('weak', i), lambda: self._weak(i))[0]
-        regions = np.zeros(labels.shape) if self.regions is None else self._region_memory(i, lambda: self._regions(i))
-        return Sample(self.images.image(i), labels, regions.astype(np.int32), self.tags(i), i)
+@patch
+def sample(self:WeakSet,
+    i:int, # which
+)->Sample:
+    "An image, its weak labels, regions and tags"
+    labels = self._memory(('weak', i), lambda: self._weak(i))[0]
+    regions = np.zeros(labels.shape) if self.regions is None else self._region_memory(i, lambda: self._regions(i))
+    return Sample(self.images.image(i), labels, regions.astype(np.int32), self.tags(i), i)
 
-    def relabel(self,
-        labels, # function of the index to (H,W) labels 0..C-1, 254, 255
-    )->'WeakSet': # with the same images, regions and tags
-        "The same set under other labels"
-        other = copy.copy(self)
-        other.annotation, other.given_tags, other._memory = labels, lambda i: np.flatnonzero(self.tags(i)), BoundedCache()
-        return other
+@patch
+def relabel(self:WeakSet,
+    labels, # function of the index to (H,W) labels 0..C-1, 254, 255
+)->'WeakSet': # with the same images, regions and tags
+    "The same set under other labels"
+    other = copy.copy(self)
+    other.annotation, other._memory = labels, BoundedCache()
+    other.given_tags = lambda i: np.flatnonzero(self.tags(i))
+    return other
 
 # %% ../../nbs/api/data/14a_weak.ipynb #a722b952
 def check_weak_set(
@@ -248,10 +280,13 @@ def check_weak_set(
             wrong.append(str(e) if isinstance(e, SpmlError) else f'{weak.names[i]}: {type(e).__name__}: {e}'); continue
         named += tags
         count = np.bincount(labels.ravel(), minlength=256)
-        pixels, empty, full, void = pixels + count[:weak.c], empty + (count[:weak.c].sum() == 0), full + (count[:weak.c].sum() == labels.size), void + count[VOID]/labels.size
+        labelled = count[:weak.c].sum()
+        pixels, void = pixels + count[:weak.c], void + count[VOID]/labels.size
+        empty, full = empty + (labelled == 0), full + (labelled == labels.size)
     if wrong: raise SpmlError(f"{len(wrong)} of {len(weak)} images cannot be used: " + '; '.join(wrong[:5]))
     if weak.asks255 and isinstance(weak.annotation, (str, Path, dict)) and void > len(weak)/2:
-        raise SpmlError(f"{'the label files' if isinstance(weak.annotation, dict) else weak.annotation}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in "
+        where = 'the label files' if isinstance(weak.annotation, dict) else weak.annotation
+        raise SpmlError(f"{where}: {void/len(weak):.0%} of all pixels are 255, which is void and not seen in "
                         f"training. Does it mean \"nothing drawn\"? Then set remap255=True; are these pixels void "
                         f"indeed, remap255=False (on the command line: -p remap255 True, or -p mostly_void True)")
     if weak.covered:
@@ -264,9 +299,12 @@ def check_weak_set(
                         f"what is in them")
     if not by_tags and (pixels > 0).sum() < 2:
         only = [weak.classes.names[k] for k in np.flatnonzero(pixels)]
-        raise SpmlError((f"only '{only[0]}' is labelled" if only else "no pixel is labelled")
-                        + f" in {len(weak)} images: there is nothing to tell apart"
-                        + (f"; {void/len(weak):.0%} is void (255): where 255 means \"nothing drawn\", set remap255=True" if void > len(weak)/2 else "; annotate at least two classes" + (f"; {void/len(weak):.0%} is void (255): where 255 means the object, write its class id" if void else "")))
+        what = f"only '{only[0]}' is labelled" if only else "no pixel is labelled"
+        cure = "annotate at least two classes"
+        share = f"{void/len(weak):.0%} is void (255): where 255 means"
+        if void > len(weak)/2: cure = f'{share} "nothing drawn", set remap255=True'
+        elif void: cure += f"; {share} the object, write its class id"
+        raise SpmlError(f"{what} in {len(weak)} images: there is nothing to tell apart; {cure}")
     return {'images': len(weak), 'without labels': int(empty), 'labelled everywhere': int(full),
-            'pixels': dict(zip(weak.classes.names, pixels.tolist())), 'tags': dict(zip(weak.classes.names,
-                named.tolist()))}
+            'pixels': dict(zip(weak.classes.names, pixels.tolist())),
+            'tags': dict(zip(weak.classes.names, named.tolist()))}

@@ -19,7 +19,7 @@ from ..files import check_file, is_there, read_index_png, write_json
 from .annotations import Annotation
 from .formats import read_annotation
 from .images import FolderSet, read_class_names
-from .importers import picture_state
+from .importers import picture_size
 from .shapes import VOID_NAME, Drawing, kit_labels, pack_runs, runs_of, shape_mask, to_kit
 
 # %% ../../nbs/api/data/14f_exporters.ipynb #b855564c
@@ -142,7 +142,7 @@ def export_drawings(
     part = Path(tempfile.mkdtemp(prefix='.spml_kit.export.', dir=out.parent))
     try:
         for name, path in tqdm(paths.items(), desc='writing', disable=not progress, leave=False):
-            if (one := kit_drawing(root, name, classes, picture_state(path)[0])) is None: continue
+            if (one := kit_drawing(root, name, classes, picture_size(path))) is None: continue
             if to == 'labelme': write_json(part/f'{name}.json', labelme_json(one, os.path.relpath(path, out)))
             found.append(replace(one, picture=path.name))
         if not found: raise SpmlError(f"{root}: nothing is drawn here")

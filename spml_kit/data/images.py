@@ -306,7 +306,7 @@ def _why_no_image(stem, folder, stems):
     alike = next((s for s in stems if s.casefold() == stem.casefold()), None)
     if alike: return f'; {alike} differs from it in upper and lower case only: rename one'
     other = next(Path(folder).glob(f'{glob_escape(stem)}.*'), None)
-    if other:
+    if other and other.suffix.lower() not in IMAGE_SUFFIXES:
         return foreign_among([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG'
     longest = max((s for s in stems if stem.startswith(s)), key=len, default=None)
     if longest is None: return did_you_mean(stem, stems)

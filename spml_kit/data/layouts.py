@@ -7,6 +7,7 @@ __all__ = ['CITYSCAPES', 'PairSet', 'cityscapes_set', 'ade20k_set', 'read_table'
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #f519607d
 import csv, io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def read_table(
     "A table of images and labels"
     folder, rows = Path(path).parent, [*_rows(path)]
     stems = [Path(image).stem for _, image, _, _ in rows]
+    often = Counter(stems)
     parts = {train: {}, valid: {}}
     for (k, image, label, split), stem in zip(rows, stems):
         files = [folder/w if w else None for w in (image, label)]
@@ -120,7 +122,7 @@ def read_table(
         split = split or (train if label else valid)
         if split not in parts: raise SpmlError(f"{path}, line {k}: split '{split}' is neither '{train}' nor '{valid}'; correct it, or name the splits")
         if split == train and not label: raise SpmlError(f"{path}, line {k}: {image} is to be trained on and has no label; name one, or write {valid}")
-        name = stem if stems.count(stem) == 1 else name_of(folder/image, folder)
+        name = stem if often[stem] == 1 else name_of(folder/image, folder)
         if name in parts[train] or name in parts[valid]: raise SpmlError(f"{path}, line {k}: {image} is listed twice; list each image once")
         parts[split][name] = tuple(files)
     if not parts[train]: raise SpmlError(f"{path}: no row to train on; write {train} in the column split")

@@ -12,11 +12,11 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from ..core import SpmlError
+from ..core import SpmlError, warn
 from ..files import convert_it, is_there, read_lines
 
 # %% ../../nbs/api/data/10d_listing.ipynb #275e847d
-IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp'}
 MASK_SUFFIXES = '.png', '.tif', '.tiff', '.bmp' # that keep the ids of their pixels
 # say something of all files of a folder; the first that is there names the classes
 TABLES = 'classes.txt', 'class_names.txt', 'labels.txt', 'labelmap.txt'
@@ -66,7 +66,12 @@ def images_by_name(
     folder, # of image files
 )->dict: # name to path
     "The image files of a folder; two of one name are refused"
-    found = files_by_name(folder, IMAGE_SUFFIXES)
+    found, folder = files_by_name(folder, IMAGE_SUFFIXES), Path(folder)
+    if found and (said := foreign_among(folder.iterdir())): warn(f"{folder}: some pictures are left out{said}")
+    below = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')] if any('/' not in n for n in found) else []
+    if below and (lost := files_by_name(below[0], IMAGE_SUFFIXES, True)):
+        warn(f"{below[0]}: {len(lost)} images in a subfolder are left out, since there are images beside it; move all into "
+             f"subfolders, or none")
     if not found:
         raise SpmlError(f"{folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}"
                         f"{foreign_among(Path(folder).iterdir())}")
@@ -141,8 +146,8 @@ def check_project(
     if not labels.is_dir() or not any(labels.iterdir()):
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
                         f"drawn yet. To draw: spml_annotate {root}. To take over what another tool wrote: spml_import "
-                        f"FILE --out {root}. Or put a label PNG, XML or JSON there for each image to train on, named "
-                        f"as the image{other_tools_near(images, root)}")
+                        f"FILE --images {images} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for each image "
+                        f"to train on, named as the image{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import SpmlError, UNLABELLED, VOID, Classes, did_you_mean
+from ..core import SpmlError, UNLABELLED, VOID, Classes, did_you_mean, warn
 from ..files import is_there, read_lines, read_raster
 
 # %% ../../nbs/api/data/10c_masks.ipynb #a6eeeddc
@@ -100,7 +100,11 @@ def ids_of_palette(
     wrong = [u for u, m in meant.items() if m is not None and m != u and tells(colours[u])]
     if not wrong: return ids
     strange = [u for u, m in meant.items() if m is None]
-    if not strange: return np.array([meant.get(u, 0) for u in range(256)], np.uint8)[ids]
+    if not strange:
+        warn(f"{name}: numbers are read by the colours of the palette, which are those of {where} in another order "
+             f"({wrong[0]} is {meant[wrong[0]]}, and so on); where the numbers count, save a grey PNG, or say the colours "
+             f"in labelmap.txt")
+        return np.array([meant.get(u, 0) for u in range(256)], np.uint8)[ids]
     by_chance = 2*len(wrong) < sum(bool(tells(c)) for c in colours.values()) # in a palette of other colours
     if by_chance: return ids
     raise SpmlError(f"{name}: number {wrong[0]} has the colour {colours[wrong[0]]}, which is class {meant[wrong[0]]} "

@@ -343,6 +343,10 @@ def _yolo_line(one, words, names):
 def _read_yolo(path, data):
     folder, out = _yolo_folder(path), []
     names = _yolo_names(folder)
+    for said in (folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml')):
+        if is_there(said) and re.search(r'^kpt_shape\s*:', read_text(said), re.M):
+            raise SpmlError(f"{said}: kpt_shape says that these are poses, whose lines look like polygons; they are not "
+                            f"read: export COCO keypoints")
     for file in _yolo_files(folder):
         out.append(one := Drawing(file.relative_to(folder).with_suffix('').as_posix(), relative=True, source=file))
         for line in read_text(file).splitlines():

@@ -227,7 +227,7 @@ def _of(shape, meaning):
     if meaning == 'tags': return 'tags'
     own = dict(line='scribbles', point='points', box='boxes').get(shape.kind, 'full')
     kind = own if meaning == 'full' or own == meaning else meaning if own == 'full' else ''
-    if shape.name == VOID_NAME and kind == 'boxes': return f'{shape.kind} of what shall be ignored (no box can say so)'
+    if shape.name == VOID_NAME and kind == 'boxes': return f'{shape.kind} of what shall be ignored, void in pictures with boxes'
     return kind or f'{shape.kind} (--as {meaning} has no use for it)'
 
 def sort_shapes(
@@ -329,6 +329,11 @@ def to_kit(
         if xy: out[kind] = make(np.concatenate(xy) if kind == 'points' else xy, ids, _width(drawn, default))
     if kinds.get('full') or void or background and meaning == 'full':
         out['full'] = _all_in_one(out, paint_shapes(kinds.get('full', []), classes, size, order, ground)[0], void, size)
+    ignored = [s for s in drawing.shapes if s.name == VOID_NAME and (s.area or s.kind == 'box')]
+    if ignored and 'boxes' in out: # outside of boxes is background, but not there
+        labels = out.get('full', out['boxes'].to_labels(size))
+        for s in ignored: labels[shape_mask(s, size) & (labels == 0)] = VOID
+        out['full'] = labels
     return out
 
 # %% ../../nbs/api/data/10e_shapes.ipynb #2fa8caff

@@ -7,7 +7,7 @@ __all__ = ['ANNOTATIONS', 'CURES', 'ROOTED', 'ANNOTATE', 'spml_run', 'annotator_
            'spml_import', 'spml_sweep', 'spml_tables']
 
 # %% ../../nbs/api/runs/99_cli.ipynb #375a6fa0
-import argparse, errno, json, logging, os, re, subprocess, sys
+import argparse, errno, json, logging, os, re, shlex, subprocess, sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -216,13 +216,15 @@ def annotator_notebook(
     said = dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text) | (dict(outputs=[], execution_count=None) if kind == 'code' else {})
                                                                   for k, (kind, text) in enumerate(cells)])
     if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, said)
+    elif classes and said['cells'][-1]['source'] not in read_text(root/ANNOTATE).replace('\\"', '"'):
+        raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; change them there, or move it away")
     return root/ANNOTATE
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7404f4ac
 def _annotate(args):
     path = annotator_notebook(args.root, args.classes or ())
     words = [sys.executable, '-m', 'jupyterlab', str(path)]
-    if args.print: return print(' '.join(words))
+    if args.print: return print(shlex.join(words))
     from importlib.util import find_spec
     if find_spec('jupyterlab') is None: raise SpmlError(f"JupyterLab is not installed: pip install jupyterlab; or open {path} in another notebook program")
     print(f"{path}: opening it in JupyterLab; Ctrl+C here ends it")

@@ -314,8 +314,9 @@ def test_the_annotator_opens_what_was_imported(tmp_path):
 
 # ---- pictures
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stored_turned_become_upright(orientation, tmp_path):
+def test_labels_lie_where_they_were_drawn(orientation, suffix, tmp_path):
     "Labels are drawn on the picture as it is seen"
     seen = np.full((*SIZE, 3), 60, np.uint8)
     seen[10:40, 10:40] = 200, 40, 40
@@ -323,13 +324,58 @@ def test_pictures_stored_turned_become_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "in").mkdir()
-    Image.fromarray(np.ascontiguousarray(undo[orientation](seen))).save(tmp_path / "in" / "a.jpg", quality=95, exif=exif)
-    labelme(tmp_path / "in" / "a.json", shape("thing", "polygon", SQUARE), picture="a.jpg")
-    plan = import_annotations(tmp_path / "in", tmp_path / "p")
+    Image.fromarray(np.ascontiguousarray(undo[orientation](seen))).save(tmp_path / "in" / f"a.{suffix}", **dict(jpg=dict(quality=95, exif=exif), png=dict(exif=exif), tif=dict(tiffinfo={0x0112: orientation}))[suffix])
+    labelme(tmp_path / "in" / "a.json", shape("thing", "polygon", SQUARE), picture=f"a.{suffix}")
+    import_annotations(tmp_path / "in", tmp_path / "p")
     train, _ = folder_sets(tmp_path / "p")
     s = WeakSet(train, tmp_path / "p" / "labels").sample(0)
     assert (s.labels == 1).sum() == 900 and s.image[s.labels == 1][:, 0].mean() > 150 and s.image[s.labels != 1][:, 0].mean() < 80
-    assert bool(plan.notes) == (orientation != 1)
+
+
+def test_a_picture_of_four_colours_that_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    Image.new("CMYK", SIZE[::-1]).rotate(90, expand=True).save(tmp_path / "in" / "a.jpg", exif=exif)
+    labelme(tmp_path / "in" / "a.json", shape("thing", "polygon", SQUARE), picture="a.jpg")
+    import_annotations(tmp_path / "in", tmp_path / "p")
+    train, _ = folder_sets(tmp_path / "p")
+    assert train.image(0).shape == (*SIZE, 3)
+
+
+def test_the_picture_of_another_file_is_not_taken(tmp_path):
+    "A file that names its picture, which is missing, does not draw on that of another folder"
+    picture(tmp_path / "in" / "one" / "a.png")
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        labelme(tmp_path / "in" / folder / "a.json", shape(folder, "polygon", SQUARE), picture="a.png")
+    plan = plan_import(tmp_path / "in")
+    assert plan.classes.names == ("background", "one") and any("not there" in k for k in plan.skipped)
+
+
+def test_what_is_ignored_beside_boxes_is_void(tmp_path):
+    drawing = Drawing("a.png", SIZE)
+    drawing.add("box", "cat", [(2, 2), (12, 12)])
+    drawing.add("box", VOID_NAME, [(20, 20), (40, 40)])
+    labels = kit_labels(to_kit(fit_drawing(drawing, SIZE), Classes(("background", "cat"))), SIZE)
+    assert (labels[20:40, 20:40] == VOID).all() and labels[5, 5] == UNLABELLED and labels[15, 15] == 0
+
+
+def test_poses_of_yolo_are_refused(tmp_path):
+    (tmp_path / "labels").mkdir()
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .2 .2 .4 .4 .5 .5 .6 .6\n")
+    (tmp_path / "data.yaml").write_text("names: [person]\nkpt_shape: [3, 2]\n")
+    with pytest.raises(SpmlError, match="kpt_shape"): plan_import(tmp_path)
+
+
+def test_names_in_either_unicode_form(tmp_path):
+    import unicodedata
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "in" / unicodedata.normalize("NFD", "Käfer.png"))
+    labelme(tmp_path / "in" / "a.json", shape(unicodedata.normalize("NFC", "Käfer"), "polygon", SQUARE), shape(unicodedata.normalize("NFD", "Käfer"), "polygon", SQUARE), picture=unicodedata.normalize("NFC", "Käfer.png"))
+    plan = plan_import(tmp_path / "in")
+    assert len(plan.pictures) == 1 and len(plan.classes) == 2
 
 
 def test_names_that_two_pictures_bear(tmp_path):
@@ -375,7 +421,7 @@ def test_spellings_background_holes_and_borders(tmp_path):
     assert plan.classes == CLASSES and plan.notes == ["'Cat' is read as 'cat'"]
     labels = labels_of(plan)
     assert (labels == 1).sum() > 900 and (labels[10:20, 60:70] == 0).all() and (labels[50:60, :10] == VOID).all() and (labels[40:50, 70:] == 2).all()
-    assert plan.skipped == Counter({"box of what shall be ignored (no box can say so)": 1, "polygon clipped at the border of the picture (kept)": 1, "point outside the picture": 1, "polygon of 2 points, 3 are needed": 1,
+    assert plan.skipped == Counter({"box of what shall be ignored, void in pictures with boxes": 1, "polygon clipped at the border of the picture (kept)": 1, "point outside the picture": 1, "polygon of 2 points, 3 are needed": 1,
         "polygon that covers no pixel of the picture": 1, "point without a class": 1, "point with a coordinate that is no number": 1, "cuboid (labelme)": 1})
     text = plan_text(plan)
     assert all(w in text for w in ("left out: 1 x point outside the picture", "What nobody drew is unlabelled", "the smaller lies on top", "--as full"))

@@ -1,4 +1,5 @@
 """The first five minutes: a folder without labels, the annotator's command, other data by one word."""
+import shlex
 import json
 import resource
 import subprocess
@@ -29,7 +30,7 @@ def test_a_folder_without_labels_is_told_at_once_how_to_make_them(project, label
     done = subprocess.run([sys.executable, "-c", code, "scribbles", "--data", "folder", "--root", str(project), "--out", str(tmp_path/"run")], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2 and done.stdout.strip() == "False" and not (tmp_path/"run").exists()
-    assert f"spml_annotate {project}" in done.stderr and f"spml_import FILE --out {project}" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert f"spml_annotate {project}" in done.stderr and f"spml_import FILE --images {project}/images --out NEW_FOLDER" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
@@ -37,7 +38,7 @@ def test_the_annotators_notebook(project, capsys):
     assert spml_annotate([str(project), "--print"]) == 2 and "--classes background cat dog" in capsys.readouterr().err
     assert not (project/ANNOTATE).exists()
     assert spml_annotate([str(project), "--print", "--classes", "background", "cat's"]) == 0
-    assert capsys.readouterr().out.strip().endswith(f"-m jupyterlab {project/ANNOTATE}")
+    assert capsys.readouterr().out.strip().endswith(shlex.join(["-m", "jupyterlab", str(project/ANNOTATE)]))
     nb = json.loads((project/ANNOTATE).read_text())
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
     assert code == ["from spml_kit.look.annotate import annotate", """annotate('.', ['background', "cat's"])"""] and nb["nbformat"] == 4

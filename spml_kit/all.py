@@ -76,6 +76,8 @@ from .look.widgets import *
 from .look.inputs import *
 from .look.explore import *
 from .look.thresholds import *
+from .look.embedding import *
+from .look.store import *
 from .look.nearness import *
 from .look.lending import *
 from .look.drawings import *

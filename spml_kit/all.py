@@ -69,6 +69,7 @@ from .runs.shards import *
 from .runs.experiment import *
 from .runs.sweep import *
 from .runs.tables import *
+from .runs.captions import *
 from .runs.cli import *
 from .look.plot import *
 from .look.explain import *

@@ -15,7 +15,8 @@ import torch
 
 from spml_kit.all import *
 from spml_kit.look.explore import explore_relations
-from spml_kit.look.nearness import SnapshotCB, explore_embedding, explore_retrieval
+from spml_kit.look.embedding import SnapshotCB, explore_embedding
+from spml_kit.look.nearness import explore_retrieval
 from spml_kit.look.thresholds import explore_background, explore_regions
 
 LIMIT = {128: 150, 320: 300} # milliseconds

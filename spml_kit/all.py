@@ -69,6 +69,7 @@ from .runs.shards import *
 from .runs.experiment import *
 from .runs.sweep import *
 from .runs.tables import *
+from .runs.captions import *
 from .runs.cli import *
 from .look.plot import *
 from .look.explain import *
@@ -76,6 +77,8 @@ from .look.widgets import *
 from .look.inputs import *
 from .look.explore import *
 from .look.thresholds import *
+from .look.embedding import *
+from .look.store import *
 from .look.nearness import *
 from .look.lending import *
 from .look.drawings import *

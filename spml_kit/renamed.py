@@ -15,7 +15,8 @@ from .learn.distributed import world_size
 from .learn.losses import MultiTermLoss
 from .infer.pseudo import nearest_segment_scores, random_walk_scores, scores_to_labels
 from .infer.views import embed_view
-from .runs.tables import captioned_table, table_with_runs, tables_by_setting
+from .runs.captions import captioned_table, tables_by_setting
+from .runs.tables import table_with_runs
 
 # %% ../nbs/api/98_renamed.ipynb #98000005
 def _renamed(old, new):

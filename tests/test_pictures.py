@@ -34,7 +34,7 @@ from spml_kit.look.annotate import annotate
 from spml_kit.look.drawings import pixel_features, prepare_spread
 from spml_kit.look.explain import cross, outline
 from spml_kit.look.inputs import picture_batch
-from spml_kit.look.nearness import crop_around, segment_store, show_neighbours
+from spml_kit.look.store import crop_around, segment_store, show_neighbours
 from spml_kit.look.plot import draw_regions, overlay, show_predictions
 from spml_kit.look.thresholds import explore_regions
 from spml_kit.look.widgets import ClickImage, mosaic

@@ -388,7 +388,8 @@ def spml_sweep(
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2350af17
 def _tables(args):
-    from spml_kit.runs.tables import collect_runs, published, tables_by_setting, sweep_table
+    from spml_kit.runs.tables import collect_runs, published, sweep_table
+    from spml_kit.runs.captions import tables_by_setting
     sweeps = [] if args.table else sorted({p for folder in args.folders for p in folder.rglob('sweep.json')})
     for f in sweeps:
         table = sweep_table(f.parent).round(1).to_string(na_rep='')

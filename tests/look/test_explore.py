@@ -24,7 +24,9 @@ from spml_kit.look.explore import explore_relations
 from spml_kit.learn.learner import spml_learner
 from spml_kit.look.lending import explore_affinity
 from spml_kit.method.memory import MemoryBank
-from spml_kit.look.nearness import CROP, SnapshotCB, explore_embedding, explore_retrieval, on_map, snapshots
+from spml_kit.look.store import CROP, on_map
+from spml_kit.look.embedding import SnapshotCB, explore_embedding, snapshots
+from spml_kit.look.nearness import explore_retrieval
 from spml_kit.infer.scores import predict_retrieval, training_index
 from spml_kit.method.recipes import RECIPES
 from spml_kit.method.relations import Relation, feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence

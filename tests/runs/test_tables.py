@@ -9,7 +9,8 @@ from spml_kit.core import VOC_CLASSES, SpmlError
 from spml_kit.files import write_json
 from spml_kit.runs.experiment import find_notebook
 from spml_kit.data.scenes import PART_CLASSES
-from spml_kit.runs.tables import table_with_runs, by_setting, collect_runs, captioned_table, published, reversed_pairs, tables_by_setting
+from spml_kit.runs.tables import table_with_runs, by_setting, collect_runs, published, reversed_pairs
+from spml_kit.runs.captions import captioned_table, tables_by_setting
 from spml_kit.runs.cli import spml_tables
 
 RESULTS = Path(__file__).parents[2] / "results"

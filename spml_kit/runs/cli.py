@@ -216,7 +216,7 @@ def annotator_notebook(
     said = dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text) | (dict(outputs=[], execution_count=None) if kind == 'code' else {})
                                                                   for k, (kind, text) in enumerate(cells)])
     if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, said)
-    elif classes and said['cells'][-1]['source'] not in read_text(root/ANNOTATE).replace('\\"', '"'):
+    elif classes and words not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
         raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; change them there, or move it away")
     return root/ANNOTATE
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from spml_kit.core import SpmlError
 from spml_kit.runs import cli
 from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_run
 
@@ -42,8 +43,10 @@ def test_the_annotators_notebook(project, capsys):
     nb = json.loads((project/ANNOTATE).read_text())
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
     assert code == ["from spml_kit.look.annotate import annotate", """annotate('.', ['background', "cat's"])"""] and nb["nbformat"] == 4
+    assert annotator_notebook(project, ["background", "cat's"]) == annotator_notebook(project, ["background", "cat's"])
     (project/ANNOTATE).write_text("{}") # somebody's by now
-    assert annotator_notebook(project, ["background", "dog"]) == project/ANNOTATE and (project/ANNOTATE).read_text() == "{}"
+    with pytest.raises(SpmlError, match="other classes than .*dog"): annotator_notebook(project, ["background", "dog"])
+    assert (project/ANNOTATE).read_text() == "{}"
 
 
 def test_the_notebook_draws(project, monkeypatch):

@@ -480,9 +480,10 @@ def test_every_door_refuses_alike(door):
 
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
     "batches of tensors": {"crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces"},
-    "image sets": {"prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
+    "image sets": {"prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
                    "explore_regions.__init__", "SegmentStore.crop"},
     "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou"},
+    "folders, names and plans of files": {"plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},
     "what the kit has drawn": {"Scene.__init__", "View.__init__"},
     "not looked at": {"PowerBackground.__call__", "OracleBackground.__call__"}}
 

@@ -519,7 +519,7 @@ def test_numbers_on_the_command_line_have_their_ranges(words, tmp_path):
     assert done.returncode == 2 and "a whole number from" in done.stderr.strip().splitlines()[-1] and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name, value", [("n_train", -1), ("steps", 0), ("length", 1.5), ("length", float("nan")), ("alpha", float("inf")), ("scales", [1., 0.]), ("threshold", -0.1), ("workers", -2), ("recipe_changes", {"lr": float("inf")}),
+@pytest.mark.parametrize("name, value", [("n_train", -1), ("steps", -1), ("rounds", 0), ("length", 1.5), ("length", float("nan")), ("alpha", float("inf")), ("scales", [1., 0.]), ("threshold", -0.1), ("workers", -2), ("recipe_changes", {"lr": float("inf")}),
     ("recipe_changes", {"multipliers": [1, 1]}), ("recipe_changes", {"relations": {"similarity": {"weight": float("inf")}}}), ("tag_recipe_changes", {"scale": [0, 0]})])
 def test_numbers_of_an_experiment_have_their_ranges(name, value):
     with pytest.raises(SpmlError, match=f"single: (parameter )?{name}"): check_parameters(find_notebook("single"), {name: value})
@@ -538,7 +538,7 @@ def test_papermill_by_hand_gets_no_further_than_the_parameters(tmp_path):
     assert done.returncode != 0 and "no parameter 'n_imagse'; did you mean 'n_images'" in done.stderr and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name, value, says", [("flip", "false", "must be of type bool"), ("steps", 0, "steps=0"), ("annotation", "scribble", "did you mean 'scribbles'"), ("length", 1.5, "in 0..1")])
+@pytest.mark.parametrize("name, value, says", [("flip", "false", "must be of type bool"), ("rounds", 0, "rounds=0"), ("annotation", "scribble", "did you mean 'scribbles'"), ("length", 1.5, "in 0..1")])
 @pytest.mark.parametrize("path", experiments().values(), ids=experiments())
 def test_every_experiment_checks_what_it_was_given(path, name, value, says):
     "Its first cell after the parameters does"

@@ -30,7 +30,7 @@ test: $(STAMP) ## run every notebook and every test
 	@echo "== notebooks (nbdev_test); lessons run among the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	@echo "== tests (pytest)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile -m 'not browser' tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder -m 'not browser' tests
 
 one: $(STAMP) ## NB=50_relations: run one notebook, and the tests of its module
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py $(NB)

@@ -19,7 +19,12 @@ def pytest_configure(config):
                             "length by `make faults`")
 
 
+LONGEST = "test_lessons", "test_single", "test_experiment", "test_pipelines", "test_faults", "test_gpu_benchmark"
+
+
 def pytest_collection_modifyitems(items):
+    rank = {name: k for k, name in enumerate(LONGEST)} # first, lest one process end with them while the other waits
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
         if mark := item.get_closest_marker("faults"): item.user_properties.append(("faults", mark.args[0]))
 

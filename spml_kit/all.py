@@ -19,6 +19,8 @@ from .regions.partitions import *
 from .data.annotations import *
 from .data.simulate import *
 from .data.shapes import *
+from .data.json_tools import *
+from .data.other_tools import *
 from .data.readers import *
 from .data.formats import *
 from .data.masks import *

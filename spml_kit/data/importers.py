@@ -15,6 +15,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
@@ -71,6 +72,15 @@ class PictureFolder:
     def all(self)->list:
         "Every picture, in order"
         return sorted({p for paths in self.by_name.values() for p in paths})
+
+# %% ../../nbs/api/data/14e_importers.ipynb #1fed7591
+@patch
+def beside(self:PictureFolder,
+    drawing:Drawing, # as it was read
+)->Path: # None where there is none
+    "The picture that lies where the annotation file says, seen from its own folder"
+    at = Path(drawing.source or '.').parent/drawing.picture
+    return at if at.suffix.lower() in IMAGE_SUFFIXES and at.is_file() else None
 
 # %% ../../nbs/api/data/14e_importers.ipynb #5c5464ed
 def picture_size(
@@ -254,13 +264,11 @@ def plan_import(
     tool, export = open_export(path, tool, progress)
     skipped, found, missing = Counter(export.skipped), [], []
     near = PictureFolder(_where(path, images), bool(images), [d.source for d in export.drawings])
-    beside = {d.source: p for d in export.drawings if d.source and (p := Path(d.source).parent/d.picture).is_file()}
-    taken = {os.path.realpath(p) for p in beside.values()}
-    for d in export.drawings:
-        at = beside.get(d.source) if not images else None
-        if at is None: at = near.find(d.picture)
-        strange = at is not None and d.source not in beside and os.path.realpath(at) in taken # that of another file
-        if (at is None or strange) and d.data is None: missing.append(d.picture)
+    places = [None if images else near.beside(d) for d in export.drawings]
+    taken = {os.path.realpath(p) for p in places if p}
+    for d, at in zip(export.drawings, places):
+        if at is None and (at := near.find(d.picture)) and os.path.realpath(at) in taken: at = None # it is another's
+        if at is None and d.data is None: missing.append(d.picture)
         else: found.append((at or d.picture, d))
     if missing: skipped['picture that is not there, such as ' + missing[0]] = len(missing)
     if not found:

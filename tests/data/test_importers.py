@@ -353,6 +353,19 @@ def test_the_picture_of_another_file_is_not_taken(tmp_path):
     assert plan.classes.names == ("background", "one") and any("not there" in k for k in plan.skipped)
 
 
+@pytest.mark.parametrize("below", ["", "pictures"])
+def test_each_picture_of_a_file_gets_its_own_shapes(below, tmp_path):
+    "Several pictures that one file names, beside it or in a folder below"
+    coco = json.loads((FIXTURES / "coco" / "instances.json").read_text())
+    boxes = {n: [5 + 10*k, 5, 20, 20] for k, n in enumerate("abc")}
+    coco["images"] = [dict(id=n, file_name=f"{n}.png", height=H, width=W) for n in boxes]
+    coco["annotations"] = [dict(id=k, image_id=n, category_id=coco["categories"][0]["id"], bbox=b) for k, (n, b) in enumerate(boxes.items())]
+    for n in boxes: picture(tmp_path / below / f"{n}.png")
+    (tmp_path / "all.json").write_text(json.dumps(coco))
+    plan = plan_import(tmp_path / "all.json")
+    assert {p.name: [s.xy.min(0).tolist() for s in p.drawing.shapes] for p in plan.pictures} == {n: [b[:2]] for n, b in boxes.items()}
+
+
 def test_what_is_ignored_beside_boxes_is_void(tmp_path):
     drawing = Drawing("a.png", SIZE)
     drawing.add("box", "cat", [(2, 2), (12, 12)])

@@ -50,6 +50,12 @@ def threshold_labels(
     return np.where(maps[1:].max(0) > threshold, 1 + maps[1:].argmax(0), 0).astype(np.uint8)
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #65a45fdf
+def _choosing(maps, tune, what): # how many images choose; the others are judged
+    n = round(tune*len(maps))
+    if not 0 < n < len(maps):
+        raise SpmlError(f"{len(maps)} images, of which {n} choose the {what}: both parts need some")
+    return n
+
 def seed_quality(
     maps,  # (C,H,W) class maps of many images
     masks, # their true label maps
@@ -59,9 +65,7 @@ def seed_quality(
     "Quality of class maps at the best global threshold of other images"
     maps, masks = list(maps), list(masks)
     if len(maps) != len(masks): raise SpmlError(f"{len(maps)} maps for {len(masks)} masks; each needs one")
-    n = round(tune*len(maps))
-    if not 0 < n < len(maps):
-        raise SpmlError(f"{len(maps)} images, of which {n} choose the threshold: both parts need some")
+    n = _choosing(maps, tune, 'threshold')
     if not all(0 <= t <= 1 for t in thresholds): raise SpmlError(f"thresholds {thresholds} must lie in 0..1")
     quality = lambda t, at: label_quality([threshold_labels(m, t) for m in maps[at]], masks[at], len(maps[0]))
     best = max(thresholds, key=lambda t: quality(t, slice(n))['miou'])
@@ -89,9 +93,7 @@ def rule_quality(
     tune:float=.5, # share of the images, the first ones, on which the form is chosen; the others are judged
 )->dict: # form, and `label_quality` of the judged images
     "Quality of `seed_labels` with the form of the background that serves other images best"
-    n = round(tune*len(maps))
-    if not 0 < n < len(maps):
-        raise SpmlError(f"{len(maps)} images, of which {n} choose the background: both parts need some")
+    n = _choosing(maps, tune, 'background')
     def quality(form, at):
         labels = map(seed_labels, maps[at], tags[at], strengths[form][at], [rule]*len(masks[at]))
         return label_quality(labels, masks[at], len(maps[0]))

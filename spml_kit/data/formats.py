@@ -30,7 +30,7 @@ def annotation_from_json(
     name='annotation', # where it comes from, for messages
 )->Annotation:
     "One of the five annotations"
-    if not isinstance(d, dict) or 'spml_kit' not in d:
+    if not _is_the_kits(d):
         raise SpmlError(f"{name}: not an annotation of this kit; it needs \"spml_kit\": 1 and \"kind\"")
     if d['spml_kit'] != 1:
         raise SpmlError(f"{name}: version {d['spml_kit']} of the format; this kit reads version 1, update the kit")
@@ -44,7 +44,9 @@ def names_classes(
     path, # of an annotation
 )->bool: # else it has their ids
     "Does a file name its classes, as those of other tools do?"
-    return Path(path).suffix.lower() != '.json' or 'spml_kit' not in read_json(path, object)
+    return Path(path).suffix.lower() != '.json' or not _is_the_kits(read_json(path, object))
+
+def _is_the_kits(said): return isinstance(said, dict) and 'spml_kit' in said
 
 def write_annotation(
     path,           # file to write, `.json`
@@ -153,12 +155,13 @@ def read_annotation(
     path = Path(path)
     if path.suffix.lower() == '.json':
         said = read_json(path, object)
-        return other_annotation(path, classes, size) if recognise_tool(path, said) else annotation_from_json(said, path)
+        others = not _is_the_kits(said) and recognise_tool(path, said)
+        return other_annotation(path, classes, size) if others else annotation_from_json(said, path)
     if path.suffix.lower() != '.xml':
         raise SpmlError(f"{path}: annotations are .json or .xml; label maps (.png) are read by read_label_png")
-    if recognise_tool(path) == 'cvat': return other_annotation(path, classes, size)
-    if classes is None: raise SpmlError(f"{path}: XML holds class names; give `classes`")
     root = read_xml(path)
+    if recognise_tool(path, root) == 'cvat': return other_annotation(path, classes, size)
+    if classes is None: raise SpmlError(f"{path}: XML holds class names; give `classes`")
     strokes = root.find('.//object') is None and root.find('.//polygon') is not None
     return (read_scribblesup_xml if strokes else read_voc_boxes)(path, classes, size)
 

@@ -67,20 +67,22 @@ def images_by_name(
 )->dict: # name to path
     "The image files of a folder; two of one name are refused"
     found, folder = files_by_name(folder, IMAGE_SUFFIXES), Path(folder)
-    if found and (said := foreign_among(folder.iterdir())): warn(f"{folder}: some pictures are left out{said}")
-    below = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')] if any('/' not in n for n in found) else []
-    if below and (lost := files_by_name(below[0], IMAGE_SUFFIXES, True)):
-        warn(f"{below[0]}: {len(lost)} images in a subfolder are left out, since there are images beside it; move all into "
+    others = [p for p in folder.iterdir() if p.suffix.lower() not in IMAGE_SUFFIXES and not p.name.startswith('.')]
+    foreign = foreign_among(others)
+    if not found: raise SpmlError(f"{folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}{foreign}")
+    if foreign: warn(f"{folder}: some pictures are left out{foreign}")
+    flat = any('/' not in name for name in found)
+    below = next((p for p in sorted(others) if flat and p.is_dir() and files_by_name(p, IMAGE_SUFFIXES)), None)
+    if below:
+        warn(f"{below}: the images of this subfolder are left out, since there are images beside it; move all into "
              f"subfolders, or none")
-    if not found:
-        raise SpmlError(f"{folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}"
-                        f"{foreign_among(Path(folder).iterdir())}")
     for paths in found.values():
         if len(paths) > 1:
             raise SpmlError(f"{paths[1]}: another image has the same stem, {paths[0].name}; annotations are found by "
                             f"stem, rename one")
     return {name: paths[0] for name, paths in found.items()}
 
+# %% ../../nbs/api/data/10d_listing.ipynb #e0ae8ffc
 @lru_cache(8)
 def _listed(folder, mtime): return files_by_name(folder, deep=False)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import SpmlError, UNLABELLED, VOID, Classes, did_you_mean, warn
+from ..core import SpmlError, UNLABELLED, VOID, Classes, did_you_mean
 from ..files import is_there, read_lines, read_raster
+from ..pictures import tell_once
 
 # %% ../../nbs/api/data/10c_masks.ipynb #a6eeeddc
 def read_labelmap(
@@ -101,9 +102,9 @@ def ids_of_palette(
     if not wrong: return ids
     strange = [u for u, m in meant.items() if m is None]
     if not strange:
-        warn(f"{name}: numbers are read by the colours of the palette, which are those of {where} in another order "
-             f"({wrong[0]} is {meant[wrong[0]]}, and so on); where the numbers count, save a grey PNG, or say the colours "
-             f"in labelmap.txt")
+        tell_once('palette', name, f"numbers are read by the colours of the palette, {where} in "
+                                   f"another order ({wrong[0]} is {meant[wrong[0]]}); where the numbers count, save a grey PNG, "
+                                   f"or write labelmap.txt")
         return np.array([meant.get(u, 0) for u in range(256)], np.uint8)[ids]
     by_chance = 2*len(wrong) < sum(bool(tells(c)) for c in colours.values()) # in a palette of other colours
     if by_chance: return ids

@@ -157,14 +157,14 @@ def _is_cvat_masks(path, data):
     return path.is_dir() and is_there(path/'labelmap.txt') and any(path.glob('SegmentationClass*'))
 
 def _read_cvat_masks(path, data):
-    colours, out = {rgb: name for name, rgb in read_labelmap(path/'labelmap.txt').items()}, []
-    names = {(r << 16) + (g << 8) + b: name for (r, g, b), name in colours.items()}
+    colours, out = read_labelmap(path/'labelmap.txt'), []
+    names = {(r << 16) + (g << 8) + b: name for name, (r, g, b) in colours.items()}
     for file in sorted(p for folder in sorted(path.glob('SegmentationClass*')) for p in folder.rglob('*.png')):
         out.append(one := Drawing(file.stem, source=file))
         _add_map(one, read_image(file).astype(np.int64) @ (1 << 16, 1 << 8, 1), names)
         colour = lambda m: f'colour #{int(m[1]):06x}, which labelmap.txt does not name'
         one.skipped = [re.sub(r'value (\d+), .*', colour, s) for s in one.skipped]
-    return ToolExport(out, list(colours.values()))
+    return ToolExport(out, list(colours))
 
 CVAT_MASKS = ToolReader('CVAT masks',
                         'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)',
@@ -292,12 +292,17 @@ HUGGING_FACE = ToolReader('Hugging Face datasets',
                       'numbers of the label column → objects, 0 → background, 255 → void')
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #2a4dc432
+def _yolo_yaml(folder): # the file, and what it says
+    path = next((folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml') if is_there(folder/n)), None)
+    if path is None: return None, {}
+    try: said = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as e: raise SpmlError(f"{path}: not YAML ({str(e).splitlines()[0]})") from None
+    return path, said if isinstance(said, dict) else {}
+
 def _yolo_names(folder):
-    for path in (folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml')):
-        if not is_there(path): continue
-        try: said = yaml.safe_load(read_text(path))
-        except yaml.YAMLError as e: raise SpmlError(f"{path}: not YAML ({str(e).splitlines()[0]})") from None
-        names = said.get('names') if isinstance(said, dict) else None
+    path, said = _yolo_yaml(folder)
+    if path:
+        names = said.get('names')
         if isinstance(names, dict): names = [names[k] for k in sorted(names)]
         if not isinstance(names, list): raise SpmlError(f"{path}: no list of names")
         return [str(n) for n in names]
@@ -330,11 +335,10 @@ def _yolo_line(one, words, names):
 
 def _read_yolo(path, data):
     folder, out = _yolo_folder(path), []
-    names = _yolo_names(folder)
-    for said in (folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml')):
-        if is_there(said) and re.search(r'^kpt_shape\s*:', read_text(said), re.M):
-            raise SpmlError(f"{said}: kpt_shape says that these are poses, whose lines look like polygons; they are not "
-                            f"read: export COCO keypoints")
+    names, (table, said) = _yolo_names(folder), _yolo_yaml(folder)
+    if 'kpt_shape' in said:
+        raise SpmlError(f"{table}: kpt_shape says that these are poses, whose lines look like polygons; they are not "
+                        f"read: export COCO keypoints")
     for file in _yolo_files(folder):
         out.append(one := Drawing(file.relative_to(folder).with_suffix('').as_posix(), relative=True, source=file))
         for line in read_text(file).splitlines():

@@ -20,10 +20,10 @@ from ..data.weak import WeakSet
 from ..method.nets import image_tensor
 from ..cams.classifier import class_maps
 from ..look.plot import overlay
-from ..look.explain import View, cross, heat, hex_of, outline
+from ..look.explain import View, cross, grow, heat, hex_of, outline
 from ..look.inputs import check_pixel, chosen
 from ..look.widgets import Explorer
-from .prm import boundary_contrast, connected_proposals, image_peaks, proposal_scores, response_maps
+from .prm import connected_proposals, image_peaks, proposal_scores, response_maps, unlikely_pixels
 
 # %% ../../nbs/neighbours/16_explorers.ipynb #16e00007
 def attention_of(
@@ -49,8 +49,7 @@ def effective_places(
 def _cell(weights, size, x, y): # of a pixel, on the grid of the receiver
     return y*weights.shape[0]//size[0], x*weights.shape[1]//size[1]
 
-def _spread(values, size): # a grid, as large as the picture
-    return values[np.arange(size[0])*values.shape[0]//size[0]][:, np.arange(size[1])*values.shape[1]//size[1]]
+def _spread(values, size): return grow(torch.from_numpy(values), size) # a grid, as large as the picture
 
 class explore_coattention(Explorer):
     "Click a place of one image: where does it look in another?"
@@ -185,8 +184,8 @@ def ranked(self:explore_peaks,
     x, maps, proposals = self.looked()
     if not len(proposals): return []
     label = int(self.peaks()[0][k][1])
-    unlikely = maps[label] < .95*maps[label].mean()
-    scores = proposal_scores(self.response(k)[None], proposals, unlikely[None], self.alpha.value, self.beta.value)[0]
+    unlikely = unlikely_pixels(maps, np.array([label]))
+    scores = proposal_scores(self.response(k)[None], proposals, unlikely, self.alpha.value, self.beta.value)[0]
     return [(float(scores[s]), proposals[s]) for s in np.argsort(-scores, kind='stable')]
 
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRM', 'peak_mask', 'peak_scores', 'upsampled', 'PrmNet', 'find_peaks', 'PeakBackprop', 'image_peaks', 'response_maps',
-           'boundary_contrast', 'connected_proposals', 'Instance', 'proposal_scores', 'retrieve_instances',
-           'instance_labels', 'instance_ids', 'response_class_maps', 'peak_recall']
+           'boundary_contrast', 'connected_proposals', 'Instance', 'unlikely_pixels', 'proposal_scores',
+           'retrieve_instances', 'instance_labels', 'instance_ids', 'response_class_maps', 'peak_recall']
 
 # %% ../../nbs/neighbours/14_prm.ipynb #bd2b05be
 from functools import partial
@@ -292,6 +292,14 @@ class Instance(NamedTuple):
     mask:np.ndarray     # (H,W) bool
     response:np.ndarray # (H,W) float32, response map; those that led to the same object added
 
+def unlikely_pixels(
+    maps:np.ndarray,   # (C,H,W) class maps, 0..1
+    labels:np.ndarray, # (P,) class ids
+    faint:float=.95,   # share of the mean of its map below which a class is hardly seen
+)->np.ndarray: # (P,H,W) bool
+    "Where each class is hardly seen"
+    return maps[labels] < faint*maps[labels].mean((1, 2), keepdims=True)
+
 def proposal_scores(
     responses:np.ndarray, # (P,H,W), each of sum 1
     proposals:np.ndarray, # (S,H,W) bool
@@ -323,7 +331,7 @@ def retrieve_instances(
     proposals, responses = np.asarray(proposals, bool), np.asarray(responses)
     if proposals.shape[1:] != responses.shape[1:]: raise SpmlError(f"proposals of {proposals.shape[1:]}, response maps of {responses.shape[1:]}: both have the size of the image")
     labels = np.asarray(peaks[:, 1])
-    unlikely = None if maps is None else maps[labels] < faint*maps[labels].mean((1, 2), keepdims=True)
+    unlikely = None if maps is None else unlikely_pixels(maps, labels, faint)
     scores = proposal_scores(responses, proposals, unlikely, alpha, beta)
     best, score, kept = scores.argmax(1), scores.max(1), []
     for i in np.argsort(-score, kind='stable'):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import photo
 import torch
 import fastai.callback.progress # noqa: F401, brings no_bar
 from fastai.learner import Learner
@@ -21,9 +22,6 @@ from spml_kit.infer.scores import score
 from spml_kit.data.scenes import SCENE_CLASSES, make_scene
 
 ANIMALS = Classes(('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'))
-
-
-def photo(h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
 # image sets

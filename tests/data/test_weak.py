@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import photo
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -19,9 +20,6 @@ from spml_kit.regions.oversegment import oversegment, prepare_regions
 
 ANIMALS = Classes(('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'))
 THREE = Classes(('background', 'cat', 'dog'))
-
-
-def photo(h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
 class Poisoned(SceneSet):

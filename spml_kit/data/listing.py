@@ -46,13 +46,17 @@ def files_by_name(
     with os.scandir(folder) as entries: # much faster than paths, of which there may be millions
         for e in entries:
             if e.name.startswith('.'): continue
-            if e.is_dir(): below.append(e.name)
+            if _is_folder(e): below.append(e.name)
             elif os.path.splitext(e.name)[1].lower() in suffixes if suffixes else e.name not in TABLES:
                 found.setdefault(_composed(_stem(e.name)), []).append(folder/e.name)
     if deep or deep is None and not found:
         for sub in below:
             found |= {f'{_composed(sub)}/{k}': v for k, v in files_by_name(folder/sub, suffixes, True).items()}
     return {k: sorted(v) for k, v in sorted(found.items(), key=lambda o: min(o[1]))}
+
+def _is_folder(entry):
+    try: return entry.is_dir()
+    except OSError: return False # a link that leads to itself: who reads it says so
 
 # %% ../../nbs/api/data/10d_listing.ipynb #e0ae8ffa
 def foreign_among(
@@ -67,8 +71,11 @@ def images_by_name(
 )->dict: # name to path
     "The image files of a folder; two of one name are refused"
     found, folder = files_by_name(folder, IMAGE_SUFFIXES), Path(folder)
-    others = [p for p in folder.iterdir() if p.suffix.lower() not in IMAGE_SUFFIXES and not p.name.startswith('.')]
+    kept = {p for paths in found.values() for p in paths}
+    others = [p for p in folder.iterdir() if p not in kept and not p.name.startswith('.')]
     foreign = foreign_among(others)
+    named = next((p for p in sorted(others) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_dir()), None)
+    if named: raise SpmlError(f"{named}: a folder, although it is named as an image; rename it, or take it out")
     if not found: raise SpmlError(f"{folder}: no images here; known suffixes are {sorted(IMAGE_SUFFIXES)}{foreign}")
     if foreign: warn(f"{folder}: some pictures are left out{foreign}")
     flat = any('/' not in name for name in found)

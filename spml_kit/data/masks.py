@@ -99,7 +99,9 @@ def ids_of_palette(
     # black and white are anybody's
     tells = lambda c: c and (len({*c}) > 1 or c == (90, 90, 90) or where.endswith('labelmap.txt'))
     wrong = [u for u, m in meant.items() if m is not None and m != u and tells(colours[u])]
-    if not wrong: return ids
+    if not wrong:
+        if any(map(tells, colours.values())): _tell_white(colours, table, name, where)
+        return ids
     strange = [u for u, m in meant.items() if m is None]
     if not strange:
         tell_once('palette', name, f"numbers are read by the colours of the palette, {where} in "
@@ -111,6 +113,12 @@ def ids_of_palette(
     raise SpmlError(f"{name}: number {wrong[0]} has the colour {colours[wrong[0]]}, which is class {meant[wrong[0]]} "
                     f"among {where}, and number {strange[0]} has {colours[strange[0]]}, which is no class's: an image "
                     f"editor has numbered the palette anew; export it without smoothing, or as a grey PNG of class ids")
+
+def _tell_white(colours, table, name, where):
+    "White may be a background, or the kit's unknown"
+    white = next((u for u, c in colours.items() if c == (255, 255, 255) and table.get(c, u) != u), None)
+    if white is None: return
+    tell_once('white', name, f"number {white} is white, which is {table[255, 255, 255]} among {where}; the number counts")
 
 # %% ../../nbs/api/data/10c_masks.ipynb #488393f6
 def read_mask(

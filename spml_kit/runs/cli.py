@@ -330,12 +330,11 @@ def spml_import(
 # %% ../../nbs/api/runs/99_cli.ipynb #dd8ddca3
 def _sweep(args):
     # here, as below: `spml_run` starts in half the time without
-    from spml_kit.runs.sweep import read_grid, run_state, sweep
+    from spml_kit.runs.sweep import read_grid, run_folders, run_state, sweep
     experiment, runs = read_grid(args.grid, [*args.parameters, *([('root', args.root)] if args.root else [])])
     out, code = args.out or Path('runs', args.grid.stem), args.code or code_version(find_notebook(experiment))
     if args.dry:
-        for label, p in runs.items():
-            folder = run_folder(out, experiment, p, code)
+        for label, folder in run_folders(out, experiment, runs, code).items():
             print(f"{run_state(folder)['state']:<8} {folder.name}  {label}")
         return
     if not args.address and not args.slurm: # whose machines may see other folders

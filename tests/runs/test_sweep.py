@@ -10,7 +10,7 @@ import pytest
 from spml_kit.core import SpmlError
 from spml_kit.files import read_json
 from spml_kit.runs.experiment import run_id
-from spml_kit.runs.sweep import _own_gpu, read_grid, run_state, sweep
+from spml_kit.runs.sweep import _own_gpu, read_grid, run_folders, run_state, sweep
 from spml_kit.runs.cli import spml_sweep
 
 CELL = """
@@ -60,7 +60,7 @@ def alive(pid):
 
 
 def test_a_killed_workers_run_goes_on_elsewhere(toy, tmp_path):
-    folder = tmp_path / "s" / f"toy-{run_id(toy, {'x': 13}, 'v')}"
+    folder = run_folders(tmp_path / "s", toy, runs_of(13, 1), "v")["x 13"]
     pids = []
 
     def kill():

@@ -19,7 +19,7 @@ from .annotations import Points, Scribbles
 TINY = 1/500 # pieces below this share of the image are not marked
 
 def _depth(piece):
-    "Distance to the border in pixels on a grid of at most 64 cells (a cell counts only if all of it is inside), and the step of the grid"
+    "Distance to the border in pixels on a grid of at most 64 cells, each all inside or out; and the step of the grid"
     step = max(1, -(-max(piece.shape)//64))
     while True:
         h, w = (-(-n//step) for n in piece.shape)
@@ -57,7 +57,7 @@ def _stroke(piece, width, rng):
 
 # %% ../../nbs/api/data/10a_simulate.ipynb #decdf6a2
 def _marks(mask, instances, width, mark, rng):
-    "[(class, xy)]: `mark` on every piece that is large enough, on one or two of the background, at least one for each class"
+    "[(class, xy)]: `mark` on every piece that is large enough, one or two of the background, at least one a class"
     mask = np.asarray(mask)
     key = mask.astype(np.int32) if instances is None else mask.astype(np.int32) + 256*np.asarray(instances,
         np.int32)*(mask > 0)

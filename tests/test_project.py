@@ -134,7 +134,6 @@ UNSHOWN = { # public functions and classes without an example: none may come, an
     "62_classifier": "TagTermsLoss",
     "14d_layouts": "ade20k_set cityscapes_set",
     "15_body_parts": "DensePoseSet",
-    "15a_sources": "Ade20k Cityscapes Clothes Csv DensePose Folder Parts Scenes Voc",
     "21_hed": "cached_hed_weights fetch_hed_weights read_hed_weights",
     "77_workers": "await_workers connected dask_distributed each_result local_client slurm_client",
     "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",

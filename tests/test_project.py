@@ -135,8 +135,6 @@ UNSHOWN = { # public functions and classes without an example: none may come, an
     "14d_layouts": "ade20k_set cityscapes_set",
     "77_workers": "await_workers connected dask_distributed each_result local_client slurm_client",
     "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",
-    "96_experiment": "RunFailed",
-    "99_cli": "spml_annotate spml_import spml_sweep spml_tables",
 }
 
 

@@ -133,7 +133,6 @@ def test_long_lines_are_seen():
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
     "62_classifier": "TagTermsLoss",
     "14d_layouts": "ade20k_set cityscapes_set",
-    "77_workers": "await_workers connected dask_distributed each_result local_client slurm_client",
     "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",
 }
 

@@ -20,9 +20,9 @@ from .keypoints import simulate_keypoints
 CONTEXTS = dict(sea=('fish', 'jellyfish', 'boat'), meadow=('snail', 'mushroom', 'cat'),
                 street=('car', 'umbrella', 'figure'), sky=('airship', 'balloon', 'kite'))
 SCENE_CLASSES = Classes(('background', *(c for group in CONTEXTS.values() for c in group)))
-PART_CLASSES = Classes(('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh',
-    'left thigh', 'right leg', 'left leg',
-    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'),
+PART_CLASSES = Classes(
+    ('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh', 'left thigh',
+     'right leg', 'left leg', 'left arm', 'right arm', 'left forearm', 'right forearm', 'head'),
     tuple((f'right {p}', f'left {p}') for p in ('hand', 'foot', 'thigh', 'leg', 'arm', 'forearm')))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #91c87af5
@@ -175,8 +175,7 @@ def _figure(rng):
 DRAW = dict(fish=_fish, jellyfish=_jellyfish, boat=_boat, snail=_snail, mushroom=_mushroom, cat=_cat, car=_car,
     umbrella=_umbrella, figure=_figure, airship=_airship, balloon=_balloon, kite=_kite)
 HUES = np.array([(214, 76, 60), (240, 158, 48), (235, 204, 92), (112, 168, 84), (48, 148, 140),
-                 (74, 138, 206), (66, 84, 158), (140, 92, 168),
-                 (226, 128, 158), (160, 100, 66)])
+                 (74, 138, 206), (66, 84, 158), (140, 92, 168), (226, 128, 158), (160, 100, 66)])
 
 # %% ../../nbs/api/data/12_scenes.ipynb #9831db62
 def _noise(rng, size, cells):

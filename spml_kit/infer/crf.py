@@ -148,8 +148,8 @@ def permutohedral(
     first = F.pad(key.diff() != 0, (1, 0), value=True)
     heads = first.nonzero()[:, 0]
     key, M = key[heads], len(heads)
-    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device).scatter_(0, order,
-        first.cumsum(0, dtype=torch.int32) - 1)
+    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device)
+    index.scatter_(0, order, first.cumsum(0, dtype=torch.int32) - 1)
     start = F.pad(heads.int(), (0, 1), value=N*(d+1)) # row M is nowhere: empty
     own, blurs = integers(M+1), []
     for step in steps:

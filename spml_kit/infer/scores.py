@@ -205,7 +205,6 @@ def score(
         raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
     for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)):
         out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
-    if out and not sum(c.counts for c in out)[1:].any() and any((images.mask(i) == VOID).any()
-        for i in range(len(images))):
-        check_masks(images)
+    nothing = out and not sum(c.counts for c in out)[1:].any()
+    if nothing and any((images.mask(i) == VOID).any() for i in range(len(images))): check_masks(images)
     return out

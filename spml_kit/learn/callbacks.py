@@ -122,9 +122,9 @@ class LineCB(Callback):
     def after_epoch(self):
         row = self.learn.history[-1]
         if row['round'] == self.epoch:
-            print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
-                                             '  '.join(f'{k} {v:.3f}' for k,v in row.items()
-                                                       if k not in ('round', 'steps') and v is not None), flush=True)
+            values = (f'{k} {v:.3f}' for k,v in row.items() if k not in ('round', 'steps') and v is not None)
+            print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  "
+                  + '  '.join(values), flush=True)
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #24e3f3ef
 class TimeCB(Callback):

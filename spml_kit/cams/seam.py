@@ -119,8 +119,8 @@ def terms(self:SeamLoss,
 )->dict: # name to scalar
     "The terms of a batch"
     raws, refineds = pred[0::2], pred[1::2]
-    told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None,
-        None].float() # background is in every tagged image; an untagged one counts nowhere
+    # background is in every tagged image; an untagged one counts nowhere
+    told = torch.cat([tags.any(1, keepdim=True), tags[:, 1:]], 1)[:, :, None, None].float()
     fit = lambda o: F.interpolate(o, raws[0].shape[-2:], mode='bilinear', align_corners=False)
     one, two = (fit(scaled_maps(o.float())*told[:, 1:]) for o in raws)
     refined = [fit(scaled_maps(o.float())*told) for o in refineds]

@@ -47,7 +47,7 @@ class DensePoseSet(ImageSet):
     "Images of people with body parts, named by a list (reference `data/datasets/densepose_dataset.py`)"
     def __init__(self,
         root,             # folder below which the listed paths are
-        listed,           # list file, below the root or anywhere: a line `image mask` each; a third column, the release's regions, is not read
+        listed,           # list, below the root or anywhere: `image mask` a line; a third column, regions, is not read
         max_size:int=None, # longer side in pixels; larger images are reduced
         masks:bool=True,  # may masks be opened? False for a list of point masks
     ):
@@ -77,4 +77,5 @@ class DensePoseSet(ImageSet):
         path, size = self.files[self.names[i]][1], self.image(i).shape[:2]
         said = check_labels(read_index_png(path), MAX_CLASSES, str(path),
                             self.stored_size(i)) # any code may stand for unknown
-        return reduce_labels(np.where(said < len(PART_CLASSES), said, np.where(said == VOID, VOID, UNLABELLED)).astype(np.uint8), size)
+        unknown = np.where(said == VOID, VOID, UNLABELLED)
+        return reduce_labels(np.where(said < len(PART_CLASSES), said, unknown).astype(np.uint8), size)

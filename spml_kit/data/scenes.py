@@ -20,9 +20,9 @@ from .keypoints import simulate_keypoints
 CONTEXTS = dict(sea=('fish', 'jellyfish', 'boat'), meadow=('snail', 'mushroom', 'cat'),
                 street=('car', 'umbrella', 'figure'), sky=('airship', 'balloon', 'kite'))
 SCENE_CLASSES = Classes(('background', *(c for group in CONTEXTS.values() for c in group)))
-PART_CLASSES = Classes(('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh',
-    'left thigh', 'right leg', 'left leg',
-    'left arm', 'right arm', 'left forearm', 'right forearm', 'head'),
+PART_CLASSES = Classes(
+    ('background', 'torso', 'right hand', 'left hand', 'left foot', 'right foot', 'right thigh', 'left thigh',
+     'right leg', 'left leg', 'left arm', 'right arm', 'left forearm', 'right forearm', 'head'),
     tuple((f'right {p}', f'left {p}') for p in ('hand', 'foot', 'thigh', 'leg', 'arm', 'forearm')))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #91c87af5
@@ -33,7 +33,8 @@ def _oval(x, y, rx, ry, start=0., end=1., n=26):
 def _bar(x0, y0, x1, y1, w0, w1=None):
     "A limb: two discs of diameter w0 and w1 and what lies between"
     w1, a = w0 if w1 is None else w1, np.arctan2(y1 - y0, x1 - x0)/(2*np.pi)
-    return np.concatenate([_oval(x1, y1, w1/2, w1/2, a - .25, a + .25, 9), _oval(x0, y0, w0/2, w0/2, a + .25, a + .75, 9)])
+    far, near = _oval(x1, y1, w1/2, w1/2, a - .25, a + .25, 9), _oval(x0, y0, w0/2, w0/2, a + .25, a + .75, 9)
+    return np.concatenate([far, near])
 
 def _line(points, w):
     "A bent bar as a list of bars"
@@ -45,14 +46,18 @@ def _eye(x, y, r): return _paint('pale', _oval(x, y, r, r)) + _paint('dark', _ov
 # %% ../../nbs/api/data/12_scenes.ipynb #bfbd83b6
 def _fish(rng):
     stripe = [_oval(x, 0, .07, .36*np.sqrt(1 - (x/.7)**2)) for x in (-.25, .05)[:rng.integers(1, 3)]]
-    return (_paint('trim', [(-.55, 0), (-1, -.48), (-.86, 0), (-1, .48)], [(-.35, -.3), (-.2, -.72), (.3, -.36)], [(-.2, .34), (-.25, .66), (.15, .4)])
+    tail = [(-.55, 0), (-1, -.48), (-.86, 0), (-1, .48)]
+    fins = [(-.35, -.3), (-.2, -.72), (.3, -.36)], [(-.2, .34), (-.25, .66), (.15, .4)]
+    return (_paint('trim', tail, *fins)
         + _paint('body', _oval(0, 0, .74, .46)) + _paint('trim', *stripe) + _eye(.42, -.1, .15))
 
 def _jellyfish(rng):
     phase = rng.uniform(0, 6.28)
-    arms = [_line([(x + .09*np.sin(phase + i + 4*y), y) for y in np.linspace(0, .75 + .25*np.cos(i), 6)], .13) for i,x in enumerate((-.5, -.17, .17, .5))]
+    path = lambda i, x: [(x + .09*np.sin(phase + i + 4*y), y) for y in np.linspace(0, .75 + .25*np.cos(i), 6)]
+    arms = [_line(path(i, x), .13) for i,x in enumerate((-.5, -.17, .17, .5))]
+    hem = [_oval(x, -.02, .195, .13, 0, .5, 7) for x in (.585, .195, -.195, -.585)]
     return (_paint('trim', *sum(arms, []))
-        + _paint('body', np.concatenate([_oval(0, -.02, .78, .82, .5, 1), *[_oval(x, -.02, .195, .13, 0, .5, 7) for x in (.585, .195, -.195, -.585)]]))
+        + _paint('body', np.concatenate([_oval(0, -.02, .78, .82, .5, 1), *hem]))
         + _paint('pale', _oval(-.3, -.4, .13, .17), _oval(.05, -.5, .1, .13)))
 
 def _boat(rng):
@@ -60,15 +65,14 @@ def _boat(rng):
     return (_paint('dark', _bar(-.05, .4, -.05, top, .09))
         + _paint('pale', [(.04, top + .05), (.04, .26), (.82, .26)])
         + _paint('trim', [(-.14, top + .3), (-.14, .26), (-.7, .26)])
-       
         + _paint('body', [(-.95, .36), (.98, .36), (.62, .86), (-.66, .86)])
         + _paint('trim', [(-.88, .46), (.91, .46), (.84, .57), (-.8, .57)]))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #14a66948
 def _snail(rng):
     spiral = [(-.15 + (.06 + .09*t)*np.cos(1.6*t), .02 + (.06 + .09*t)*np.sin(1.6*t)) for t in np.linspace(0, 4.6, 14)]
-    return (_paint('trim', *_line([(.68, .45), (.6, -.1)], .08), *_line([(.78, .45), (.92, -.08)], .08), _bar(.62, .62, .74, .4, .3), _bar(-.92, .78, .6, .72, .16, .34))
-       
+    horns = _line([(.68, .45), (.6, -.1)], .08) + _line([(.78, .45), (.92, -.08)], .08)
+    return (_paint('trim', *horns, _bar(.62, .62, .74, .4, .3), _bar(-.92, .78, .6, .72, .16, .34))
         + _paint('body', _oval(-.15, .05, .62, .6))
         + _paint('dark', *_line(spiral, .1), _oval(.6, -.14, .08, .08), _oval(.92, -.12, .08, .08)))
 
@@ -76,32 +80,32 @@ def _mushroom(rng):
     dots = [(-.42, -.3, .13), (0, -.52, .16), (.4, -.25, .12), (.08, -.16, .09)][:rng.integers(3, 5)]
     return (_paint('pale', np.concatenate([_bar(0, -.05, .04*rng.normal(), .78, .42, .52)]))
         + _paint('trim', _oval(0, .02, .5, .1))
-       
         + _paint('body', np.concatenate([_oval(0, 0, .88, .8, .5, 1), _oval(0, 0, .88, .12, 0, .5)]))
         + _paint('pale', *[_oval(x, y, r, r) for x,y,r in dots]))
 
 def _cat(rng):
     lift = rng.uniform(-.5, .2)
-    return (_paint('body', *_line([(-.5, .7), (-.82, .55), (-.9, lift + .2), (-.75, lift)], .17), _oval(-.12, .42, .54, .48), _bar(.2, .5, .24, .86, .2), _bar(-.3, .7, -.02, .84, .26))
-       
-        + _paint('body', [(.02, -.42), (.02, -.98), (.36, -.68)], [(.78, -.42), (.8, -.98), (.44, -.68)], _oval(.4, -.3, .46, .4))
-       
-        + _paint('trim', [(.09, -.6), (.08, -.82), (.22, -.68)], [(.72, -.6), (.73, -.82), (.58, -.68)], _oval(.4, -.14, .14, .1))
-       
+    tail = _line([(-.5, .7), (-.82, .55), (-.9, lift + .2), (-.75, lift)], .17)
+    ears = [(.02, -.42), (.02, -.98), (.36, -.68)], [(.78, -.42), (.8, -.98), (.44, -.68)]
+    inner = [(.09, -.6), (.08, -.82), (.22, -.68)], [(.72, -.6), (.73, -.82), (.58, -.68)]
+    return (_paint('body', *tail, _oval(-.12, .42, .54, .48), _bar(.2, .5, .24, .86, .2), _bar(-.3, .7, -.02, .84, .26))
+        + _paint('body', *ears, _oval(.4, -.3, .46, .4))
+        + _paint('trim', *inner, _oval(.4, -.14, .14, .1))
         + _paint('pale', _oval(.23, -.36, .1, .11), _oval(.57, -.36, .1, .11))
         + _paint('dark', _oval(.24, -.36, .05, .09), _oval(.58, -.36, .05, .09), _oval(.4, -.19, .06, .04)))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #8a07d315
 def _airship(rng):
-    return (_paint('trim', [(-.45, -.1), (-.98, -.62), (-.98, -.3), (-.8, -.1)], [(-.45, -.1), (-.98, .42), (-.98, .1), (-.8, -.1)])
-       
+    fins = [[(-.45, -.1), (-.98, end), (-.98, inner), (-.8, -.1)] for end,inner in ((-.62, -.3), (.42, .1))]
+    return (_paint('trim', *fins)
         + _paint('dark', [(-.22, .2), (.34, .2), (.26, .52), (-.14, .52)])
         + _paint('pale', [(-.1, .3), (.02, .3), (.02, .41), (-.1, .41)], [(.1, .3), (.22, .3), (.22, .41), (.1, .41)])
         + _paint('body', _oval(.05, -.1, .9, .42)) + _paint('trim', _oval(.05, -.1, .86, .09)))
 
 def _balloon(rng):
     gores = [_oval(0, -.35, r, .6) for r in ((.3,), (.42, .14))[rng.integers(2)]]
-    return (_paint('dark', *_line([(-.42, 0), (-.13, .68)], .06), *_line([(.42, 0), (.13, .68)], .06), [(-.2, .62), (.2, .62), (.16, .95), (-.16, .95)])
+    ropes = _line([(-.42, 0), (-.13, .68)], .06) + _line([(.42, 0), (.13, .68)], .06)
+    return (_paint('dark', *ropes, [(-.2, .62), (.2, .62), (.16, .95), (-.16, .95)])
         + _paint('body', np.concatenate([_oval(0, -.35, .62, .6, .46, 1.04), [(.16, .46), (-.16, .46)]]))
         + [(c, p) for c,p in zip(('trim', 'body'), gores)]
         + _paint('trim', [(-.18, .38), (.18, .38), (.14, .5), (-.14, .5)]))
@@ -119,16 +123,25 @@ def _kite(rng):
 def _car(rng):
     x = rng.uniform(-.12, .12)
     wheels = [_oval(s, .5, r, r) for r in (.23, .1) for s in (-.52, .52)]
-    return (_paint('body', [(-.62 + x, -.02), (-.4 + x, -.5), (.32 + x, -.5), (.6 + x, -.02)], np.concatenate([_oval(-.82, .14, .16, .18, .5, .75, 5), _oval(.8, .2, .18, .22, .75, 1, 5), [(.98, .5), (-.98, .5)]]))
-        + _paint('pale', [(-.48 + x, -.04), (-.33 + x, -.4), (-.06 + x, -.4), (-.06 + x, -.04)], [(.04 + x, -.04), (.04 + x, -.4), (.26 + x, -.4), (.45 + x, -.04)])
-        + _paint('trim', [(-.98, .24), (.98, .24), (.98, .34), (-.98, .34)]) + _paint('dark', *wheels[:2]) + _paint('pale', *wheels[2:], _oval(.91, .17, .07, .08)))
+    cabin = [(-.62 + x, -.02), (-.4 + x, -.5), (.32 + x, -.5), (.6 + x, -.02)]
+    corners = _oval(-.82, .14, .16, .18, .5, .75, 5), _oval(.8, .2, .18, .22, .75, 1, 5)
+    rear = [(-.48 + x, -.04), (-.33 + x, -.4), (-.06 + x, -.4), (-.06 + x, -.04)]
+    front = [(.04 + x, -.04), (.04 + x, -.4), (.26 + x, -.4), (.45 + x, -.04)]
+    return (_paint('body', cabin, np.concatenate([*corners, [(.98, .5), (-.98, .5)]]))
+        + _paint('pale', rear, front)
+        + _paint('trim', [(-.98, .24), (.98, .24), (.98, .34), (-.98, .34)])
+        + _paint('dark', *wheels[:2])
+        + _paint('pale', *wheels[2:], _oval(.91, .17, .07, .08)))
 
 def _umbrella(rng):
     cusps = np.concatenate([_oval(x, .02, .215, -.16, 0, .5, 7) for x in (.645, .215, -.215, -.645)])
     hook = [(0, -.9), (0, .74), (.06, .88), (.18, .9), (.27, .8)]
-    panel = np.concatenate([_oval(0, 0, .42, .8, .5, 1, 15), _oval(.215, .02, .2, -.16, 0, .5, 7), _oval(-.215, .02, .2, -.16, 0, .5, 7)])
-    return _paint('dark', *_line(hook, .1)) + _paint('body', np.concatenate([_oval(0, .02, .86, .82, .5, 1), cusps])) + _paint('trim', panel)
+    hem = [_oval(x, .02, .2, -.16, 0, .5, 7) for x in (.215, -.215)]
+    return (_paint('dark', *_line(hook, .1))
+        + _paint('body', np.concatenate([_oval(0, .02, .86, .82, .5, 1), cusps]))
+        + _paint('trim', np.concatenate([_oval(0, 0, .42, .8, .5, 1, 15), *hem])))
 
+# %% ../../nbs/api/data/12_scenes.ipynb #2e8f65aa
 def _figure(rng):
     "A person with 14 parts; seen from the front the person's right side is on the left"
     front = rng.random() < .7
@@ -148,7 +161,8 @@ def _figure(rng):
         shoulder, raised = (s*.27, -.5), rng.uniform(.25, 2.3)
         elbow = step(shoulder, raised, s, .31)
         wrist = step(elbow, raised + rng.uniform(-.6, .9), s, .28)
-        add('skin', _oval(*step(elbow, np.arctan2(s*(wrist[0] - elbow[0]), wrist[1] - elbow[1]), s, .34), .1, .1), f'{name} hand')
+        along = np.arctan2(s*(wrist[0] - elbow[0]), wrist[1] - elbow[1])
+        add('skin', _oval(*step(elbow, along, s, .34), .1, .1), f'{name} hand')
         add(sleeve, _bar(*elbow, *wrist, .15, .13), f'{name} forearm')
         add('body', _bar(*shoulder, *elbow, .19, .16), f'{name} arm')
     add('hair', _oval(0, -.83, .22, .22), 'head')
@@ -161,8 +175,7 @@ def _figure(rng):
 DRAW = dict(fish=_fish, jellyfish=_jellyfish, boat=_boat, snail=_snail, mushroom=_mushroom, cat=_cat, car=_car,
     umbrella=_umbrella, figure=_figure, airship=_airship, balloon=_balloon, kite=_kite)
 HUES = np.array([(214, 76, 60), (240, 158, 48), (235, 204, 92), (112, 168, 84), (48, 148, 140),
-                 (74, 138, 206), (66, 84, 158), (140, 92, 168),
-                 (226, 128, 158), (160, 100, 66)])
+                 (74, 138, 206), (66, 84, 158), (140, 92, 168), (226, 128, 158), (160, 100, 66)])
 
 # %% ../../nbs/api/data/12_scenes.ipynb #9831db62
 def _noise(rng, size, cells):
@@ -177,17 +190,21 @@ def _ground(rng, size, kind, a, b):
     soft, fine = _noise(rng, size, (4, 5)), _noise(rng, size, (26, 26))
     f, phase = rng.uniform(.8, 1.2), rng.uniform(0, 6.28)
     if kind == 'sea': pattern = np.sin(58*f*y + 1.6*soft + .8*np.sin(14*x + phase))*.9 + .2*fine
-    elif kind == 'meadow': pattern = .5*fine + .9*_noise(rng, size, (16, 64)) + .4*np.sign(np.sin(5*x*f + phase)*.12 + y - .35)
+    elif kind == 'meadow':
+        blades = _noise(rng, size, (16, 64))
+        pattern = .5*fine + .9*blades + .4*np.sign(np.sin(5*x*f + phase)*.12 + y - .35)
     elif kind == 'street':
         row = np.floor(9*f*y)
-        pattern = np.where((.5 - np.abs((9*f*y) % 1 - .5) < .07) | (.5 - np.abs((4.5*f*x + .5*(row % 2)) % 1 - .5) < .035), 1.5, -.3) + .3*fine
+        to_joint = lambda t: .5 - np.abs(t % 1 - .5)
+        joint = (to_joint(9*f*y) < .07) | (to_joint(4.5*f*x + .5*(row % 2)) < .035)
+        pattern = np.where(joint, 1.5, -.3) + .3*fine
     else: pattern = 1.4*np.tanh(3*(soft + .25*fine - .3))
     mix = (.5 + .16*pattern + .12*soft + (y - .5)*.5)[..., None].clip(0, 1)
     return (a*(1 - mix) + b*mix).astype(np.float32)
 
 # %% ../../nbs/api/data/12_scenes.ipynb #f7277b99
 def _plan(rng, only=None):
-    "A context, and which objects where: (class name, x, y, half size, angle, flip) in shares of the image, back to front"
+    "A context, and the objects from back to front: (class name, x, y, half size, angle, flip) in shares of the image"
     context = str(rng.choice(list(CONTEXTS)))
     n = rng.choice(5, p=(.1, .25, .3, .22, .13))
     size, objects = (1.75, 1.5, 1.3, 1.15, 1.02)[n], []
@@ -201,7 +218,8 @@ def _plan(rng, only=None):
         for _ in range(20):
             x, y = rng.uniform(.12, .88), rng.uniform(*((.16, .84) if context in ('sea', 'sky') else (.3, .82)))
             if all(np.hypot(x - o[1], y - o[2]) > .62*(r + o[3]) for o in objects):
-                objects.append((name, x, y, r, rng.normal()*(.12 if name in CONTEXTS['meadow'] + CONTEXTS['street'] else .25), name != 'figure' and rng.random() < .5))
+                angle = rng.normal()*(.12 if name in CONTEXTS['meadow'] + CONTEXTS['street'] else .25)
+                objects.append((name, x, y, r, angle, name != 'figure' and rng.random() < .5))
                 break
     return context, sorted(objects, key=lambda o: o[2] + o[3])
 
@@ -210,30 +228,49 @@ def _place(polygon, x, y, r, angle=0., flip=False):
     return p @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + (x, y)
 
 # %% ../../nbs/api/data/12_scenes.ipynb #460d48da
-FIXED = dict(pale=[(244, 238, 224)], dark=[(44, 44, 56)], skin=[(240, 196, 160), (216, 164, 120), (150, 100, 70), (106, 72, 52)],
+FIXED = dict(pale=[(244, 238, 224)], dark=[(44, 44, 56)],
+    skin=[(240, 196, 160), (216, 164, 120), (150, 100, 70), (106, 72, 52)],
     hair=[(60, 40, 28), (34, 30, 34), (170, 120, 60), (150, 60, 36)])
 
+def _scrap(rng):
+    "A shape without a class: oval, bar, brick or triangle"
+    brick, triangle = [(-1, -.7), (1, -.7), (1, .7), (-1, .7)], [(0, -1), (.9, .7), (-.9, .7)]
+    return (_oval(0, 0, 1, .8), _bar(-.8, 0, .8, 0, .5), brick, triangle)[rng.integers(4)]
+
+def _colours(rng, ground, around, dress):
+    "Colours of an object; `dress`: generator of clothes in colours of the ground, or of what lies `around`"
+    far, fade = HUES[np.linalg.norm(HUES - ground, axis=1) > 75], rng.uniform(0, .4, (2, 1))
+    faded = rng.permutation(far)[:2]*(1 - fade) + fade*rng.uniform(90, 230)
+    colours = dict(zip(('body', 'trim'), faded)) | {k: np.array(v[rng.integers(len(v))]) for k,v in FIXED.items()}
+    for k in ('body', 'trim') if dress else ():
+        if dress.random() >= .5: continue
+        shade = dress.uniform(.85, 1.15)
+        colours[k] = shade*(ground if dress.random() < .6 else around[dress.integers(len(around))])
+    return colours
+
+# %% ../../nbs/api/data/12_scenes.ipynb #460d48db
 def _paint_all(rng, h, w, objects, ground, dress=None):
-    "(2H,2W) polygon numbers, and by number: colour, object, part, body or not; `dress`: generator of clothes in colours of their surroundings"
+    "(2H,2W) polygon numbers, and by number: colour, object, part, body or not; `dress` as in `_colours`"
     sheet, table, unit = Image.new('I', (2*w, 2*h)), [((0, 0, 0), 0, 0, 0)], min(h, w)
     pen = ImageDraw.Draw(sheet)
     def put(polygon, *row):
         pen.polygon((polygon*2).ravel().tolist(), fill=len(table))
         table.append(row)
     for _ in range(rng.integers(1, 6)):
-        shape = (_oval(0, 0, 1, .8), _bar(-.8, 0, .8, 0, .5), [(-1, -.7), (1, -.7), (1, .7), (-1, .7)], [(0, -1), (.9, .7), (-.9, .7)])[rng.integers(4)]
+        shape = _scrap(rng)
         colour = ground + rng.uniform(.5, 1)*(HUES[rng.integers(len(HUES))] - ground)
-        put(_place(shape, rng.uniform(0, w), rng.uniform(0, h), rng.uniform(.03, .12)*unit, rng.uniform(0, 6.28)), colour, 0, 0, 0)
-    far, around = HUES[np.linalg.norm(HUES - ground, axis=1) > 75], [colour for colour,*_ in table[1:]]
+        x, y, r, angle = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(.03, .12)*unit, rng.uniform(0, 6.28)
+        put(_place(shape, x, y, r, angle), colour, 0, 0, 0)
+    around = [colour for colour,*_ in table[1:]]
     for i,(name,x,y,r,*turn) in enumerate(objects, 1):
         tint = rng.normal(size=3)*7
-        fade = rng.uniform(0, .4, (2, 1))
-        colours = dict(zip(('body', 'trim'), rng.permutation(far)[:2]*(1 - fade) + fade*rng.uniform(90, 230))) | {k: np.array(v[rng.integers(len(v))]) for k,v in FIXED.items()}
-        for k in ('body', 'trim') if dress else ():
-            if dress.random() < .5: colours[k] = dress.uniform(.85, 1.15)*(ground if dress.random() < .6 else around[dress.integers(len(around))])
+        colours = _colours(rng, ground, around, dress)
         around += [colours['body'], colours['trim']]
-        for colour,polygon,*part in DRAW[name](rng): put(_place(polygon, x*w, y*h, r*unit, *turn), colours[colour] + tint, i, *(part or [0]), colour == 'body')
-    return np.asarray(sheet), *(np.array(column, dtype) for column,dtype in zip(zip(*table), (np.float32, np.uint8, np.uint8, bool)))
+        for colour,polygon,*part in DRAW[name](rng):
+            placed = _place(polygon, x*w, y*h, r*unit, *turn)
+            put(placed, colours[colour] + tint, i, *(part or [0]), colour == 'body')
+    types = np.float32, np.uint8, np.uint8, bool
+    return np.asarray(sheet), *(np.array(column, dtype) for column,dtype in zip(zip(*table), types))
 
 # %% ../../nbs/api/data/12_scenes.ipynb #c0d2a8e8
 def _light(rng, image, instances, body, objects):
@@ -242,14 +279,17 @@ def _light(rng, image, instances, body, objects):
     unit, side = min(h, w), rng.uniform(-.8, .8)
     x, y, r = (np.array([0, *(o[k] for o in objects)], np.float32) for k in (1, 2, 3))
     r[0] = 1
-    u, v = ((np.arange(w, dtype=np.float32) - w*x[instances])/(unit*r[instances]), (np.arange(h, dtype=np.float32)[:, None] - h*y[instances])/(unit*r[instances]))
+    across, down = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+    u, v = (across - w*x[instances])/(unit*r[instances]), (down - h*y[instances])/(unit*r[instances])
     weave, turn = rng.integers(0, 4, len(x))[instances], rng.uniform(0, 3.14, len(x)).astype(np.float32)
     c, s = 9*np.cos(turn)[instances], 9*np.sin(turn)[instances]
     wave = np.sin(c*u + s*v)*np.where(weave == 2, 1.4*np.sin(c*v - s*u), weave == 1)
     shadow = np.pad(ndi.gaussian_filter((instances > 0).astype(np.float32), .02*unit), unit//8)
     dy, dx = unit//8 - round(.035*unit), unit//8 + round(.03*unit*side)
-    shade = np.where(instances > 0, 1 + .16*(side*u - v).clip(-1, 1) - .1*np.tanh(2*wave)*body, 1 - .38*shadow[dy:dy + h, dx:dx + w])
-    image = image*(shade*(1 + .08*_noise(rng, (h, w), (2, 2))))[..., None]*rng.uniform(.9, 1.1)*rng.uniform(.96, 1.04, 3).astype(np.float32)
+    lit = 1 + .16*(side*u - v).clip(-1, 1) - .1*np.tanh(2*wave)*body
+    shade = np.where(instances > 0, lit, 1 - .38*shadow[dy:dy + h, dx:dx + w])
+    shade = (shade*(1 + .08*_noise(rng, (h, w), (2, 2))))[..., None]
+    image = image*shade*rng.uniform(.9, 1.1)*rng.uniform(.96, 1.04, 3).astype(np.float32)
     image = ndi.gaussian_filter(image, (*[rng.uniform(.2, .55)*unit/128]*2, 0))
     return (image + rng.uniform(2, 6)*rng.standard_normal(image.shape, np.float32)).clip(0, 255).astype(np.uint8)
 

@@ -19,12 +19,12 @@ from .annotations import Points, Scribbles
 TINY = 1/500 # pieces below this share of the image are not marked
 
 def _depth(piece):
-    "Distance to the border in pixels on a grid of at most 64 cells (a cell counts only if all of it is inside), and the step of the grid"
+    "Distance to the border in pixels on a grid of at most 64 cells, each all inside or out; and the step of the grid"
     step = max(1, -(-max(piece.shape)//64))
     while True:
         h, w = (-(-n//step) for n in piece.shape)
-        cells = np.pad(piece, ((0, h*step - piece.shape[0]), (0, w*step - piece.shape[1]))).reshape(h, step, w,
-            step).all((1, 3))
+        whole = np.pad(piece, ((0, h*step - piece.shape[0]), (0, w*step - piece.shape[1])))
+        cells = whole.reshape(h, step, w, step).all((1, 3))
         if cells.any() or step == 1: break
         step = 1
     d = ndi.distance_transform_edt(np.pad(cells, 1))[1:-1, 1:-1]
@@ -57,10 +57,10 @@ def _stroke(piece, width, rng):
 
 # %% ../../nbs/api/data/10a_simulate.ipynb #decdf6a2
 def _marks(mask, instances, width, mark, rng):
-    "[(class, xy)]: `mark` on every piece that is large enough, on one or two of the background, at least one for each class"
+    "[(class, xy)]: `mark` on every piece that is large enough, one or two of the background, at least one a class"
     mask = np.asarray(mask)
-    key = mask.astype(np.int32) if instances is None else mask.astype(np.int32) + 256*np.asarray(instances,
-        np.int32)*(mask > 0)
+    key = mask.astype(np.int32)
+    if instances is not None: key = key + 256*np.asarray(instances, np.int32)*(mask > 0)
     key[mask == VOID] = -1
     pieces = label(key, background=-1, connectivity=1)
     area, boxes, out = np.bincount(pieces.ravel())[1:], ndi.find_objects(pieces), []

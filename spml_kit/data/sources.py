@@ -36,9 +36,11 @@ class Source:
         seed:int=0,      # of the choice of images
     ):
         if self.needs_root and not (Path(root).is_file() if self.listed else Path(root).is_dir()):
-            raise SpmlError(f"root '{root}': no such {'file; it must name the table of' if self.listed else 'folder; it must name the folder that holds'} the images")
+            kind = 'file; it must name the table of' if self.listed else 'folder; it must name the folder that holds'
+            raise SpmlError(f"root '{root}': no such {kind} the images")
         self.root, self.size, self.n_train, self.n_valid, self.seed = Path(root), size, n_train, n_valid, seed
-        self.classes, self.train_split, self.valid_split, self.full_split = Classes(tuple(classes)) if classes else None, train_split, valid_split, full_split
+        self.classes = Classes(tuple(classes)) if classes else None
+        self.train_split, self.valid_split, self.full_split = train_split, valid_split, full_split
 
 # %% ../../nbs/api/data/15a_sources.ipynb #15a0000f
 @patch
@@ -84,10 +86,12 @@ class Parts(Scenes):
 
 class Voc(Source):
     "PASCAL VOC, or a data set in its layout"
-    def _of(self, split, masks=True): return VocSet(self.root, split, max_size=self.size, classes=self.classes, masks=masks)
+    def _of(self, split, masks=True):
+        return VocSet(self.root, split, max_size=self.size, classes=self.classes, masks=masks)
     def _train(self, masks): return self._of(self.train_split, masks)
     def _valid(self): return self._of(self.valid_split)
-    def said(self, images, annotation): return animal_clicks(images, background='border', seed=self.seed) if annotation == 'clicks' else annotation
+    def said(self, images, annotation):
+        return animal_clicks(images, background='border', seed=self.seed) if annotation == 'clicks' else annotation
 
 class Clothes(Source):
     "Photographs of dressed people, in PASCAL layout"
@@ -135,16 +139,19 @@ class Csv(Source):
     def _table(self):
         path = class_table_near(self.root.parent)
         if path is None and self.classes is None:
-            raise SpmlError(f"{self.root.parent/'classes.txt'}: no such file; write the class names there, one a line, background first")
+            raise SpmlError(f"{self.root.parent/'classes.txt'}: no such file; "
+                            f"write the class names there, one a line, background first")
         return self.classes or Classes(tuple(read_class_names(path)))
     def _train(self, masks): return PairSet(self._parts()[0], self._table(), masks=False, max_size=self.size)
-    def _valid(self): return PairSet(self._parts()[1] or self._parts()[0], self._table(), masks=bool(self._parts()[1]), max_size=self.size)
+    def _valid(self):
+        learn, judge = self._parts()
+        return PairSet(judge or learn, self._table(), masks=bool(judge), max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return {name: label for name, (_, label) in self._parts()[0].items()}
 
 SOURCES = {name: f'spml_kit.data.sources:{cls.__name__}'
-           for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes, densepose=DensePose,
-                                 cityscapes=Cityscapes, ade20k=Ade20k, csv=Csv).items()}
+           for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes,
+                                 densepose=DensePose, cityscapes=Cityscapes, ade20k=Ade20k, csv=Csv).items()}
 
 def named_source(
     data:str, # one of `SOURCES`, or package.module:name

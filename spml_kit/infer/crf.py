@@ -36,7 +36,8 @@ class Kernel:
         image, # (H,W,3) uint8 RGB, tensor (on any device) or array; or what `as_image` takes
     )->torch.Tensor: # (H*W,2) or (H*W,5) float32, in standard deviations
         "What the kernel compares"
-        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape[2:] == (3,)): image = np.ascontiguousarray(as_image(image))
+        ready = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape[2:] == (3,)
+        if not ready: image = np.ascontiguousarray(as_image(image))
         image = torch.as_tensor(image)
         x, y = (torch.arange(n, device=image.device).float()/self.sxy for n in (image.shape[1], image.shape[0]))
         xy = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1).flatten(0, 1)
@@ -147,8 +148,8 @@ def permutohedral(
     first = F.pad(key.diff() != 0, (1, 0), value=True)
     heads = first.nonzero()[:, 0]
     key, M = key[heads], len(heads)
-    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device).scatter_(0, order,
-        first.cumsum(0, dtype=torch.int32) - 1)
+    index = torch.empty(N*(d+1), dtype=torch.int32, device=key.device)
+    index.scatter_(0, order, first.cumsum(0, dtype=torch.int32) - 1)
     start = F.pad(heads.int(), (0, 1), value=N*(d+1)) # row M is nowhere: empty
     own, blurs = integers(M+1), []
     for step in steps:

@@ -180,7 +180,7 @@ Scorer = Callable # (H,W,3) uint8 image -> (C,H,W) scores, >= 0, the larger the 
 
 def stream_predictions(
     scorers:dict, # name to `Scorer`
-    images,       # (H,W,3) uint8 arrays, or what `as_image` takes; one at a time, since the scores of thousands would not fit
+    images,       # (H,W,3) uint8 arrays, or what `as_image` takes; one at a time: the scores of all would not fit
     crf:bool=False, # each also with borders by the CRF, as name_crf?
 ): # iterator: dict of name to (H,W) uint8 class ids, for each image
     "Label maps of many images by several systems"
@@ -205,7 +205,6 @@ def score(
         raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
     for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)):
         out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
-    if out and not sum(c.counts for c in out)[1:].any() and any((images.mask(i) == VOID).any()
-        for i in range(len(images))):
-        check_masks(images)
+    nothing = out and not sum(c.counts for c in out)[1:].any()
+    if nothing and any((images.mask(i) == VOID).any() for i in range(len(images))): check_masks(images)
     return out

@@ -122,14 +122,15 @@ class LineCB(Callback):
     def after_epoch(self):
         row = self.learn.history[-1]
         if row['round'] == self.epoch:
-            print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  " +
-                                             '  '.join(f'{k} {v:.3f}' for k,v in row.items()
-                                                       if k not in ('round', 'steps') and v is not None), flush=True)
+            values = (f'{k} {v:.3f}' for k,v in row.items() if k not in ('round', 'steps') and v is not None)
+            print(f"{self.label:<14} round {self.epoch + 1}/{self.n_epoch}  step {row['steps']:>5}  "
+                  + '  '.join(values), flush=True)
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #24e3f3ef
 class TimeCB(Callback):
     "Measure steps 4 to 8 of a run, and say how long all of them will take, if that is half a minute or more"
-    order, first, last, least = 57, 3, 8, 30 # steps that are left to warm up; the last one measured; seconds that are worth a line
+    order, first, last = 57, 3, 8 # steps that are left to warm up; the last one measured
+    least = 30 # seconds that are worth a line
     def __init__(self,
         label:str, # name of the run
         after:int=0, # steps of later runs, taken to be as long

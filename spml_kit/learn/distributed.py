@@ -125,8 +125,8 @@ def joint_relation_loss(
     ids, _ = relation.groups(candidates if relation.scope == 'memory' else seg.protos)
     anchors = ids[seg.own] >= 0
     if relation.scope == 'image':
-        anchors = anchors.new_zeros(len(seg.protos.tags), dtype=torch.long).index_add(0,
-            seg.protos.image[seg.own].long(), anchors.long()) > 0
+        image, none = seg.protos.image[seg.own].long(), anchors.new_zeros(len(seg.protos.tags), dtype=torch.long)
+        anchors = none.index_add(0, image, anchors.long()) > 0
     return joint_mean(loss, anchors.sum())
 
 # %% ../../nbs/api/learn/59_distributed.ipynb #f7b6482f
@@ -158,8 +158,8 @@ class ProcessesCB(Callback):
                                 f"the batch must be a multiple of {n}, and no process without an image")
             dl.process = rank(), n
         if next(self.model.parameters()).is_cuda: convert_sync_batchnorm(self.model) # timm's, which keeps activations
-        self.together, self.learn.to_detach = DistributedDataParallel(self.model), partial(to_detach,
-            gather=False) # added up below
+        self.together = DistributedDataParallel(self.model)
+        self.learn.to_detach = partial(to_detach, gather=False) # added up below
         if rank() > 0:
             self.learn.logger = noop
             for cb in self.learn.cbs:

@@ -90,8 +90,8 @@ def go(self:Annotator,
     self._quiet = True
     with self.hold_sync():
         self.index, self.name, self.failed, self.status, self.spread = index, name, self.image is None, status, b''
-        self.picture, self.size = (b'', [60, 80]) if self.image is None else (_encode(self.image),
-            list(self.image.shape[:2]))
+        if self.image is None: self.picture, self.size = b'', [60, 80]
+        else: self.picture, self.size = _encode(self.image), list(self.image.shape[:2])
         self.marks, self.brush = [vars(m) for m in marks], brush or self.brush
         self._note()
     self._quiet = False

@@ -124,8 +124,8 @@ def forces_table(
             if share[j] > 0:
                 rows.append((side, 100*float(share[j]), float(forces.similarity[j]), name(int(forces.protos.label[j])),
                              image if image < n_images else 'memory'))
-    return pd.DataFrame(rows, columns=['side', 'share', 'similarity', 'label', 'image']).round({'share': 1,
-        'similarity': 2})
+    table = pd.DataFrame(rows, columns=['side', 'share', 'similarity', 'label', 'image'])
+    return table.round({'share': 1, 'similarity': 2})
 
 # %% ../../nbs/api/look/91_explain.ipynb #661f494c
 def grow(

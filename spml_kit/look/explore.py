@@ -22,8 +22,8 @@ from ..data.weak import SAID, SIMULATED, WeakSet
 from ..method.segments import Prototypes
 from ..method.memory import MemoryBank
 from .plot import draw_regions, overlay
-from .explain import (CELL, View, cross, forces_table, grow, memory_strip, outline, paint_forces,
-                                   pixel_forces)
+from .explain import CELL, View, cross, forces_table, grow, memory_strip, outline
+from .explain import paint_forces, pixel_forces
 from .widgets import GAP, Explorer, mosaic, mosaic_at, view_step
 from .inputs import check_pixel, chosen, images_of, labels_of, loss_of, pixel_of
 

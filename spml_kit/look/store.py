@@ -96,12 +96,12 @@ def show_neighbours(
     for image in images:
         own, mu = (o.cpu() for o in image_segments(embed_view(model, image)[0], grid))
         sim, at = index.nearest(mu, k)
-        votes, pixels = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1), torch.bincount(own.flatten(),
-            minlength=len(mu))
+        votes = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1)
+        pixels = torch.bincount(own.flatten(), minlength=len(mu))
         called = votes.argmax(1)
         largest = [max((called == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in called.unique()]
-        for s in sorted(largest,
-                        key=lambda s: (int(called[s]) == 0, -int(pixels[s])))[:max_rows]: # things before background
+        first = lambda s: (int(called[s]) == 0, -int(pixels[s])) # things before background
+        for s in sorted(largest, key=first)[:max_rows]:
             inside = (own == s).view(image.shape[:2]).numpy()
             crops = [framed(crop_around(image, inside, size), classes.palette[called[s]])]
             crops += [framed(store.crop(train, j, size), classes.palette[index.label[j]]) for j in at[s].tolist()]

@@ -117,33 +117,48 @@ def _places(net):
 def _calls(net, modules):
     "(module, channels) of every call in a forward pass; channels is 0 where the map is a single cell"
     calls, was = [], [(m, m.training) for m in net.modules()]
+    device = next(net.parameters(), torch.empty(0)).device
     seen = lambda m, _, out: calls.append((m, out.shape[1]*(out.ndim == 4 and out[0, 0].numel() > 1)))
     hooks = [m.register_forward_hook(seen) for m in modules]
     try:
-        with torch.no_grad(): net.eval()(torch.zeros(1, 3, 256, 256, device=next(net.parameters(), torch.empty(0)).device))
+        with torch.no_grad(): net.eval()(torch.zeros(1, 3, 256, 256, device=device))
     finally:
         for h in hooks: h.remove()
         for m, training in was: m.training = training
     return calls
 
+def _able(net, calls, last):
+    "Numbers of the calls that can be suppressed, the last so many"
+    able = [k for k, (_, channels) in enumerate(calls) if channels]
+    if not able:
+        raise SpmlError(f"{type(net).__name__} calls no nn.ReLU, nn.ReLU6 or nn.Hardtanh from 0 on "
+                        f"(F.relu is not seen, SiLU and GELU have no zero): choose another backbone")
+    if last is not None and not 0 < last <= len(able):
+        raise SpmlError(f"last {last}: the network has {len(able)} activations to suppress; "
+                        f"choose 1..{len(able)}, or None for all")
+    return able[-last if last else 0:]
+
+# %% ../../nbs/neighbours/10_drs.ipynb #d2500045
 def suppress_activations(
     net:nn.Module,  # takes (B,3,H,W); changed in place
     delta=.8,       # of `Suppression`
     last:int=2,     # only so many activations, the last that run; None: all
 )->list: # of `Suppression`, in the order in which they run
     "Put a suppression of its own after every call of a ReLU, ReLU6 or `Hardtanh` from 0 on; `F.relu` is not seen"
-    if any(isinstance(m, Suppression) for m in net.modules()): raise SpmlError(f"{type(net).__name__} has suppressed activations already, and two caps would multiply; begin with a fresh network")
+    if any(isinstance(m, Suppression) for m in net.modules()):
+        raise SpmlError(f"{type(net).__name__} has suppressed activations already, and two caps would multiply; "
+                        f"begin with a fresh network")
     places = _places(net)
     calls = _calls(net, places)
-    able = [k for k, (_, channels) in enumerate(calls) if channels]
-    if not able: raise SpmlError(f"{type(net).__name__} calls no nn.ReLU, nn.ReLU6 or nn.Hardtanh from 0 on (F.relu is not seen, SiLU and GELU have no zero): choose another backbone")
-    if last is not None and not 0 < last <= len(able): raise SpmlError(f"last {last}: the network has {len(able)} activations to suppress; choose 1..{len(able)}, or None for all")
-    made = {k: Suppression(calls[k][1], delta) for k in able[-last if last else 0:]}
+    able = _able(net, calls, last)
+    made = {k: Suppression(calls[k][1], delta) for k in able}
     device = next(net.parameters(), torch.empty(0)).device
     for m, (parent, name) in places.items():
         mine = [k for k, (o, _) in enumerate(calls) if o is m]
-        if made.keys() & mine: parent._modules[name] = SuppressedActivation(m, [made.get(k, nn.Identity()) for k in mine]).to(device)
-    if any(len(m.each) > 1 for m in net.modules() if isinstance(m, SuppressedActivation)): net.register_forward_pre_hook(_restart) # a pass that was broken off leaves no trace
+        if not made.keys() & mine: continue
+        parent._modules[name] = SuppressedActivation(m, [made.get(k, nn.Identity()) for k in mine]).to(device)
+    if any(len(m.each) > 1 for m in net.modules() if isinstance(m, SuppressedActivation)):
+        net.register_forward_pre_hook(_restart) # a pass that was broken off leaves no trace
     return [*made.values()]
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d250001c
@@ -174,7 +189,8 @@ class MapTargets:
         weak:WeakSet, # images and tags
         folder,       # of the maps, as `map_targets` writes them
     ):
-        self.weak, self.folder, self.names, self.classes, self.c, self._memory = weak, Path(folder), weak.names, weak.classes, weak.c, BoundedCache()
+        self.weak, self.folder, self._memory = weak, Path(folder), BoundedCache()
+        self.names, self.classes, self.c = weak.names, weak.classes, weak.c
 
     def __len__(self): return len(self.weak)
 
@@ -189,7 +205,8 @@ class MapTargets:
     )->Sample:
         "An image, its winning classes (254 where nothing is tagged), their values and its tags"
         s = self.weak.sample(i)
-        if not s.tags.any(): return Sample(s.image, np.full_like(s.labels, UNLABELLED), np.zeros_like(s.regions), s.tags)
+        if not s.tags.any():
+            return Sample(s.image, np.full_like(s.labels, UNLABELLED), np.zeros_like(s.regions), s.tags)
         winner, value = self._memory(i, lambda: tuple(map(read_index_png, self.paths(i))))
         return Sample(s.image, winner.astype(np.uint8), value.astype(np.int32), s.tags)
 
@@ -211,7 +228,8 @@ def map_targets(
     for i in tqdm(range(len(weak)), 'maps', disable=not progress):
         s = weak.sample(i)
         if not s.tags.any() or targets.paths(i)[1].exists(): continue
-        for path, ids in zip(targets.paths(i), winner_take_all(class_maps(model, s.image, s.tags, scales, merge=merge))):
+        maps = class_maps(model, s.image, s.tags, scales, merge=merge)
+        for path, ids in zip(targets.paths(i), winner_take_all(maps)):
             write_index_png(path, ids, weak.classes.palette)
     return targets
 
@@ -244,14 +262,17 @@ class RefineLoss(MultiTermLoss):
         "Loss of a batch"
         if not self.training: return pred.new_zeros(())
         C, known = tags.shape[1], labels < UNLABELLED
-        if (tags.any(1) & ~known.flatten(1).any(1)).any(): raise SpmlError("a tagged image has no map to regress; train on what `map_targets` returns")
+        if (tags.any(1) & ~known.flatten(1).any(1)).any():
+            raise SpmlError("a tagged image has no map to regress; train on what `map_targets` returns")
         pred = F.interpolate(pred.float(), labels.shape[-2:], mode='bilinear', align_corners=False)
-        target = torch.zeros_like(pred[:, :1]).expand(-1, C, -1, -1).scatter(1, labels.masked_fill(~known, 0)[:, None], regions[:, None].float()/255)
+        winner, value = labels.masked_fill(~known, 0)[:, None], regions[:, None].float()/255
+        target = torch.zeros_like(pred[:, :1]).expand(-1, C, -1, -1).scatter(1, winner, value)
         mean = (((pred - target[:, 1:])**2).mean(1)*known).sum()/known.sum().clamp_min(1)
         return joint_mean(mean, known.sum())
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500029
-REFINE_RECIPE = TAG_RECIPE.but(drops=(1/3, 2/3), source='ours, for regression of class maps; the two drops as in the released scripts')
+REFINE_RECIPE = TAG_RECIPE.but(
+    drops=(1/3, 2/3), source='ours, for regression of class maps; the two drops as in the released scripts')
 DRS_REFINER = TagMethod('drs_refined', RefineNet, RefineLoss, REFINE_RECIPE)
 
 def refine_maps(
@@ -278,9 +299,12 @@ def refine_classifier(
     folder, # of the step
 )->Learner:
     "The refiner of the classifier's maps"
-    if 'classifier' not in pipe.learners: raise SpmlError(f"plan {[s.name for s in pipe.plan]}: refinement regresses the maps of a step 'classifier'; put it before")
+    if 'classifier' not in pipe.learners:
+        raise SpmlError(f"plan {[s.name for s in pipe.plan]}: refinement regresses the maps of a step 'classifier'; "
+                        f"put it before")
     recipe = REFINE_RECIPE.but(bs=pipe.recipe.bs, crop=pipe.recipe.crop, steps=pipe.tag_steps)
-    learn = refine_maps(pipe.weak, pipe.valid, pipe.learners['classifier'].model, folder, recipe, 1, pipe.tag_steps, pipe.cam_scales, None, pipe.seed, pipe.workers)
+    learn = refine_maps(pipe.weak, pipe.valid, pipe.learners['classifier'].model, folder, recipe, 1, pipe.tag_steps,
+                        pipe.cam_scales, None, pipe.seed, pipe.workers)
     pipe.learners['classifier'] = learn
     return learn
 

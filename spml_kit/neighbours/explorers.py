@@ -199,10 +199,14 @@ def draw(self:explore_peaks):
         marked[max(py - 1, 0):py + 2, max(px - 1, 0):px + 2] = classes.palette[l]
     pictures = {'the peaks, in the colours of their classes\nclick one': cross(marked, c, y),
                 'its response map': cross(heat(response, 0, max(float(response.max()), 1e-12)), c, y)}
-    if ranked: pictures['the proposal that agrees best'] = outline(overlay(x, np.where(ranked[0][1], label, UNLABELLED).astype(np.uint8), classes, .4), ranked[0][1])
-    said = f"Peak {k + 1} of {len(peaks)}, '{classes.names[label]}', at ({c}, {y}): half of its response comes from {100*self.half(response):.0f} % of the image."
+    said = (f"Peak {k + 1} of {len(peaks)}, '{classes.names[label]}', at ({c}, {y}): "
+            f"half of its response comes from {100*self.half(response):.0f} % of the image.")
     if not ranked: return View(said + ' There is no proposal.', pictures)
-    return View(said, pictures, {f'proposal {n + 1}': (s, f'{s:.2f}{self.fit(m, label)}') for n, (s, m) in enumerate(ranked[:5])})
+    best = ranked[0][1]
+    filled = overlay(x, np.where(best, label, UNLABELLED).astype(np.uint8), classes, .4)
+    pictures['the proposal that agrees best'] = outline(filled, best)
+    scores = {f'proposal {n + 1}': (s, f'{s:.2f}{self.fit(m, label)}') for n, (s, m) in enumerate(ranked[:5])}
+    return View(said, pictures, scores)
 
 # %% ../../nbs/neighbours/16_explorers.ipynb #16e00015
 @patch
@@ -221,11 +225,14 @@ def fit(self:explore_peaks,
     "How well a proposal fits the object that it covers best, in words"
     if not self.weak.images.masks: return ''
     objects = [m for l, m in self.objects() if l == label]
-    return f', IoU {100*mask_iou(mask[None], objects).max():.0f} % with the object' if objects else ', no such object here'
+    if not objects: return ', no such object here'
+    return f', IoU {100*mask_iou(mask[None], objects).max():.0f} % with the object'
 
 @patch
 def objects(self:explore_peaks)->list: # of (class id, (H,W) bool)
     "True objects of the image, or where ids of instances are not known the parts of its mask"
     images, i = self.weak.images, self.image.value
     ids = images.instances(i) if hasattr(images, 'instances') else None
-    return true_instances(images.mask(i), ids) if ids is not None else [(int(c), images.mask(i) == c) for c in np.unique(images.mask(i)) if 0 < c < len(self.weak.classes)]
+    mask = images.mask(i)
+    if ids is not None: return true_instances(mask, ids)
+    return [(int(c), mask == c) for c in np.unique(mask) if 0 < c < len(self.weak.classes)]

@@ -6,6 +6,8 @@
 __all__ = ['GROUP_WSSS', 'GraphDropout', 'ConvGRU', 'GroupGraph', 'GroupNet', 'GroupLoss', 'AccumulateMaps']
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #85bce376
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,8 +39,9 @@ class GraphDropout(nn.Module):
         "The state with less of its strongest places; in evaluation as it is"
         if not self.training: return state
         strength = state.mean(1, keepdim=True)
-        dropped = torch.rand(()) < self.rate # one coin a call
-        chosen = (strength < self.level*strength.amax((2, 3), keepdim=True)).to(state.dtype) if dropped else strength.sigmoid()
+        if torch.rand(()) < self.rate: # one coin a call
+            chosen = (strength < self.level*strength.amax((2, 3), keepdim=True)).to(state.dtype)
+        else: chosen = strength.sigmoid()
         return (state*chosen + state)/2
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #79717b16
@@ -82,7 +85,9 @@ class GroupGraph(nn.Module):
     )->torch.Tensor: # (S,G,D,h,w)
         "States after all rounds"
         S, G = states.shape[:2]
-        if self.agg == 'concat' and G != self.group: raise SpmlError(f"a group of {G} images, but agg='concat' was made for {self.group}; agg='mean' takes any number")
+        if self.agg == 'concat' and G != self.group:
+            raise SpmlError(f"a group of {G} images, but agg='concat' was made for {self.group}; "
+                            f"agg='mean' takes any number")
         if G < 2: raise SpmlError("a group of one image has nobody to ask: two at least")
         for _ in range(self.rounds):
             own, news = states.flatten(0, 1), []
@@ -111,26 +116,33 @@ class GroupNet(TagNet):
         if group < 2: raise SpmlError(f"group={group}: a group has two images at least")
         self.group, self.node, width = group, node, n_classes - 1 if node == 'map' else dim
         self.graph = GroupGraph(width, rounds, agg, group, GraphDropout(drop))
-        self.enter = nn.Identity() if node == 'map' else nn.Sequential(nn.Conv2d(self.classifier.in_channels, dim, 1), nn.ReLU())
-        self.leave = nn.Identity() if node == 'map' else nn.Conv2d(dim, n_classes - 1, 1, bias=False)
+        if node == 'map': self.enter, self.leave = nn.Identity(), nn.Identity()
+        else:
+            self.enter = nn.Sequential(nn.Conv2d(self.classifier.in_channels, dim, 1), nn.ReLU())
+            self.leave = nn.Conv2d(dim, n_classes - 1, 1, bias=False)
 
-    def look(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # (B,C-1,h,w) maps of the single branch, (B,D,h,w) states
-        "What each image sees by itself"
-        features = self.features(x)
-        single = self.classify(features)
-        return single, single if self.node == 'map' else self.enter(features[-1])
+# %% ../../nbs/neighbours/12_group_wsss.ipynb #a1dc62e1
+@patch
+def look(self:GroupNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->tuple: # (B,C-1,h,w) maps of the single branch, (B,D,h,w) states
+    "What each image sees by itself"
+    features = self.features(x)
+    single = self.classify(features)
+    return single, single if self.node == 'map' else self.enter(features[-1])
 
-    def forward(self,
-        x:torch.Tensor, # (B,3,H,W) RGB, 0..1; in training groups side by side
-    ): # in evaluation (B,C-1) logits of the tags; in training those of the single branch and of the group
-        "What `GroupLoss` and the metric take"
-        if not self.training: return super().forward(x)
-        if len(x) % self.group: raise SpmlError(f"a batch of {len(x)} images does not fall into groups of {self.group}: weak_dls(..., group={self.group}) makes such that do")
-        single, states = self.look(x)
-        after = self.graph(states.unflatten(0, (-1, self.group))).flatten(0, 1)
-        return single.mean((2, 3)), self.leave(after).mean((2, 3))
+@patch
+def forward(self:GroupNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1; in training groups side by side
+): # in evaluation (B,C-1) logits of the tags; in training those of the single branch and of the group
+    "What `GroupLoss` and the metric take"
+    if not self.training: return TagNet.forward(self, x)
+    if len(x) % self.group:
+        raise SpmlError(f"a batch of {len(x)} images does not fall into groups of {self.group}: "
+                        f"weak_dls(..., group={self.group}) makes such that do")
+    single, states = self.look(x)
+    after = self.graph(states.unflatten(0, (-1, self.group))).flatten(0, 1)
+    return single.mean((2, 3)), self.leave(after).mean((2, 3))
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #0732ca4d
 @patch
@@ -140,9 +152,10 @@ def partners(self:GroupNet,
     related:list,   # of (image, tags)
 )->list: # of groups: lists of G-1 states (B,D,h,w)
     "States of the images that stand beside the views: related ones, or changed copies of the views"
-    n, fit = self.group - 1, lambda o: F.interpolate(o, size, mode='bilinear', align_corners=False).expand(len(x), -1, -1, -1)
+    n, resize = self.group - 1, partial(F.interpolate, mode='bilinear', align_corners=False)
+    fit = lambda o: resize(o, size).expand(len(x), -1, -1, -1)
     if related: others = [fit(self.look(o)[1]) for o, _ in related]
-    else: others = [self.look(x.flip(-1))[1], fit(self.look(F.interpolate(x, scale_factor=.75, mode='bilinear', align_corners=False))[1])]
+    else: others = [self.look(x.flip(-1))[1], fit(self.look(resize(x, scale_factor=.75))[1])]
     others = others*(-(-n//len(others))) # as often as a group needs it
     whole = len(others)//n*n
     return [others[k:k + n] for k in range(0, whole, n)]
@@ -154,7 +167,8 @@ def maps(self:GroupNet,
 )->torch.Tensor: # (B,C,h,w) 0..1; row 0, background, is zero
     "Mean of the single map and of what the groups see, each class divided by its maximum where it is positive"
     single, state = self.look(x)
-    groups = [torch.stack([state, *others], 1) for others in self.partners(x, state.shape[2:], [r for r in related if r[1][1:].any()])]
+    related = [r for r in related if r[1][1:].any()]
+    groups = [torch.stack([state, *others], 1) for others in self.partners(x, state.shape[2:], related)]
     after = torch.stack([self.leave(self.graph(g)[:, 0]) for g in groups]).mean(0)
     return F.pad(scaled_maps(single) + scaled_maps(after), (0, 0, 0, 0, 1, 0))/2
 

@@ -24,11 +24,12 @@ from ..cams.coattention import PairAttention
 def pair_targets(
     tags:torch.Tensor, # (2P,C) bool, partners side by side
 )->tuple: # (2P,C) bool shared with the partner, (2P,C) bool not shared
-    "Tags that the common and the contrast branch shall find; column 0: are both images tagged? else nothing is known of either"
+    "Tags for the common and the contrast branch; column 0: are both images tagged? else nothing is known of either"
     pairs = tags.view(-1, 2, tags.shape[1])
     known = pairs.any(2).all(1)[:, None, None]
     shared = (pairs[:, :1] & pairs[:, 1:]).expand_as(pairs)
-    return tuple(torch.cat([known.expand(-1, 2, 1), (o & known)[..., 1:]], 2).reshape_as(tags) for o in (shared, pairs & ~shared))
+    with_known = lambda o: torch.cat([known.expand(-1, 2, 1), (o & known)[..., 1:]], 2).reshape_as(tags)
+    return with_known(shared), with_known(pairs & ~shared)
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #11a923fc
 class McisNet(TagNet):
@@ -80,15 +81,20 @@ def copies(self:McisNet,
 @patch
 def forward(self:McisNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1; in training partners side by side
-): # in evaluation (B,C-1) logits of the tags; in training basic, common and contrast (B,C-1), and (basic, common, common of the copy) (B/2,C-1) of each self pair
-    "What `McisLoss` and the metric take"
+): # in evaluation (B,C-1) logits of the tags; in training basic, common, contrast (B,C-1) and a list of self pairs
+    """What `McisLoss` and the metric take
+
+    A self pair is (basic, common, common of the copy), each (B/2,C-1)."""
     if not self.training: return TagNet.forward(self, x)
-    if len(x) % 2: raise SpmlError(f"a batch of {len(x)} images does not fall into pairs: weak_dls(..., group=2) makes such that do")
+    if len(x) % 2:
+        raise SpmlError(f"a batch of {len(x)} images does not fall into pairs: "
+                        f"weak_dls(..., group=2) makes such that do")
     mean = lambda maps: maps.mean((2, 3))
     features = self.features(x)
     one, two = features[-1][0::2], features[-1][1::2]
     common = torch.stack(self.attention(one, two), 1).flatten(0, 1)
-    logits = mean(self.classify(features)), mean(self.judge(common)), mean(self.judge(self.contrast(features[-1], common)))
+    alone = self.contrast(features[-1], common)
+    logits = mean(self.classify(features)), mean(self.judge(common)), mean(self.judge(alone))
     selves = []
     for changed in self.copies(x[0::2]):
         seen = self.features(changed)
@@ -109,7 +115,7 @@ def maps(self:McisNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1, views of one image
     related:list=(), # of (image (1,3,.,.), tags (C,) bool) of its partners
     least:float=.1, # probability of a class in a map, below which the map is left out, 0..1
-)->torch.Tensor: # (B,C,h,w) of any sign without partners; of a class that a partner shows 0..1; row 0, background, is zero
+)->torch.Tensor: # (B,C,h,w) of any sign without partners; of a class that a partner shows 0..1; row 0 is zero
     "Class maps: of the basic branch, or where a partner shows the class, of what is common"
     features = self.features(x)
     basic, own = self.classify(features), features[-1]
@@ -118,7 +124,8 @@ def maps(self:McisNet,
     tags = torch.as_tensor(np.stack([t[1:] for _, t in related]), device=x.device)
     each = torch.stack([self.common_maps(own, self.features(o)[-1]) for o, _ in related]) # (R,B,C-1,h,w)
     share = tags.to(each.dtype)/tags.sum(0).clamp_min(1)
-    many = torch.stack([(each*share[:, None, :, None, None]).sum(0), *(self.common_maps(own, self.features(o)[-1]) for o in self.copies(x))])
+    of_related = (each*share[:, None, :, None, None]).sum(0)
+    many = torch.stack([of_related, *(self.common_maps(own, self.features(o)[-1]) for o in self.copies(x))])
     kept = (many.mean((-2, -1), keepdim=True).sigmoid() > least).to(many.dtype)
     merged = (kept*torch.stack([scaled_maps(o) for o in many])).sum(0)/kept.sum(0).clamp_min(1)
     return F.pad(torch.where(tags.any(0)[None, :, None, None], merged, basic), (0, 0, 0, 0, 1, 0))
@@ -137,7 +144,7 @@ class McisLoss(TagTermsLoss):
     "Basic, common and contrast classification of pairs, and that of self pairs"
     names = 'basic', 'common', 'contrast', 'self'
     def __init__(self,
-        empty:str='skip', # images without a tag of their own: 'skip' leaves them out of the contrast, 'zero' says that they hold nothing more
+        empty:str='skip', # contrast of images without a tag of their own: 'skip' it, or 'zero': they hold nothing more
         contrast_from:float=0., # share of the training after which the contrast begins, 0..1; the release: 2/15
         contrast:bool=True, # is there a contrast at all?
         selves:bool=True, # are there self pairs?
@@ -170,7 +177,9 @@ class JoinedSet:
         weak:WeakSet,  # the training set
         extra:WeakSet, # further images of the same classes
     ):
-        if weak.classes != extra.classes: raise SpmlError(f"extra images have the classes {list(extra.classes.names)}, the training set {list(weak.classes.names)}: they must agree")
+        if weak.classes != extra.classes:
+            raise SpmlError(f"extra images have the classes {list(extra.classes.names)}, "
+                            f"the training set {list(weak.classes.names)}: they must agree")
         self.parts, self.classes, self.c = (weak, extra), weak.classes, weak.c
         self.names = [*weak.names, *(f'extra/{n}' for n in extra.names)]
 
@@ -191,6 +200,7 @@ class JoinedSet:
         part, k = self._at(i)
         return part.sample(k)
 
+# %% ../../nbs/neighbours/11_mcis.ipynb #e3393417
 def with_wrong_tags(
     weak:WeakSet, # with good tags
     rate:float,   # probability that a tag is replaced by another class, 0..1

@@ -39,8 +39,10 @@ def region_seed_labels(
     labelled:float=.5,  # least share of labelled pixels in a region, above 0, up to 1
 )->np.ndarray: # (R,) uint8 class of each region, 254 where its seeds do not decide
     "The label of each region, where its seeds agree; ties to the smallest class"
-    if not 0 < purity <= 1 or not 0 < labelled <= 1: raise SpmlError(f"purity {purity} and labelled {labelled} are shares above 0, at most 1")
-    if labels.shape != regions.shape: raise SpmlError(f"labels are {labels.shape}, the regions {regions.shape}: they must agree")
+    if not 0 < purity <= 1 or not 0 < labelled <= 1:
+        raise SpmlError(f"purity {purity} and labelled {labelled} are shares above 0, at most 1")
+    if labels.shape != regions.shape:
+        raise SpmlError(f"labels are {labels.shape}, the regions {regions.shape}: they must agree")
     ids, n = regions.ravel().astype(np.int64), int(regions.max()) + 1
     counts = np.bincount(ids*256 + labels.ravel(), minlength=n*256).reshape(n, 256)
     seeds = counts[:, :n_classes]
@@ -60,7 +62,8 @@ class RegionNet(nn.Module):
         super().__init__()
         self.register_buffer('mean', torch.zeros(dim))
         self.register_buffer('std', torch.ones(dim))
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes))
+        first, last = nn.Linear(dim, hidden), nn.Linear(hidden, n_classes)
+        self.layers = nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), last)
 
     def forward(self,
         features:torch.Tensor, # (N,D) means of regions
@@ -91,7 +94,9 @@ def train_region_net(
     "Learn what the regions of a class have in common over all images"
     known = torch.where(labels < n_classes)[0]
     found = labels[known].unique().tolist()
-    if len(found) < 2: raise SpmlError(f"the seeds of {len(labels)} regions name {len(found)} class(es), {found}: two at least are needed; take a seed rule that labels more pixels, or smaller regions")
+    if len(found) < 2:
+        raise SpmlError(f"the seeds of {len(labels)} regions name {len(found)} class(es), {found}: two at least are "
+                        f"needed; take a seed rule that labels more pixels, or smaller regions")
     features, labels, areas = features[known].float(), labels[known].long(), areas[known]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -110,11 +115,12 @@ def mine_regions(
     logits:torch.Tensor, # (R,C) of each region
     regions:np.ndarray,  # (H,W) ids 0..R-1
     tags:np.ndarray,     # (C,) bool, classes of the image; the background takes part in any case
-    least:float=.5,      # a winner of a smaller probability among background and tags leaves its region unlabelled, 0..1
+    least:float=.5,      # a region whose winner among background and tags is less probable stays unlabelled, 0..1
 )->np.ndarray: # (H,W) uint8, one label a region; 254 everywhere without any tag
     "Label every region by its features, among background and tags"
     tags = np.asarray(tags, bool)
-    if tags.shape != (logits.shape[1],): raise SpmlError(f"{tags.size} tags, but {logits.shape[1]} classes: one flag per class, background included")
+    if tags.shape != (logits.shape[1],):
+        raise SpmlError(f"{tags.size} tags, but {logits.shape[1]} classes: one flag per class, background included")
     if len(logits) <= regions.max(): raise SpmlError(f"logits of {len(logits)} regions, but ids up to {regions.max()}")
     if not 0 <= least <= 1: raise SpmlError(f"least {least} is outside 0..1")
     if not tags.any(): return np.full(regions.shape, UNLABELLED, np.uint8)
@@ -151,7 +157,8 @@ def bayes_refine(
 )->np.ndarray: # (H,W) probability of the object, 0..1
     "Object or not, from saliency and the colours of what was mined"
     saliency = np.asarray(saliency, float)
-    if not (saliency.min() >= 0 and saliency.max() <= 1): raise SpmlError(f"saliency lies in 0..1, this in {saliency.min():.3g}..{saliency.max():.3g}")
+    if not (saliency.min() >= 0 and saliency.max() <= 1):
+        raise SpmlError(f"saliency lies in 0..1, this in {saliency.min():.3g}..{saliency.max():.3g}")
     if min(inside.sum(), (~inside).sum()) < least: return saliency
     lab = rgb2lab(as_image(image))
     ratio = colour_log_likelihood(lab, inside, bins) - colour_log_likelihood(lab, ~inside, bins)
@@ -165,18 +172,23 @@ def region_features(
     regions:np.ndarray, # (H,W) ids 0..R-1
 )->torch.Tensor: # (R,D) mean of each region, D the channels of all these maps
     "What a network sees of every region"
-    if not isinstance(model, BackboneNet): raise SpmlError(f"mining reads the maps of a `BackboneNet`, and {type(model).__name__} is none; take a classifier that is")
+    if not isinstance(model, BackboneNet):
+        raise SpmlError(f"mining reads the maps of a `BackboneNet`, and {type(model).__name__} is none; "
+                        f"take a classifier that is")
     device = next(model.parameters()).device
     x = image_tensor(image, device)
     ids, model = torch.as_tensor(regions, device=device), model.eval()
     coarse = [m for m, stride in zip(model.features(x), model.backbone.feature_info.reduction()) if stride >= 4]
-    return torch.cat([region_pool(F.interpolate(m.float(), regions.shape, mode='bilinear', align_corners=False)[0], ids) for m in coarse], 1)
+    fit = lambda m: F.interpolate(m.float(), regions.shape, mode='bilinear', align_corners=False)[0]
+    return torch.cat([region_pool(fit(m), ids) for m in coarse], 1)
 
-_seen = WeakKeyDictionary() # pipeline to the features of its regions: the classifier does not change from round to round
+_seen = WeakKeyDictionary() # pipeline to the features of its regions: the classifier is the same in every round
 
 def _features_of(pipe):
     if pipe not in _seen:
-        if 'classifier' not in pipe.learners: raise SpmlError("mining reads the features of the classifier: the step 'classifier' must come first, and cannot be skipped")
+        if 'classifier' not in pipe.learners:
+            raise SpmlError("mining reads the features of the classifier: "
+                            "the step 'classifier' must come first, and cannot be skipped")
         samples = map(pipe.weak.sample, range(len(pipe.weak)))
         _seen[pipe] = [region_features(pipe.learners['classifier'].model, s.image, s.regions) for s in samples]
     return _seen[pipe]
@@ -191,8 +203,8 @@ def mined_labels(
     features, every = _features_of(pipe), range(len(pipe.weak))
     seeds = [region_seed_labels((s := pipe.labels.sample(i)).labels, s.regions, pipe.weak.c) for i in every]
     areas = [np.bincount(pipe.weak.sample(i).regions.ravel()) for i in every]
-    device = features[0].device
-    net = train_region_net(torch.cat(features), *(torch.as_tensor(np.concatenate(o), device=device) for o in (seeds, areas)), pipe.weak.c, seed=pipe.seed)
+    labels, pixels = (torch.as_tensor(np.concatenate(o), device=features[0].device) for o in (seeds, areas))
+    net = train_region_net(torch.cat(features), labels, pixels, pipe.weak.c, seed=pipe.seed)
     for i in todo:
         s = pipe.weak.sample(i)
         with torch.no_grad(): mined = mine_regions(net(features[i]), s.regions, s.tags)
@@ -217,7 +229,9 @@ def train_network(
     folder, # of the step
 )->Learner:
     "A segmentation network, anew, by cross-entropy"
-    return pipe.fit(lambda dls, path: spml_learner(dls, pipe.annotation, 'cross_entropy', pipe.recipe, seed=pipe.seed, path=path), folder, pipe.rounds, pipe.steps)
+    def make(dls, path):
+        return spml_learner(dls, pipe.annotation, 'cross_entropy', pipe.recipe, seed=pipe.seed, path=path)
+    return pipe.fit(make, folder, pipe.rounds, pipe.steps)
 
 def network_labels(
     pipe:Pipeline, # with a segmentation network
@@ -226,11 +240,13 @@ def network_labels(
 ): # iterator: (H,W) uint8 of each
     "What the network sees in the training images, among background and tags"
     samples, ahead = tee(map(pipe.weak.sample, todo))
-    seen = stream_head(pipe.learners[name].model, (s.image for s in ahead if s.tags.any()), flip=True, mirror=pipe.weak.classes.mirrored)
+    tagged, mirror = (s.image for s in ahead if s.tags.any()), pipe.weak.classes.mirrored
+    seen = stream_head(pipe.learners[name].model, tagged, flip=True, mirror=mirror)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         scores, there = next(seen), s.tags | (np.arange(pipe.weak.c) == 0)
-        yield scores_to_labels(scores*torch.as_tensor(there, device=scores.device)[:, None, None], s, pipe.refine, pipe.keep_annotated)
+        scores = scores*torch.as_tensor(there, device=scores.device)[:, None, None]
+        yield scores_to_labels(scores, s, pipe.refine, pipe.keep_annotated)
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000010
 def mcof_plan(
@@ -239,12 +255,14 @@ def mcof_plan(
     refine_rounds:int=1, # the first so many rounds are refined by saliency, 0..rounds
 )->tuple: # of `Step`, for `Pipeline(plan=)`
     "Seeds, then in each round: mine, refine, learn, predict"
-    if rounds < 1 or not 0 <= refine_rounds <= rounds: raise SpmlError(f"rounds {rounds} must be at least 1, refine_rounds {refine_rounds} in 0..{rounds}")
+    if rounds < 1 or not 0 <= refine_rounds <= rounds:
+        raise SpmlError(f"rounds {rounds} must be at least 1, refine_rounds {refine_rounds} in 0..{rounds}")
     steps = [CLASSIFIER, SEEDS]
     for r in range(1, rounds + 1):
         if mine: steps.append(Step(f'mined {r}', mined_labels, 'labels'))
         if r <= refine_rounds: steps.append(Step(f'refined {r}', refined_labels, 'labels'))
-        steps += [Step(f'network {r}', train_network, 'learner'), Step(f'masks {r}', partial(network_labels, name=f'network {r}'), 'labels')]
+        predict = partial(network_labels, name=f'network {r}')
+        steps += [Step(f'network {r}', train_network, 'learner'), Step(f'masks {r}', predict, 'labels')]
     return tuple(steps)
 
 def mcof_spml_plan(

@@ -34,7 +34,8 @@ def peak_mask(
     window:int=3,      # side of the window, odd, >= 3
 )->torch.Tensor: # (B,C,h,w) bool
     "Places that are the largest of their window, the first of equal ones, and not below the median of their map"
-    if window < 3 or window % 2 == 0: raise SpmlError(f"window {window} must be odd and at least 3: a peak stands in the middle of it")
+    if window < 3 or window % 2 == 0:
+        raise SpmlError(f"window {window} must be odd and at least 3: a peak stands in the middle of it")
     still = maps.detach().float()
     at = F.max_pool2d(still, window, 1, window//2, return_indices=True)[1]
     own = torch.arange(at[0, 0].numel(), device=at.device).view(at.shape[-2:])
@@ -85,12 +86,17 @@ def find_peaks(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign; row 0 is background
     tags=None,    # (B,C) bool, classes of each image; None: any may be there whose peak is above 0
     window:int=3, # of `peak_mask`
-    least:float=.5, # share of the largest height in the image that a peak must exceed, 0..1; heights are above the median of the map
+    least:float=.5, # share of the largest height above its map's median that a peak of the image must exceed, 0..1
 )->torch.Tensor: # (P,4) int64, rows image, class, y, x, in this order; without background
     "Peaks that tell of objects"
-    known = torch.ones(maps.shape[:2], dtype=torch.bool) if tags is None else torch.as_tensor(np.asarray(tags), dtype=torch.bool)
-    if known.shape != maps.shape[:2]: raise SpmlError(f"tags {tuple(known.shape)}, maps {tuple(maps.shape)}: one flag per image and class, background included")
-    if not maps.isfinite().all(): raise SpmlError("class maps are not finite: the network has diverged; train it with a smaller learning rate")
+    known = np.ones(maps.shape[:2]) if tags is None else np.asarray(tags)
+    known = torch.as_tensor(known, dtype=torch.bool)
+    if known.shape != maps.shape[:2]:
+        raise SpmlError(f"tags {tuple(known.shape)}, maps {tuple(maps.shape)}: "
+                        f"one flag per image and class, background included")
+    if not maps.isfinite().all():
+        raise SpmlError("class maps are not finite: the network has diverged; "
+                        "train it with a smaller learning rate")
     known = known.to(maps.device)[..., None, None].clone()
     known[:, 0] = False
     still = maps.detach().float()
@@ -104,8 +110,9 @@ def _raised(x, shift): return x - x.amin((1, 2, 3), keepdim=True) if shift else 
 def _to_inputs(q, x, weight, how): # the transposed convolution
     rest = tuple(d*(k - 1) - n for d, k, n in zip(how['dilation'], weight.shape[2:], how['padding']))
     single = how['groups'] == x.shape[1] == len(weight)
-    if how['stride'] == (1, 1) and min(rest) >= 0 and (single or how['groups'] == 1): # a convolution too, and quicker on a CPU than as a gradient
-        return F.conv2d(q, (weight if single else weight.transpose(0, 1)).flip(2, 3), None, **how | dict(padding=rest))
+    if how['stride'] == (1, 1) and min(rest) >= 0 and (single or how['groups'] == 1):
+        turned = (weight if single else weight.transpose(0, 1)).flip(2, 3)
+        return F.conv2d(q, turned, None, **how | dict(padding=rest)) # quicker on a CPU than the gradient, and the same
     return torch.nn.grad.conv2d_input(x.shape, weight, q, **how)
 
 class _Convolution(Function):
@@ -114,12 +121,14 @@ class _Convolution(Function):
     def forward(ctx, x, weight, shift, bias, how):
         ctx.save_for_backward(x, weight)
         ctx.shift, ctx.how = shift, how
-        return F.conv2d(x.detach(), weight.detach(), bias, **how) # detached: dilated ones that ask for gradients are slow on a CPU
+        # detached: dilated ones that ask for gradients are slow on a CPU
+        return F.conv2d(x.detach(), weight.detach(), bias, **how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, p):
-        x, weight = (o.detach().float() if o.dtype in (torch.half, torch.bfloat16) else o.detach() for o in ctx.saved_tensors)
+        x, weight = (o.detach() for o in ctx.saved_tensors)
+        x, weight = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in (x, weight))
         with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
             u, weight = _raised(x, ctx.shift), weight.clamp_min(0)
             z = F.conv2d(u, weight, None, **ctx.how)
@@ -150,17 +159,19 @@ class _Passed(Function):
     def backward(ctx, p): return p, None
 
 # %% ../../nbs/neighbours/14_prm.ipynb #2816e7d3
-_SUMS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__, torch.Tensor.add_}
+_SUMS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__,
+         torch.Tensor.add_}
 _PRODUCTS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__imul__, torch.Tensor.__rmul__}
-_PASSED = {F.batch_norm, F.group_norm, F.layer_norm, F.instance_norm, F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.hardtanh,
+_PASSED = {F.batch_norm, F.group_norm, F.layer_norm, F.instance_norm,
+           F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.hardtanh,
            F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, F.mish}
 
 # %% ../../nbs/neighbours/14_prm.ipynb #5d28715f
 class PeakBackprop(TorchFunctionMode):
-    "Within it a network computes what it always does, and gradients of it are taken by the rules of peak back-propagation"
+    "Within it a network computes what it always does, and its gradients follow the rules of peak back-propagation"
     def __init__(self,
         model:nn.Module, # any made of convolutions
-        shift:bool=False, # make inputs nonnegative by subtracting the minimum, as in the released code? else negative ones count as 0
+        shift:bool=False, # subtract the minimum of the inputs, as in the released code? else negative ones count as 0
     ):
         super().__init__()
         self.model, self.shift = model, shift
@@ -178,11 +189,14 @@ class PeakBackprop(TorchFunctionMode):
         kwargs, both = kwargs or {}, [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 4]
         if not torch.is_grad_enabled() or not both or not both[0].requires_grad: return func(*args, **kwargs)
         if func is F.conv2d: return self.convolve(*args, **kwargs)
-        if func in _SUMS and len(both) == 2 and both[0].shape == both[1].shape and both[1].requires_grad: return _Sum.apply(*both, self.shift)
+        summed = func in _SUMS and len(both) == 2 and both[0].shape == both[1].shape and both[1].requires_grad
+        if summed: return _Sum.apply(*both, self.shift)
         gated = func in _PRODUCTS and len(both) == 2 and sum(b.shape[-2:] == (1, 1) for b in both) == 1
         if not gated and func not in _PASSED: return func(*args, **kwargs)
         signal = max(both, key=lambda b: b.shape[-1]*b.shape[-2]) if gated else both[0]
-        return _Passed.apply(signal, lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)) # of a copy: it may write into its input
+        # of a copy: it may write into its input
+        made = lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)
+        return _Passed.apply(signal, made)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #a25dea84
 @patch
@@ -225,7 +239,8 @@ def image_peaks(
     with torch.no_grad(): maps = model.maps(_view(model, image, scale)).float()
     peaks = find_peaks(upsampled(maps, factor), None if tags is None else np.asarray(tags)[None], window, least)
     size, cells = (np.array(o, float) for o in (image.shape[:2], maps.shape[-2:]))
-    places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5 # of a map of n cells, each is the n-th part of the image
+    # of a map of n cells, each is the n-th part of the image
+    places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5
     return peaks, places.round().clip(0, size - 1).astype(int)
 
 # %% ../../nbs/neighbours/14_prm.ipynb #7083ef8d
@@ -241,12 +256,15 @@ def response_maps(
     "The pixels that made each peak (peak response maps)"
     model.eval()
     image = as_image(image)
-    x, std, out = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.), [np.zeros((0, *image.shape[:2]), np.float32)]
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), PeakBackprop(model, shift): maps = upsampled(model.maps(x), factor)
+    x, std = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.)
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), PeakBackprop(model, shift):
+        maps = upsampled(model.maps(x), factor)
+    out = [np.zeros((0, *image.shape[:2]), np.float32)]
     for some in peaks.split(batch) if len(peaks) else ():
         start = torch.zeros(len(some), *maps.shape, device=x.device)
         start[(torch.arange(len(some)), 0, *some[:, 1:].T)] = 1
-        back, = torch.autograd.grad(maps, x, start, is_grads_batched=True, retain_graph=True) # forward and Z are the same for all
+        # one forward pass, since its sums are the same for all peaks
+        back, = torch.autograd.grad(maps, x, start, is_grads_batched=True, retain_graph=True)
         mass = (back[:, 0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
         mass = F.interpolate(mass.clamp_min(0), image.shape[:2], mode='bilinear', align_corners=False)[:, 0]
         out.append((mass/mass.sum((1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy())
@@ -308,10 +326,11 @@ def proposal_scores(
     beta:float=2., # cost of unlikely pixels, times their share of the image
 )->np.ndarray: # (P,S)
     "How well each proposal agrees with each response map"
-    inside = torch.from_numpy(np.asarray(proposals, np.float32))[:, None]
+    tensor = lambda a: torch.from_numpy(np.asarray(a, np.float32))
+    inside = tensor(proposals)[:, None]
     band = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2) # dilated without eroded
-    score = torch.from_numpy(np.asarray(responses, np.float32)).flatten(1) @ (alpha*inside + band).flatten(1).T
-    if unlikely is not None: score -= beta*torch.from_numpy(np.asarray(unlikely, np.float32)).flatten(1) @ inside.flatten(1).T/inside[0].numel()
+    score = tensor(responses).flatten(1) @ (alpha*inside + band).flatten(1).T
+    if unlikely is not None: score -= beta*tensor(unlikely).flatten(1) @ inside.flatten(1).T/inside[0].numel()
     return score.numpy()
 
 # %% ../../nbs/neighbours/14_prm.ipynb #b7ca09fd
@@ -326,10 +345,13 @@ def retrieve_instances(
     overlap:float=.3,     # IoU above which two instances of a class are one, 0..1
 )->list: # of `Instance`, highest score first
     "The proposal that agrees best with each peak, one for each object"
-    if len(peaks) != len(responses): raise SpmlError(f"{len(peaks)} peaks, {len(responses)} response maps: one for each")
+    if len(peaks) != len(responses):
+        raise SpmlError(f"{len(peaks)} peaks, {len(responses)} response maps: one for each")
     if not len(peaks) or not len(proposals): return []
     proposals, responses = np.asarray(proposals, bool), np.asarray(responses)
-    if proposals.shape[1:] != responses.shape[1:]: raise SpmlError(f"proposals of {proposals.shape[1:]}, response maps of {responses.shape[1:]}: both have the size of the image")
+    if proposals.shape[1:] != responses.shape[1:]:
+        raise SpmlError(f"proposals of {proposals.shape[1:]}, response maps of {responses.shape[1:]}: "
+                        f"both have the size of the image")
     labels = np.asarray(peaks[:, 1])
     unlikely = None if maps is None else unlikely_pixels(maps, labels, faint)
     scores = proposal_scores(responses, proposals, unlikely, alpha, beta)

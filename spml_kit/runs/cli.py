@@ -187,9 +187,9 @@ def spml_run(
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--profile', metavar='P', action='append',
                    help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, cityscapes, "
-                        "ade20k, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
-                        "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees "
-                        "whether everything fits together, in two steps")
+                        "ade20k, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose "
+                        "(default: named as the data); may be repeated, the later has the last word: "
+                        "`--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
                    help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
@@ -198,6 +198,19 @@ def spml_run(
 # %% ../../nbs/api/runs/99_cli.ipynb #6a2b1ae7
 ANNOTATE = 'annotate.ipynb' # the notebook that `spml_annotate` writes
 
+def _cell(k, kind, text):
+    cell = dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text)
+    return cell | dict(outputs=[], execution_count=None) if kind == 'code' else cell
+
+def _annotator(name, n, words):
+    "The notebook that draws on the n images of a folder, as JSON"
+    intro = (f"# Draw on the {n} image{'s'*(n > 1)} of {name}\n\n"
+             f"Run the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
+             f"Then, in a terminal: `spml_run scribbles --data folder --root {name}`.")
+    call = f"annotate('.'{f', [{words}]' if words else ''})"
+    texts = [('markdown', intro), ('code', "from spml_kit.look.annotate import annotate"), ('code', call)]
+    return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
+
 def annotator_notebook(
     root,          # folder of one's own, with images/ in it
     classes:list=(), # names, background first; none: those of classes.txt
@@ -205,19 +218,17 @@ def annotator_notebook(
     "Write the notebook that draws on a folder, unless it is there"
     root = Path(root)
     if not root.is_dir(): raise SpmlError(f"{root}: no such folder; make it, and put pictures into {root/'images'}")
-    if not (root/'images').is_dir(): raise SpmlError(f"{root}: no folder images/ in it; make {root/'images'} and put the pictures there")
+    if not (root/'images').is_dir():
+        raise SpmlError(f"{root}: no folder images/ in it; make {root/'images'} and put the pictures there")
     images = images_by_name(root/'images')
     if not classes and class_table_near(root, root/'images') is None:
-        raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: spml_annotate {root} --classes background cat dog")
+        raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: "
+                        f"spml_annotate {root} --classes background cat dog")
     words = ', '.join(map(repr, classes))
-    cells = [('markdown', f"# Draw on the {len(images)} image{'s'*(len(images) > 1)} of {root.resolve().name}\n\nRun the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
-                          f"Then, in a terminal: `spml_run scribbles --data folder --root {root.resolve().name}`."),
-             ('code', "from spml_kit.look.annotate import annotate"), ('code', f"annotate('.'{f', [{words}]' if words else ''})")]
-    said = dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text) | (dict(outputs=[], execution_count=None) if kind == 'code' else {})
-                                                                  for k, (kind, text) in enumerate(cells)])
-    if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, said)
+    if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words))
     elif classes and words not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
-        raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; change them there, or move it away")
+        raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; "
+                        f"change them there, or move it away")
     return root/ANNOTATE
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7404f4ac
@@ -226,17 +237,22 @@ def _annotate(args):
     words = [sys.executable, '-m', 'jupyterlab', str(path)]
     if args.print: return print(shlex.join(words))
     from importlib.util import find_spec
-    if find_spec('jupyterlab') is None: raise SpmlError(f"JupyterLab is not installed: pip install jupyterlab; or open {path} in another notebook program")
+    if find_spec('jupyterlab') is None:
+        raise SpmlError(f"JupyterLab is not installed: pip install jupyterlab; "
+                        f"or open {path} in another notebook program")
     print(f"{path}: opening it in JupyterLab; Ctrl+C here ends it")
-    if code := subprocess.run(words).returncode: raise RunFailed(f"JupyterLab ended with code {code}: {' '.join(words)}")
+    if code := subprocess.run(words).returncode:
+        raise RunFailed(f"JupyterLab ended with code {code}: {' '.join(words)}")
 
 def spml_annotate(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_annotate`: draw on the images of a folder"
-    p = _parser('spml_annotate', "Open the annotator on a folder of images; what is drawn is what `spml_run --data folder` trains on.")
+    p = _parser('spml_annotate', "Open the annotator on a folder of images; "
+                                 "what is drawn is what `spml_run --data folder` trains on.")
     p.add_argument('root', type=Path, metavar='PROJECT', help="folder with images/ in it")
-    p.add_argument('--classes', nargs='+', metavar='NAME', help="what is to be drawn, background first (default: as classes.txt has it)")
+    p.add_argument('--classes', nargs='+', metavar='NAME',
+                   help="what is to be drawn, background first (default: as classes.txt has it)")
     p.add_argument('--print', action='store_true', help="write the notebook, and print the command that opens it")
     return _done(p, argv, _annotate)
 
@@ -301,29 +317,48 @@ def _import(args):
         if args.out is None: raise SpmlError("--to needs --out DIR, a folder that is new or empty")
         n = export_drawings(args.path, args.out, args.to, bar)
         return print(f"what is drawn on {n} pictures of {args.path} is in {args.out}, for {args.to}")
-    if args.out is None and not args.dry: raise SpmlError("--out PROJECT names the folder to make; --dry shows what would be in it")
+    if args.out is None and not args.dry:
+        raise SpmlError("--out PROJECT names the folder to make; --dry shows what would be in it")
     plan = plan_import(args.path, args.tool, args.meaning, args.images, args.order, args.background, bar)
     print(plan_text(plan))
     if args.dry: return print('nothing is written (--dry)')
     write_project(plan, args.out, not args.copy, bar)
-    print(f"{args.out}: images/ ({'copies' if args.copy else 'links; --copy makes copies'}), labels/ and classes.txt are written; train with: spml_run scribbles --data folder --root {args.out}")
+    pictures = 'copies' if args.copy else 'links; --copy makes copies'
+    print(f"{args.out}: images/ ({pictures}), labels/ and classes.txt are written; "
+          f"train with: spml_run scribbles --data folder --root {args.out}")
 
+# %% ../../nbs/api/runs/99_cli.ipynb #99a10006
 def spml_import(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_import`: make a project of another tool's annotations"
-    p = _parser('spml_import', "Make a project of what an annotation tool stores: labelme, COCO, VIA, Label Studio, Supervisely, QuPath, CVAT, YOLO, PASCAL VOC, ScribbleSup, napari, Hugging Face datasets. What wrote it is seen from the contents.")
+    p = _parser('spml_import', "Make a project of what an annotation tool stores: labelme, COCO, VIA, Label Studio, "
+                               "Supervisely, QuPath, CVAT, YOLO, PASCAL VOC, ScribbleSup, napari, "
+                               "Hugging Face datasets. What wrote it is seen from the contents.")
     p.add_argument('path', type=Path, metavar='FILE_OR_FOLDER', help="what the tool wrote; with --to, a project")
-    p.add_argument('--out', type=_local, metavar='PROJECT', help="folder to make, new or empty: images/, labels/, classes.txt, and drawings that the annotator opens")
-    p.add_argument('--tool', default='', metavar='NAME', help="whose files these are, where the contents do not tell: labelme, coco, via, label_studio, supervisely, qupath, cvat, cvat_masks, yolo, voc, scribblesup, via_csv, napari, hugging_face; or package.module:name of a reader of yours")
-    p.add_argument('--as', dest='meaning', default='', choices=['full', 'boxes', 'scribbles', 'points', 'keypoints', 'tags'], metavar='KIND', help="what a polygon or mask stands for: full, its pixels (default); boxes, the box around it; scribbles or points, a stroke or dot inside it; keypoints, where points are body parts; tags, the names alone")
-    p.add_argument('--images', type=Path, metavar='DIR', help="folder of the pictures, all of which are taken (default: those that the file names, near it)")
+    p.add_argument('--out', type=_local, metavar='PROJECT',
+                   help="folder to make, new or empty: images/, labels/, classes.txt, "
+                        "and drawings that the annotator opens")
+    p.add_argument('--tool', default='', metavar='NAME',
+                   help="whose files these are, where the contents do not tell: labelme, coco, via, label_studio, "
+                        "supervisely, qupath, cvat, cvat_masks, yolo, voc, scribblesup, via_csv, napari, hugging_face; "
+                        "or package.module:name of a reader of yours")
+    p.add_argument('--as', dest='meaning', default='', metavar='KIND',
+                   choices=['full', 'boxes', 'scribbles', 'points', 'keypoints', 'tags'],
+                   help="what a polygon or mask stands for: full, its pixels (default); boxes, the box around it; "
+                        "scribbles or points, a stroke or dot inside it; keypoints, where points are body parts; "
+                        "tags, the names alone")
+    p.add_argument('--images', type=Path, metavar='DIR',
+                   help="folder of the pictures, all of which are taken (default: those that the file names, near it)")
     how = p.add_mutually_exclusive_group()
     how.add_argument('--link', action='store_true', help="link the pictures (default)")
     how.add_argument('--copy', action='store_true', help="copy the pictures")
-    p.add_argument('--order', choices=['smaller', 'file'], default='smaller', help="which of two that overlap lies on top: the smaller (default), or the later in the file")
-    p.add_argument('--background', action='store_true', help="what nobody drew is background (default: it is unlabelled)")
-    p.add_argument('--to', choices=['labelme', 'coco'], metavar='TOOL', help="the other way: write what is drawn in a project for labelme or coco")
+    p.add_argument('--order', choices=['smaller', 'file'], default='smaller',
+                   help="which of two that overlap lies on top: the smaller (default), or the later in the file")
+    p.add_argument('--background', action='store_true',
+                   help="what nobody drew is background (default: it is unlabelled)")
+    p.add_argument('--to', choices=['labelme', 'coco'], metavar='TOOL',
+                   help="the other way: write what is drawn in a project for labelme or coco")
     p.add_argument('--dry', action='store_true', help="only show the table")
     return _done(p, argv, _import)
 

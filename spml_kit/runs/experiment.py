@@ -85,8 +85,8 @@ def notebook_parameters(
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #fa234b96
 def _fits(value, default):
-    return default is None or type(value) is type(default) or (type(default), type(value)) in ((float, int),
-        (list, tuple), (tuple, list))
+    alike = (float, int), (list, tuple), (tuple, list)
+    return default is None or type(value) is type(default) or (type(default), type(value)) in alike
 
 def _check_numbers(name, key, value, comment):
     "Refuse numbers that are not finite, and those outside of a range such as 0..1 or 1.. that the comment tells"
@@ -224,18 +224,17 @@ def run_folder(
 def _commit():
     root = _package().parent
     if not (root/'settings.ini').exists(): return None # installed, not a checkout
-    try:
-        return subprocess.run(['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
-        capture_output=True, text=True, check=True).stdout.strip()
+    describe = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try: return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
 
 def environment()->dict: # what json can hold
     "Commit, machine, and the version of everything installed"
     import torch # here: the commands start in half the time without
     return {'spml_kit': __version__, 'commit': _commit(), 'python': platform.python_version(),
-            'platform': platform.platform(),
-        'cpus': os.cpu_count(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        'packages': dict(sorted({d.name: d.version for d in metadata.distributions()}.items()))}
+            'platform': platform.platform(), 'cpus': os.cpu_count(),
+            'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            'packages': dict(sorted({d.name: d.version for d in metadata.distributions()}.items()))}
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #c62df638
 class RunFailed(RuntimeError):

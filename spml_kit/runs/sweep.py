@@ -96,9 +96,9 @@ def run_state(
     "How a run stands"
     try: said = read_json(Path(folder)/'status.json')
     except SpmlError: said = {} # absent or broken: what is there is found out by going on
-    took = isinstance(said.get('seconds'), (int, float)) or said.get('state') != 'done' and said.get('seconds',
-        0) is None
-    whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and took
+    timed = isinstance(said.get('seconds'), (int, float))
+    timed = timed or said.get('state') != 'done' and said.get('seconds', 0) is None
+    whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and timed
     return said if whole else dict(state='new', message='', seconds=None)
 
 def run_once(

@@ -288,11 +288,11 @@ def sweep_table(
         rows += [dict(run=label[f], method=r['method'], miou=r['miou'], seed=r['seed']) for r in found
                  if {'method', 'seed', 'miou'} <= r.keys()]
     if not rows: raise SpmlError(f"{folder}: no run of this sweep has a score yet")
-    grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False).agg(mean=('miou', 'mean'), sd=('miou', 'std'),
-        seeds=('seed', 'nunique'))
+    grouped = pd.DataFrame(rows).groupby(['run', 'method'], sort=False)
+    grouped = grouped.agg(mean=('miou', 'mean'), sd=('miou', 'std'), seeds=('seed', 'nunique'))
     columns = {}
     for m in dict.fromkeys(r['method'] for r in rows):
         part = grouped.xs(m, level='method')
         columns |= {m: part['mean'], f'{m} sd': part.sd}
-    return pd.DataFrame(columns | {'seeds': grouped.seeds.groupby('run').max()}).reindex(dict.fromkeys(r['run']
-        for r in rows))
+    table = pd.DataFrame(columns | {'seeds': grouped.seeds.groupby('run').max()})
+    return table.reindex(dict.fromkeys(r['run'] for r in rows))

@@ -271,8 +271,7 @@ class RefineLoss(MultiTermLoss):
         return joint_mean(mean, known.sum())
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500029
-REFINE_RECIPE = TAG_RECIPE.but(
-    drops=(1/3, 2/3), source='ours, for regression of class maps; the two drops as in the released scripts')
+REFINE_RECIPE = TAG_RECIPE.but(source='ours, for regression of class maps')
 DRS_REFINER = TagMethod('drs_refined', RefineNet, RefineLoss, REFINE_RECIPE)
 
 def refine_maps(

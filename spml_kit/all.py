@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .files import *
+from .arrays import *
 from .pictures import *
 from .metrics import *
 from .regions.contours import *
@@ -54,6 +55,7 @@ from .learn.learner import *
 from .learn.head import *
 from .cams.background import *
 from .cams.labels import *
+from .cams.map_files import *
 from .cams.classifier import *
 from .cams.seam import *
 from .cams.seeds import *

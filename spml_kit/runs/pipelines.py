@@ -34,6 +34,7 @@ from ..learn.head import head_learner
 from ..cams.background import Background, PowerBackground
 from ..cams.labels import SEED_RULES, SeedRule, box_labels, seed_labels
 from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, related_images, tag_learner
+from ..cams.map_files import MapFolder, as_class_maps
 from ..infer.retrieval import normalise_votes
 from ..infer.scores import stream_retrieval, training_index
 from ..infer.pseudo import scores_to_labels, stream_labels
@@ -110,17 +111,23 @@ class Pipeline:
         walk_stride:int=4, # pixels per step of the walk's grid
         # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
         vote_scales:tuple=(.5, 1., 1.5, 2.),
-        skip:tuple=(),     # names of steps to leave out
+        skip:tuple=(),     # names of steps to leave out; without 'classifier' and 'seeds', `weak` brings the seeds
         plan:tuple=None,   # of `Step`; None: those of the annotation in `PIPELINES`
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
         seed:int=0,        # of order, initialisation and dropout
         progress:bool=True, # show bars over images?
+        # of boxes and tags: class maps made elsewhere, in place of a classifier: a folder of them, or a function of a
+        # `Sample` (see `as_class_maps`)
+        maps=None,
+        map_first:int=0,   # id of the first class after the background, in dictionaries of maps
     ):
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
-        store_attr(but='out,skip,plan')
+        store_attr(but='out,skip,plan,maps')
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
+        self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
         _check_plan(annotation, [s.name for s in self.plan], self.skip)
+        self._check_maps()
         if truth is not None and truth.names != weak.names:
             raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
@@ -133,8 +140,34 @@ def _check_plan(annotation, names, skip):
                         f"'embedding'")
     if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
 
+@patch
+def _check_maps(self:Pipeline):
+    "Refuse steps that lack what they look at"
+    every, by_maps = [s.do for s in self.plan], self.annotation in ('boxes', 'tags')
+    does = [s.do for s in self.plan if s.name not in self.skip]
+    if self.maps is not None and not by_maps:
+        raise SpmlError(f"maps are for boxes and tags; {self.annotation} name pixels themselves")
+    if self.maps is not None: self.plan = tuple(s for s in self.plan if s.do is not train_classifier)
+    elif by_maps and make_seeds in does and train_classifier in every and train_classifier not in does:
+        raise SpmlError(f"skip={list(self.skip)}: the step 'seeds' cuts class maps, and 'classifier' makes them: give "
+                        f"maps (on the command line: -p map_folder), or leave out 'seeds' too and give seeds as labels")
+    objects = range(1, self.weak.c)
+    if self.brings_seeds and not any(np.isin(self.weak.sample(i).labels, objects).any() for i in range(len(self.weak))):
+        raise SpmlError(f"skip={list(self.skip)}: without the step 'seeds' the labels must be seeds, and none of these "
+                        f"has an object: give their folder as annotation (on the command line: -p label_folder)")
+
+@patch(as_prop=True)
+def brings_seeds(self:Pipeline)->bool:
+    "Are the labels of tagged or boxed images seeds from elsewhere?"
+    return self.annotation in ('boxes', 'tags') and 'seeds' in self.skip
+
+@patch(as_prop=True)
+def keeps(self:Pipeline)->bool:
+    "Do annotated pixels keep their label? Seeds are no annotation"
+    return self.keep_annotated and not self.brings_seeds
+
 def _said(function):
-    if hasattr(function, '__dataclass_fields__'): return repr(function)
+    if hasattr(function, '__dataclass_fields__') or isinstance(function, MapFolder): return repr(function)
     return f'{function.__module__}.{function.__qualname__}'
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
@@ -143,6 +176,7 @@ def _settings(self:Pipeline):
     told = dict(images=len(self.weak), plan=[s.name for s in self.plan], recipe=self.recipe.settings(),
                 tag_recipe=self.tag_recipe.settings(), background=_said(self.background), rule=asdict(self.rule))
     told |= {k: getattr(self, k) for k in DECIDING}
+    if self.maps is not None: told |= dict(maps=_said(self.maps), map_first=self.map_first)
     return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
 
 @patch
@@ -198,6 +232,28 @@ def index(self:Pipeline,
     images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
     return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid)
 
+@patch(as_prop=True)
+def sees_classes(self:Pipeline)->bool:
+    "Are there class maps, of a classifier or from elsewhere?"
+    return self.maps is not None or 'classifier' in self.learners
+
+@patch
+def class_maps(self:Pipeline,
+    sample, # of `weak`
+)->np.ndarray: # (C,H,W) in 0..1
+    "Class maps of a tagged image, as `maps` gives them or the classifier sees them"
+    if self.maps is not None:
+        made = self.maps(sample)
+        if isinstance(self.maps, MapFolder): return made
+        source = f'maps of {self.weak.names[sample.number]}'
+        return as_class_maps(made, sample, self.weak.images, self.map_first, source)
+    if 'classifier' not in self.learners:
+        raise SpmlError("class maps come from the step 'classifier', which is left out; give maps in its place")
+    method = self.tag_method
+    related = related_images(self.weak, sample.number, method, self.tag_index, self.seed) if method.related else []
+    return class_maps(self.learners['classifier'].model, sample.image, sample.tags, self.cam_scales, related=related)
+
+
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000002
 @patch
 def maps_of(self:Pipeline,
@@ -245,9 +301,7 @@ def train_classifier(
 
 def _tag_scores(pipe, sample):
     "Class maps of a sample with the background in row 0"
-    method = pipe.tag_method
-    related = related_images(pipe.weak, sample.number, method, pipe.tag_index, pipe.seed) if method.related else []
-    maps = class_maps(pipe.learners['classifier'].model, sample.image, sample.tags, pipe.cam_scales, related=related)
+    maps = pipe.class_maps(sample)
     return np.concatenate([pipe.background(sample.image, maps, sample.regions)[None], maps[1:]])
 
 def make_seeds(
@@ -288,10 +342,12 @@ def walk_labels(
     todo:list,     # numbers of images
     **how, # of `stream_labels`, in place of the pipeline's own
 ): # iterator: (H,W) uint8 of each
-    "Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments"
-    own = dict(refine=pipe.refine, keep_annotated=pipe.keep_annotated, stride=pipe.walk_stride,
+    """Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments
+
+    Of tags whose seeds come from elsewhere, without class maps, the head's scores walk."""
+    own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride,
                mirror=pipe.weak.classes.mirrored)
-    if not how and pipe.annotation == 'tags': how = dict(scores=partial(_tag_scores, pipe))
+    if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
     if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
     return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | how)
 
@@ -309,7 +365,7 @@ def neighbour_labels(
         if not s.tags.any(): yield s.labels; continue
         share = next(votes)
         votes_of = normalise_votes(share, torch.as_tensor(s.tags, device=share.device))
-        yield scores_to_labels(votes_of, s, pipe.refine, pipe.keep_annotated)
+        yield scores_to_labels(votes_of, s, pipe.refine, pipe.keeps)
 
 def walk_again(
     pipe:Pipeline, # with a second head

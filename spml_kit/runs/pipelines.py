@@ -140,6 +140,11 @@ def _check_plan(annotation, names, skip):
                         f"'embedding'")
     if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
 
+def _said(function):
+    if hasattr(function, '__dataclass_fields__') or isinstance(function, MapFolder): return repr(function)
+    return f'{function.__module__}.{function.__qualname__}'
+
+# %% ../../nbs/api/runs/78_pipelines.ipynb #78000012
 @patch
 def _check_maps(self:Pipeline):
     "Refuse steps that lack what they look at"
@@ -165,10 +170,6 @@ def brings_seeds(self:Pipeline)->bool:
 def keeps(self:Pipeline)->bool:
     "Do annotated pixels keep their label? Seeds are no annotation"
     return self.keep_annotated and not self.brings_seeds
-
-def _said(function):
-    if hasattr(function, '__dataclass_fields__') or isinstance(function, MapFolder): return repr(function)
-    return f'{function.__module__}.{function.__qualname__}'
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
 @patch

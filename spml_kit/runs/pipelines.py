@@ -109,17 +109,14 @@ class Pipeline:
         refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
         keep_annotated:bool=True, # do annotated pixels keep their label among pseudo-labels? the paper: False
         walk_stride:int=4, # pixels per step of the walk's grid
-        # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
-        vote_scales:tuple=(.5, 1., 1.5, 2.),
+        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, mirrored too
         skip:tuple=(),     # names of steps to leave out; without 'classifier' and 'seeds', `weak` brings the seeds
         plan:tuple=None,   # of `Step`; None: those of the annotation in `PIPELINES`
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
         seed:int=0,        # of order, initialisation and dropout
         progress:bool=True, # show bars over images?
-        # of boxes and tags: class maps made elsewhere, in place of a classifier: a folder of them, or a function of a
-        # `Sample` (see `as_class_maps`)
-        maps=None,
+        maps=None,         # in place of the classifier: a folder of class maps, or a function, see `ClassMaps`
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
     ):
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")

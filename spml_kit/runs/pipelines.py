@@ -230,6 +230,7 @@ def index(self:Pipeline,
     images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
     return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid)
 
+# %% ../../nbs/api/runs/78_pipelines.ipynb #78000014
 @patch(as_prop=True)
 def sees_classes(self:Pipeline)->bool:
     "Are there class maps, of a classifier or from elsewhere?"
@@ -250,7 +251,6 @@ def class_maps(self:Pipeline,
     method = self.tag_method
     related = related_images(self.weak, sample.number, method, self.tag_index, self.seed) if method.related else []
     return class_maps(self.learners['classifier'].model, sample.image, sample.tags, self.cam_scales, related=related)
-
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000002
 @patch

@@ -29,6 +29,7 @@ from .data.listing import *
 from .data.keypoints import *
 from .data.scenes import *
 from .data.images import *
+from .data.region_files import *
 from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *

@@ -17,6 +17,7 @@ from ..core import SpmlError, VOID
 from ..arrays import read_arrays
 from ..data.images import ImageSet
 from ..data.listing import find_files
+from ..data.region_files import alike_sizes
 from ..data.weak import Sample
 from .background import check_maps
 
@@ -74,10 +75,6 @@ def _by_array(made, images, source):
     return out
 
 # %% ../../nbs/api/cams/33a_map_files.ipynb #68cac256
-def _alike(size, grid):
-    "Can a grid of square cells, rounded up or down, be laid over a picture of this size?"
-    return max(n/(m + 1) for n, m in zip(size, grid)) <= min(n/max(m - 1, 1e-6) for n, m in zip(size, grid))
-
 def fit_maps(
     maps:np.ndarray, # (C,h,w), >= 0
     size:tuple,      # (H,W) wanted
@@ -85,7 +82,7 @@ def fit_maps(
 )->np.ndarray: # (C,H,W) float32
     "Resize maps to an image of their proportions"
     (h, w), (H, W) = maps.shape[1:], size
-    if not _alike(size, (h, w)) and not _alike((h, w), size) and maps.any():
+    if maps.any() and not alike_sizes(size, (h, w)):
         raise SpmlError(f"{source}: maps of {h}x{w} do not show an image of {H}x{W} (height x width): other "
                         f"proportions; are they of another image, turned, a square cut out, or squeezed? Resize them "
                         f"to the image")

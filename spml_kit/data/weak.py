@@ -16,12 +16,13 @@ from fastcore.basics import patch
 
 from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn
 from ..pictures import as_image
-from ..regions.oversegment import RegionCache, as_regions, oversegment
+from ..regions.oversegment import as_regions, oversegment
 from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, tags_of
 from .simulate import simulate_points, simulate_scribbles
 from .formats import drawing_of, drawn_labels, names_classes, read_annotation
 from .listing import MASK_SUFFIXES, find_files
 from .masks import read_mask
+from .region_files import region_source
 from .keypoints import simulate_keypoints
 from .images import ImageSet, BoundedCache, reduce_labels
 
@@ -117,7 +118,7 @@ class WeakSet:
     def __init__(self,
         images:ImageSet,          # the images
         annotation='scribbles',   # of `SIMULATED` or `SAID`, a folder, name to file, or index to Annotation or labels
-        regions=None,             # at most so many, a folder of `prepare_regions`, image to `as_regions`; None: one
+        regions=None,             # at most so many, a folder of them, image to `as_regions`; None: one
         length:float=1.,          # share of each simulated scribble that is kept, 0..1
         width:float=None,         # of simulated strokes or dots, pixels; None: 3 or 6
         seed:int=0,               # of the simulated annotator
@@ -136,7 +137,7 @@ class WeakSet:
         self.given_tags, self.file_ids, self.remap255, self.asks255 = tags, file_ids, bool(remap255), remap255 is None
         self._memory, self._region_memory = BoundedCache(), BoundedCache()
         self.covered = {} # name to the classes whose marks lie under others wholly
-        self.regions = RegionCache(regions) if isinstance(regions, (str, Path)) else regions
+        self.regions = region_source(regions) if isinstance(regions, (str, Path)) else regions
         self._check_annotation()
 
     def __len__(self): return len(self.images)

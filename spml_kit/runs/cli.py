@@ -258,6 +258,7 @@ def _pictures(args):
     args.data, args.root = args.data or 'folder', args.images
     if args.data == 'folder' and (args.images/'images').is_dir(): args.root = args.images/'images'
 
+# %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d7
 def _prepare(args):
     from spml_kit.data.images import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.data.region_files import RegionFolder, take_regions
@@ -285,6 +286,16 @@ def _prepare(args):
     else: take_regions(images, RegionFolder(args.regions, args.holes, args.least, args.order), args.out)
     print(f"{len(images)} images have their regions in {args.out}")
 
+def _foreign(p):
+    "Words of regions that another program made"
+    p.add_argument('--holes', type=_whole(0), nargs='+', default=[], metavar='ID',
+                   help="for such a folder: ids that mean that nothing is there (default: none, each id is a region)")
+    p.add_argument('--least', type=_whole(1), default=1, metavar='PIXELS',
+                   help="for such a folder: smaller pieces without a mask join the region next to them (default 1: "
+                        "none does)")
+    p.add_argument('--order', choices=['smaller', 'score'], default='smaller',
+                   help="for such a folder: which of overlapping masks lies on top (default: the smaller)")
+
 # %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
 def spml_prepare(
     argv:list=None, # words of the command line; those of the process by default
@@ -308,13 +319,7 @@ def spml_prepare(
                         "most similar first; or package.module:name, a function of the image to contours, a Hierarchy "
                         "or region ids; or a folder of regions or masks that another program made: id maps (PNG, TIFF, "
                         "npy), SAM's masks, COCO's JSON")
-    p.add_argument('--holes', type=_whole(0), nargs='+', default=[], metavar='ID',
-                   help="for such a folder: ids that mean that nothing is there (default: none, each id is a region)")
-    p.add_argument('--least', type=_whole(1), default=1, metavar='PIXELS',
-                   help="for such a folder: smaller pieces without a mask join the region next to them (default 1: "
-                        "none does)")
-    p.add_argument('--order', choices=['smaller', 'score'], default='smaller',
-                   help="for such a folder: which of overlapping masks lies on top (default: the smaller)")
+    _foreign(p)
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")

@@ -40,6 +40,7 @@ from .data.layouts import *
 from .data.sources import *
 from .data.batches import *
 from .method.nets import *
+from .method.release import *
 from .method.segments import *
 from .method.relations import *
 from .method.fused import *

@@ -38,6 +38,7 @@ from .data.exporters import *
 from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
+from .data.release_lists import *
 from .data.batches import *
 from .method.nets import *
 from .method.release import *

@@ -47,7 +47,7 @@ class DensePoseSet(ImageSet):
     "Images of people with body parts, named by a list (reference `data/datasets/densepose_dataset.py`)"
     def __init__(self,
         root,             # folder below which the listed paths are
-        listed,           # list file, below the root or anywhere: a line `image mask` each; a third column, the release's regions, is not read
+        listed,           # list file, below the root or anywhere: a line `image mask` each; a third column, the release's regions, is the source's
         max_size:int=None, # longer side in pixels; larger images are reduced
         masks:bool=True,  # may masks be opened? False for a list of point masks
     ):

@@ -91,7 +91,7 @@ def _whole(least):
     return number
 
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
-ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv' # data that lie in a folder or file
+ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv', 'list' # data that lie in a folder or file
 
 def _check_data(data, root, annotation=None):
     if data == 'csv':
@@ -173,8 +173,9 @@ def spml_run(
     p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
                    help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
                         "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
-                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, or a table of your files: "
-                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv; "
+                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or lists "
+                        "of images, labels and regions as the paper's authors have them: "
+                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
                         "or package.module:name of a source of yours")
     p.add_argument('--root', type=Path, metavar='DIR',
                    help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
@@ -186,7 +187,7 @@ def spml_run(
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--profile', metavar='P', action='append',
-                   help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, cityscapes, "
+                   help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, list, cityscapes, "
                         "ade20k, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
                         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees "
                         "whether everything fits together, in two steps")

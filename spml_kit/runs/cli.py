@@ -188,7 +188,7 @@ def spml_run(
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--profile', metavar='P', action='append',
                    help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, list, cityscapes, "
-                        "ade20k, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose (default: named as the data); "
+                        "ade20k, clothes, voc_animals, bsds, paper_voc, released, paper_tags or paper_densepose (default: named as the data); "
                         "may be repeated, the later has the last word: `--profile paper_voc --profile dry` sees "
                         "whether everything fits together, in two steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),

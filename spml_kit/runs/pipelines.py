@@ -118,6 +118,8 @@ class Pipeline:
         progress:bool=True, # show bars over images?
         maps=None,         # in place of the classifier: a folder of class maps, or a function, see `ClassMaps`
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
+        window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
+        canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
     ):
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
         store_attr(but='out,skip,plan,maps')
@@ -175,6 +177,7 @@ def _settings(self:Pipeline):
                 tag_recipe=self.tag_recipe.settings(), background=_said(self.background), rule=asdict(self.rule))
     told |= {k: getattr(self, k) for k in DECIDING}
     if self.maps is not None: told |= dict(maps=_said(self.maps), map_first=self.map_first)
+    if self.window: told |= dict(window=self.window, canvas=self.canvas)
     return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
 
 @patch
@@ -228,7 +231,8 @@ def index(self:Pipeline,
     "Segments of the training images with the labels so far"
     every = range(len(self.weak))
     images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
-    return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid)
+    return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid, self.window,
+                          canvas=self.canvas)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000014
 @patch(as_prop=True)
@@ -332,7 +336,8 @@ def train_head(
     "A fresh classifier of the frozen embedding"
     embedding = pipe.learners['embedding'].model
     make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path)
-    return pipe.fit(make, folder, 1, pipe.head_steps)
+    seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
+    return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(
@@ -343,7 +348,7 @@ def walk_labels(
     """Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments
 
     Of tags whose seeds come from elsewhere, without class maps, the head's scores walk."""
-    own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride,
+    own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride, crop=pipe.window,
                mirror=pipe.weak.classes.mirrored)
     if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
     if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
@@ -358,7 +363,8 @@ def neighbour_labels(
     index = pipe.index(scales=[s for s in pipe.vote_scales if s <= 1.5])
     samples, ahead = tee(map(pipe.weak.sample, todo))
     votes = stream_retrieval(pipe.model, (s.image for s in ahead if s.tags.any()), index, pipe.weak.c,
-        scales=pipe.vote_scales, flip=True, grid=pipe.recipe.infer_grid, mirror=pipe.weak.classes.mirrored)
+        scales=pipe.vote_scales, flip=True, grid=pipe.recipe.infer_grid, crop=pipe.window,
+        mirror=pipe.weak.classes.mirrored, canvas=pipe.canvas)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         share = next(votes)

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .files import *
+from .arrays import *
 from .pictures import *
 from .metrics import *
 from .regions.contours import *
@@ -28,6 +29,7 @@ from .data.listing import *
 from .data.keypoints import *
 from .data.scenes import *
 from .data.images import *
+from .data.region_files import *
 from .data.weak import *
 from .data.tag_index import *
 from .data.clicks import *
@@ -36,8 +38,10 @@ from .data.exporters import *
 from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
+from .data.release_lists import *
 from .data.batches import *
 from .method.nets import *
+from .method.release import *
 from .method.segments import *
 from .method.relations import *
 from .method.fused import *
@@ -54,6 +58,7 @@ from .learn.learner import *
 from .learn.head import *
 from .cams.background import *
 from .cams.labels import *
+from .cams.map_files import *
 from .cams.classifier import *
 from .cams.seam import *
 from .cams.seeds import *

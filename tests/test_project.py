@@ -153,7 +153,7 @@ def test_public_names_are_shown(path):
     assert sorted(unshown(path)) == sorted(UNSHOWN.get(path.stem, "").split())
 
 
-ORDER = "core", "files", "pictures", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
+ORDER = "core", "files", "arrays", "pictures", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
 
 
 @each_module

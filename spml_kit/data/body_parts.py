@@ -47,7 +47,8 @@ class DensePoseSet(ImageSet):
     "Images of people with body parts, named by a list (reference `data/datasets/densepose_dataset.py`)"
     def __init__(self,
         root,             # folder below which the listed paths are
-        listed,           # list, below the root or anywhere: `image mask` a line; a third column, regions, is not read
+        # list, below the root or anywhere: `image mask` a line; a third column, the release's regions, is the source's
+        listed,
         max_size:int=None, # longer side in pixels; larger images are reduced
         masks:bool=True,  # may masks be opened? False for a list of point masks
     ):

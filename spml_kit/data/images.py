@@ -79,6 +79,7 @@ def reduce_labels(
 # %% ../../nbs/api/data/14_images.ipynb #13b05198
 class ImageSet:
     "Images by number; a subclass says where they come from: `_image(i)`, `_mask(i)`"
+    enlarge = False # are images smaller than `max_size` enlarged to it? To be set before the first is read
     def __init__(self,
         names:list,      # one name per image
         classes:Classes, # C classes
@@ -105,7 +106,8 @@ class ImageSet:
 def _reduced(self:ImageSet, i):
     image = as_image(self._image(i), self.names[i])
     self._stored[i] = h, w = image.shape[:2]
-    ratio = min(1, (self.max_size or max(h, w))/max(h, w))
+    ratio = (self.max_size or max(h, w))/max(h, w)
+    if not self.enlarge: ratio = min(1, ratio)
     return resize(image, (max(1, round(ratio*h)), max(1, round(ratio*w))))
 
 @patch

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import SpmlError, Classes, named_object
+from ..regions.oversegment import RegionCache
 from .images import ImageSet, SceneSet, VocSet, folder_sets, read_class_names
 from .layouts import PairSet, ade20k_set, cityscapes_set, read_table
 from .listing import class_table_near
@@ -73,6 +74,13 @@ def said(self:Source,
                         f"keypoints, or points")
     return annotation
 
+@patch
+def regions(self:Source,
+    images:ImageSet, # the training images
+)->RegionCache: # None where there are none
+    "Regions that come with the images"
+    return None
+
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009
 class Scenes(Source):
     "Scenes that are drawn on demand"
@@ -120,6 +128,9 @@ class DensePose(Source):
             raise SpmlError(f"annotation '{annotation}': the images of densepose have keypoints, or full with "
                             f"full_split")
         return images.points if annotation == 'keypoints' else annotation
+    def regions(self, images):
+        from spml_kit.data.release_lists import listed_regions, read_list # here: it builds on this module
+        return listed_regions(read_list(self.root/self.train_split, self.root), self.train_split)
 
 # %% ../../nbs/api/data/15a_sources.ipynb #26427ba4
 class Cityscapes(Source):
@@ -152,6 +163,7 @@ class Csv(Source):
 SOURCES = {name: f'spml_kit.data.sources:{cls.__name__}'
            for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes,
                                  densepose=DensePose, cityscapes=Cityscapes, ade20k=Ade20k, csv=Csv).items()}
+SOURCES['list'] = 'spml_kit.data.release_lists:Listed'
 
 def named_source(
     data:str, # one of `SOURCES`, or package.module:name

@@ -57,12 +57,14 @@ def predict_head(
     return head_scores(model, image, **kwargs).argmax(0).byte().cpu().numpy()
 
 # %% ../../nbs/api/infer/77_scores.ipynb #b63c8591
-def _segments(vs, grid, iterations): # (D,h,w) of one size
+def _segments(vs, grid, iterations, canvas): # (D,h,w) of one size
     "`stream_segments` of one size, together: the host waits once, for how many segments there are"
     D, h, w = vs[0].shape
     rows = torch.stack([v.permute(1, 2, 0).reshape(-1, D) for v in vs])
-    start, k = start_grid(h, w, tuple(grid), rows.device)
-    cluster = spherical_kmeans(with_location(rows, locations(h, w, rows.device, rows.dtype)), start, k, iterations)
+    H, W = max(h, canvas or 0), max(w, canvas or 0)
+    (start, k), place = start_grid(H, W, tuple(grid), rows.device), locations(H, W, rows.device, rows.dtype)
+    start, place = start.view(H, W)[:h, :w].flatten(), place.view(H, W, 2)[:h, :w].flatten(0, 1)
+    cluster = spherical_kmeans(with_location(rows, place), start, k, iterations)
     cluster = (cluster + k*torch.arange(len(vs), device=rows.device)[:,None]).flatten()
     there = cluster.new_zeros(len(vs)*k).scatter_(0, cluster, 1)
     own, sizes = (there.cumsum(0) - 1).index_select(0, cluster), there.view(-1, k).sum(1).tolist()
@@ -74,12 +76,13 @@ def stream_segments(
     grid:tuple=(12, 12), # clusters down and across
     iterations:int=10,   # of k-means
     bs:int=8,            # embeddings that are held at a time; those of one size are clustered together
+    canvas:int=None,     # least side of what the clusters are laid on, at whose top left the image lies; None: the image
 ): # iterator: (h,w) segment of each pixel and (M,D) prototypes of each embedding, in order
     "k-means segments of many images, without gaps in their ids"
     for some in chunked(vs, bs):
         out = {}
         for same in alike(some, lambda v: v.shape):
-            out.update(zip(same, _segments([some[i] for i in same], grid, iterations)))
+            out.update(zip(same, _segments([some[i] for i in same], grid, iterations, canvas)))
         yield from (out.pop(i) for i in range(len(some)))
 
 def image_segments(
@@ -105,10 +108,12 @@ def majority_labels(
     return (votes == votes.amax(1, keepdim=True)).int().argmax(1)
 
 # %% ../../nbs/api/infer/77_scores.ipynb #28f59026
-def _stream_both(model, images, looks, grid, crop, bs):
+def _stream_both(model, images, looks, grid, crop, bs, canvas):
     "Segments of each view of each image"
+    if canvas and not crop: raise SpmlError("canvas=True: clusters are laid on the canvas of windows, and crop is none")
     seen = stream_views(model, images, looks, crop, head=False, bs=bs)
-    return stream_segments((v for of_image in seen for v, _ in of_image), grid, bs=views_at_once(model, bs))
+    embeddings = (v for of_image in seen for v, _ in of_image)
+    return stream_segments(embeddings, grid, bs=views_at_once(model, bs), canvas=crop if canvas else None)
 
 def training_index(
     model:SegNet,  # embedding network
@@ -119,10 +124,11 @@ def training_index(
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None, # side of sliding windows
     bs:int=None, # views held at a time, as in `stream_views`
+    canvas:bool=False, # lay clusters on the padded canvas of the windows, as the release does?
 )->SegmentIndex: # void and unlabelled segments are left out
     "Prototypes of the training set"
     mus, tops, where = [], [], []
-    segments = _stream_both(model, images, views(scales), grid, crop, bs)
+    segments = _stream_both(model, images, views(scales), grid, crop, bs, canvas)
     for i, (label, of_image) in enumerate(zip(labels, chunked(segments, len(scales)))):
         for own, mu in of_image:
             small = resize_labels(torch.as_tensor(np.asarray(label), device=mu.device)[None], own.shape).flatten()
@@ -143,10 +149,11 @@ def stream_retrieval(
     crop:int=None,    # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     bs:int=None, # views held at a time, as in `stream_views`
+    canvas:bool=False, # lay clusters on the padded canvas of the windows, as the release does?
 ): # iterator: (C,H,W) share of votes of each image, in order
     "Class votes of the nearest training segments for many images"
     looks, (images, ahead) = views(scales, flip), tee(map(as_image, images))
-    segments = _stream_both(model, ahead, looks, grid, crop, bs)
+    segments = _stream_both(model, ahead, looks, grid, crop, bs, canvas)
     for image, of_image in zip(images, chunked(segments, len(looks))):
         total = 0
         for (_, mirrored), (own, mu) in zip(looks, of_image):

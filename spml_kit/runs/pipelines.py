@@ -34,6 +34,7 @@ from ..learn.head import head_learner
 from ..cams.background import Background, PowerBackground
 from ..cams.labels import SEED_RULES, SeedRule, box_labels, seed_labels
 from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, related_images, tag_learner
+from ..cams.map_files import MapFolder, as_class_maps
 from ..infer.retrieval import normalise_votes
 from ..infer.scores import stream_retrieval, training_index
 from ..infer.pseudo import scores_to_labels, stream_labels
@@ -108,19 +109,24 @@ class Pipeline:
         refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
         keep_annotated:bool=True, # do annotated pixels keep their label among pseudo-labels? the paper: False
         walk_stride:int=4, # pixels per step of the walk's grid
-        # relative sizes at which neighbours vote, each also mirrored; prototypes are taken at those up to 1.5
-        vote_scales:tuple=(.5, 1., 1.5, 2.),
-        skip:tuple=(),     # names of steps to leave out
+        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, mirrored too
+        skip:tuple=(),     # names of steps to leave out; without 'classifier' and 'seeds', `weak` brings the seeds
         plan:tuple=None,   # of `Step`; None: those of the annotation in `PIPELINES`
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
         seed:int=0,        # of order, initialisation and dropout
         progress:bool=True, # show bars over images?
+        maps=None,         # in place of the classifier: a folder of class maps, or a function, see `ClassMaps`
+        map_first:int=0,   # id of the first class after the background, in dictionaries of maps
+        window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
+        canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
     ):
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
-        store_attr(but='out,skip,plan')
+        store_attr(but='out,skip,plan,maps')
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
+        self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
         _check_plan(annotation, [s.name for s in self.plan], self.skip)
+        self._check_maps()
         if truth is not None and truth.names != weak.names:
             raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
@@ -134,8 +140,35 @@ def _check_plan(annotation, names, skip):
     if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
 
 def _said(function):
-    if hasattr(function, '__dataclass_fields__'): return repr(function)
+    if hasattr(function, '__dataclass_fields__') or isinstance(function, MapFolder): return repr(function)
     return f'{function.__module__}.{function.__qualname__}'
+
+# %% ../../nbs/api/runs/78_pipelines.ipynb #78000012
+@patch
+def _check_maps(self:Pipeline):
+    "Refuse steps that lack what they look at"
+    every, by_maps = [s.do for s in self.plan], self.annotation in ('boxes', 'tags')
+    does = [s.do for s in self.plan if s.name not in self.skip]
+    if self.maps is not None and not by_maps:
+        raise SpmlError(f"maps are for boxes and tags; {self.annotation} name pixels themselves")
+    if self.maps is not None: self.plan = tuple(s for s in self.plan if s.do is not train_classifier)
+    elif by_maps and make_seeds in does and train_classifier in every and train_classifier not in does:
+        raise SpmlError(f"skip={list(self.skip)}: the step 'seeds' cuts class maps, and 'classifier' makes them: give "
+                        f"maps (on the command line: -p map_folder), or leave out 'seeds' too and give seeds as labels")
+    objects = range(1, self.weak.c)
+    if self.brings_seeds and not any(np.isin(self.weak.sample(i).labels, objects).any() for i in range(len(self.weak))):
+        raise SpmlError(f"skip={list(self.skip)}: without the step 'seeds' the labels must be seeds, and none of these "
+                        f"has an object: give their folder as annotation (on the command line: -p label_folder)")
+
+@patch(as_prop=True)
+def brings_seeds(self:Pipeline)->bool:
+    "Are the labels of tagged or boxed images seeds from elsewhere?"
+    return self.annotation in ('boxes', 'tags') and 'seeds' in self.skip
+
+@patch(as_prop=True)
+def keeps(self:Pipeline)->bool:
+    "Do annotated pixels keep their label? Seeds are no annotation"
+    return self.keep_annotated and not self.brings_seeds
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
 @patch
@@ -143,6 +176,8 @@ def _settings(self:Pipeline):
     told = dict(images=len(self.weak), plan=[s.name for s in self.plan], recipe=self.recipe.settings(),
                 tag_recipe=self.tag_recipe.settings(), background=_said(self.background), rule=asdict(self.rule))
     told |= {k: getattr(self, k) for k in DECIDING}
+    if self.maps is not None: told |= dict(maps=_said(self.maps), map_first=self.map_first)
+    if self.window: told |= dict(window=self.window, canvas=self.canvas)
     return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
 
 @patch
@@ -196,7 +231,30 @@ def index(self:Pipeline,
     "Segments of the training images with the labels so far"
     every = range(len(self.weak))
     images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
-    return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid)
+    return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid, self.window,
+                          canvas=self.canvas)
+
+# %% ../../nbs/api/runs/78_pipelines.ipynb #78000014
+@patch(as_prop=True)
+def sees_classes(self:Pipeline)->bool:
+    "Are there class maps, of a classifier or from elsewhere?"
+    return self.maps is not None or 'classifier' in self.learners
+
+@patch
+def class_maps(self:Pipeline,
+    sample, # of `weak`
+)->np.ndarray: # (C,H,W) in 0..1
+    "Class maps of a tagged image, as `maps` gives them or the classifier sees them"
+    if self.maps is not None:
+        made = self.maps(sample)
+        if isinstance(self.maps, MapFolder): return made
+        source = f'maps of {self.weak.names[sample.number]}'
+        return as_class_maps(made, sample, self.weak.images, self.map_first, source)
+    if 'classifier' not in self.learners:
+        raise SpmlError("class maps come from the step 'classifier', which is left out; give maps in its place")
+    method = self.tag_method
+    related = related_images(self.weak, sample.number, method, self.tag_index, self.seed) if method.related else []
+    return class_maps(self.learners['classifier'].model, sample.image, sample.tags, self.cam_scales, related=related)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000002
 @patch
@@ -245,9 +303,7 @@ def train_classifier(
 
 def _tag_scores(pipe, sample):
     "Class maps of a sample with the background in row 0"
-    method = pipe.tag_method
-    related = related_images(pipe.weak, sample.number, method, pipe.tag_index, pipe.seed) if method.related else []
-    maps = class_maps(pipe.learners['classifier'].model, sample.image, sample.tags, pipe.cam_scales, related=related)
+    maps = pipe.class_maps(sample)
     return np.concatenate([pipe.background(sample.image, maps, sample.regions)[None], maps[1:]])
 
 def make_seeds(
@@ -280,7 +336,8 @@ def train_head(
     "A fresh classifier of the frozen embedding"
     embedding = pipe.learners['embedding'].model
     make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path)
-    return pipe.fit(make, folder, 1, pipe.head_steps)
+    seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
+    return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(
@@ -288,10 +345,12 @@ def walk_labels(
     todo:list,     # numbers of images
     **how, # of `stream_labels`, in place of the pipeline's own
 ): # iterator: (H,W) uint8 of each
-    "Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments"
-    own = dict(refine=pipe.refine, keep_annotated=pipe.keep_annotated, stride=pipe.walk_stride,
+    """Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments
+
+    Of tags whose seeds come from elsewhere, without class maps, the head's scores walk."""
+    own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride, crop=pipe.window,
                mirror=pipe.weak.classes.mirrored)
-    if not how and pipe.annotation == 'tags': how = dict(scores=partial(_tag_scores, pipe))
+    if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
     if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
     return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | how)
 
@@ -304,12 +363,13 @@ def neighbour_labels(
     index = pipe.index(scales=[s for s in pipe.vote_scales if s <= 1.5])
     samples, ahead = tee(map(pipe.weak.sample, todo))
     votes = stream_retrieval(pipe.model, (s.image for s in ahead if s.tags.any()), index, pipe.weak.c,
-        scales=pipe.vote_scales, flip=True, grid=pipe.recipe.infer_grid, mirror=pipe.weak.classes.mirrored)
+        scales=pipe.vote_scales, flip=True, grid=pipe.recipe.infer_grid, crop=pipe.window,
+        mirror=pipe.weak.classes.mirrored, canvas=pipe.canvas)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         share = next(votes)
         votes_of = normalise_votes(share, torch.as_tensor(s.tags, device=share.device))
-        yield scores_to_labels(votes_of, s, pipe.refine, pipe.keep_annotated)
+        yield scores_to_labels(votes_of, s, pipe.refine, pipe.keeps)
 
 def walk_again(
     pipe:Pipeline, # with a second head

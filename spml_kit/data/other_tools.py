@@ -372,7 +372,9 @@ def _yolo_names(folder, files):
 def _is_yolo(path, data):
     folder = _yolo_folder(path)
     files = _yolo_files(folder)
-    if not files or not _yolo_names(folder, files)[0]: return False
+    try: named = bool(_yolo_names(folder, files)[0])
+    except SpmlError: named = True # told when it is read
+    if not files or not named: return False
     lines = [line.strip() for p in files[:20] for line in read_text(p).splitlines() if line.strip()]
     return not lines or any(re.fullmatch(r'\d+(\.0*)?(\s+[\d.eE+-]+)+', line) for line in lines)
 

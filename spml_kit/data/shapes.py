@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHAPES', 'VOID_NAME', 'BACKGROUND_NAMES', 'MOST_PIXELS', 'DAMAGE', 'MEANINGS', 'Shape', 'check_runs', 'runs_of',
            'mask_of_runs', 'pack_runs', 'unpack_runs', 'shape_mask', 'ellipse_polygon', 'Reason', 'told_reason',
-           'entry', 'Drawing', 'fit_drawing', 'class_id', 'sort_shapes', 'paint_shapes', 'to_kit', 'kit_labels']
+           'in_words', 'entry', 'Drawing', 'fit_drawing', 'class_id', 'sort_shapes', 'paint_shapes', 'to_kit',
+           'kit_labels']
 
 # %% ../../nbs/api/data/10e_shapes.ipynb #53b58b16
 from collections import Counter
@@ -179,7 +180,10 @@ def told_reason(
     where = getattr(why, 'where', '')
     return f'{why} ({where}{" and others" if n > 1 else ""})' if where else str(why)
 
-def _in_words(e):
+def in_words(
+    e:Exception, # met in a damaged entry
+)->str:
+    "What is wrong, without the words of Python"
     if isinstance(e, SpmlError): return str(e)
     if isinstance(e, KeyError): return f'damaged: there is no {e.args[0]!r} in it'
     if isinstance(e, (IndexError, StopIteration)): return 'damaged: something is missing in it'
@@ -193,7 +197,7 @@ def entry(
     "Read one entry in the block; where that fails it is left out, with the reason"
     n = len(skipped)
     try: yield
-    except DAMAGE as e: skipped.append(_in_words(e))
+    except DAMAGE as e: skipped.append(in_words(e))
     skipped[n:] = [s if isinstance(s, Reason) else Reason(s, where) for s in skipped[n:]]
 
 # %% ../../nbs/api/data/10e_shapes.ipynb #c173dd80
@@ -368,7 +372,8 @@ def to_kit(
         xy, ids = [*_marks(drawn, size), *xy], [*map(id_of, drawn), *ids]
         if xy: out[kind] = make(np.concatenate(xy) if kind == 'points' else xy, ids, _width(drawn, default))
     if kinds.get('full') or void or background and meaning == 'full':
-        out['full'] = _all_in_one(out, paint_shapes(kinds.get('full', []), classes, size, order, ground)[0], void, size)
+        under = UNLABELLED if 'boxes' in out else ground # boxes tell the background themselves
+        out['full'] = _all_in_one(out, paint_shapes(kinds.get('full', []), classes, size, order, under)[0], void, size)
     ignored = [s for s in drawing.shapes if s.name == VOID_NAME and (s.area or s.kind == 'box')]
     if ignored and 'boxes' in out: # outside of boxes is background, but not there
         labels = out.get('full', out['boxes'].to_labels(size))

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError, Classes
 from ..files import convert_it, is_there, opened_picture, write_index_png
-from ..pictures import as_image
+from ..pictures import as_image, read_image, tiff_is_odd
 from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Reason, Shape, fit_drawing, kit_labels, sort_shapes, to_kit, told_reason
 from .readers import named_reader, open_export
 from .formats import write_annotation
@@ -124,6 +124,7 @@ def picture_size(
     path, # of a picture
 )->tuple: # (H,W) upright
     "Size of a picture as annotation tools and browsers show it; its pixels are not read"
+    if os.path.isfile(path) and tiff_is_odd(path): return read_image(path, 'range').shape[:2]
     with opened_picture(path) as im:
         (w, h), turned = im.size, im.format != 'TIFF' and im.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (w, h) if turned else (h, w) # PIL tells the upright size of a TIFF

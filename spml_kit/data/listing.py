@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MASK_SUFFIXES', 'TABLES', 'name_of', 'files_by_name', 'foreign_among', 'images_by_name',
            'find_files', 'read_names', 'read_table_names', 'table_line', 'class_table_near', 'other_tools_near',
-           'check_project']
+           'check_project', 'why_no_image', 'drawn_images', 'voc_list']
 
 # %% ../../nbs/api/data/10d_listing.ipynb #fb409d05
 import os, re, unicodedata
 from collections import Counter
 from functools import lru_cache
+from glob import escape as glob_escape
 from pathlib import Path
 
-from ..core import SpmlError, warn
+from ..core import SpmlError, did_you_mean, warn
 from ..files import convert_it, is_there, read_lines
 
 # %% ../../nbs/api/data/10d_listing.ipynb #275e847d
@@ -247,3 +248,48 @@ def check_project(
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")
+
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a700a0
+def why_no_image(
+    stem:str, # of a file that belongs to no image
+    folder,   # of the images
+    stems,    # of the images
+)->str: # '' where nothing resembles it
+    "What may have gone wrong with a name: another spelling, an image of a kind that is not read, or a tail"
+    alike = next((s for s in stems if s.casefold() == stem.casefold()), None)
+    if alike: return f'; {alike} differs from it in upper and lower case only: rename one'
+    other = next(Path(folder).glob(f'{glob_escape(stem)}.*'), None)
+    if other and other.suffix.lower() not in IMAGE_SUFFIXES:
+        return foreign_among([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG'
+    longest = max((s for s in stems if stem.startswith(s)), key=len, default=None)
+    if longest is None: return did_you_mean(stem, stems)
+    return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}"
+
+def drawn_images(
+    root, # of a project
+)->tuple: # names of all images, name to label files, names of the images that have some
+    "Which images of a project have labels; one where none fits is refused"
+    images, labels = Path(root, 'images'), Path(root, 'labels')
+    every = [*images_by_name(images)]
+    drawn = files_by_name(labels, deep=True) if labels.is_dir() else {}
+    train = [n for n in every if n in drawn]
+    if drawn and not train:
+        first = next(iter(drawn))
+        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png; "
+                        f"{drawn[first][0].name} is not{why_no_image(first, images, every)}{other_tools_near(labels)}")
+    double = next((drawn[n] for n in train if len(drawn[n]) > 1), None)
+    if double:
+        raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")
+    return every, drawn, train
+
+def voc_list(
+    root,      # folder with JPEGImages and ImageSets
+    split:str, # name of a list
+)->Path:
+    "A list of a data set in VOC layout, in ImageSets/Segmentation or Main"
+    every = Path(root, 'ImageSets')
+    listed = next((p for d in ('Segmentation', 'Main') if is_there(p := every/d/f'{split}.txt')), None)
+    if listed: return listed
+    raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are "
+                    f"{sorted(p.stem for p in (every/'Segmentation').glob('*.txt'))}; `root` is the folder "
+                    f"that holds JPEGImages and ImageSets")

@@ -23,8 +23,9 @@ from ..pictures import as_image
 from ..regions.oversegment import oversegment
 from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import DRAWN, KINDS, drawing_of, drawn_labels, read_annotation, write_annotation
-from ..data.images import read_class_names, resize
+from ..data.images import resize
 from ..data.listing import table_line
+from ..data.masks import read_class_names
 from ..method.nets import BackboneNet, locations, unit
 from ..infer.views import embed_view
 from ..regions.pooling import region_mean

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from ..core import __version__
 from ..core import *
 from ..files import *
-from ..data.listing import check_project, class_table_near, images_by_name
+from ..data.listing import IMAGE_SUFFIXES, class_table_near, files_by_name, images_by_name, voc_list
+from ..data.masks import check_drawn
 from .experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook
 from .experiment import notebook_parameters, profile_parameters, profiles, run_folder, run_notebook
 from .experiment import typed_values
@@ -93,7 +94,7 @@ def _whole(least):
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
 ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv' # data that lie in a folder or file
 
-def _check_data(data, root, annotation=None):
+def _check_data(data, root, annotation=None, splits=()):
     if data == 'csv':
         if root and Path(root).is_file(): return
         raise SpmlError(f"--data csv needs --root FILE, the table of the images (columns image, label, split); "
@@ -102,7 +103,8 @@ def _check_data(data, root, annotation=None):
         raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
     if root and not Path(root).is_dir():
         raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
-    if data == 'folder' and annotation in ANNOTATIONS: check_project(root) # now, before seconds of imports
+    if data == 'folder' and annotation in ANNOTATIONS: check_drawn(root) # now, before a minute of imports
+    for split in splits if data == 'voc' else (): voc_list(root, split)
     if annotation == 'clicks' and data != 'voc':
         raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or "
                         f"keypoints, or points")
@@ -145,7 +147,7 @@ def _run(args):
         raise SpmlError(f"name an experiment, or one of {', '.join(ANNOTATIONS)}; --list shows the experiments and "
                         f"their parameters")
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
-    if args.data in ROOTED: _check_data(args.data, args.root, args.name) # first: what follows takes seconds
+    if args.data in ROOTED: _check_data(args.data, args.root) # first: what follows takes seconds
     source = find_notebook(name, ANNOTATIONS)
     known = notebook_parameters(source)
     for profile in _profiles_of(args, source): parameters = merged(parameters, profile_parameters(profile, source))
@@ -153,7 +155,8 @@ def _run(args):
     given = merged(parameters, typed_values(args.parameters, known))
     parameters = check_parameters(source, given)
     # as given: messages name what was typed
-    _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name)
+    of = lambda key: given.get(key, known.get(key, ('',))[0])
+    _check_data(of('data'), given.get('root'), given.get('annotation', args.name), [s for s in map(of, ('train_split', 'valid_split')) if s])
     out = args.out or run_folder('runs', args.name, parameters, code_version(source))
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
@@ -241,6 +244,11 @@ def spml_annotate(
     return _done(p, argv, _annotate)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d6
+def _images_of(root):
+    "The folder images/ of a project; any other folder as it is"
+    project = (root/'images').is_dir() and not files_by_name(root, IMAGE_SUFFIXES, deep=False)
+    return root/'images' if project else root
+
 def _prepare(args):
     from spml_kit.data.images import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.regions.oversegment import prepare_regions
@@ -258,7 +266,7 @@ def _prepare(args):
         contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
-    else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
+    else: images = FolderSet(_images_of(args.root), classes=('background', 'object'), max_size=size) # regions know no classes
     whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
               f"they are") if args.max_size is None else ''
     if size: print(f"images larger than {size} pixels are reduced{whence}")
@@ -275,7 +283,7 @@ def spml_prepare(
     p.add_argument('--data', choices=['voc', 'folder'], required=True,
                    help="PASCAL VOC layout, or a folder of images")
     p.add_argument('--root', type=Path, metavar='DIR', required=True,
-                   help="the folder VOC2012, or the folder of images")
+                   help="the folder VOC2012, the folder of images, or a project with images/ in it")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS',
                    help="longer side to which larger images are reduced, the `size` of training (default: that of its "

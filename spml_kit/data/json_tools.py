@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import SpmlError
+from ..pictures import read_image
 from .shapes import MOST_PIXELS, VOID_NAME, Drawing, ellipse_polygon, entry, runs_of
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #f7b7a4a7
@@ -179,6 +180,24 @@ def _coco_pictures(path, d, skipped):
                                      tags=tags, settings=_kit_settings(i))
     return found
 
+# %% ../../nbs/api/data/10f_json_tools.ipynb #5f1a00b0
+def _panoptic_png(path, name):
+    "The PNG of a picture: below the folder of the file, or in one beside it that is named as it is"
+    folders = path.parent/path.stem, path.parent, path.parent.parent/path.stem
+    found = next((f/name for f in folders if (f/name).is_file()), None)
+    if found is None: raise SpmlError(f'panoptic annotation whose {name} is not in {path.stem}/ beside the file')
+    return read_image(found).astype(np.int64) @ (1, 256, 65536)
+
+def _coco_panoptic(path, a, one, cats, where):
+    "The segments of a picture, each its pixels"
+    numbers = _panoptic_png(path, a['file_name'])
+    for k, s in enumerate(a['segments_info'], 1):
+        with entry(one.skipped, f'segment {k} of {where}'):
+            if s['category_id'] not in cats: raise SpmlError('annotation of a category that the file does not list')
+            if not (mask := numbers == s['id']).any(): raise SpmlError('segment whose number is not in its PNG')
+            name = VOID_NAME if s.get('iscrowd') else cats[s['category_id']][0]
+            one.add('runs', name, mask=runs_of(mask), size=mask.shape, instance=s['id'])
+
 # %% ../../nbs/api/data/10f_json_tools.ipynb #5f1a0001
 def _read_coco(path, d):
     out = ToolExport([])
@@ -188,6 +207,9 @@ def _read_coco(path, d):
             if 'caption' in a: raise SpmlError('caption, which marks nothing (COCO)')
             one, cat = found.get(a['image_id']), cats.get(a.get('category_id'))
             if one is None: raise SpmlError('annotation of a picture that the file does not list')
+            if 'segments_info' in a:
+                with entry(one.skipped, where): _coco_panoptic(path, a, one, cats, where)
+                continue
             if cat is None: raise SpmlError('annotation of a category that the file does not list')
             with entry(one.skipped, where): _coco_shapes(one, a, *cat)
     out.drawings, out.names = [*found.values()], [name for name, _ in cats.values()]
@@ -196,9 +218,9 @@ def _read_coco(path, d):
 def _looks_coco(path, d):
     return _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list)
 
-COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',), _looks_coco,
+COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints, panoptic with its folder of PNGs)', ('.json',), _looks_coco,
               _read_coco,
-              'polygons, run lengths → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
+              'polygons, run lengths, segments → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
 _VIA_CLASS = 'name', 'class', 'label', 'type', 'category', 'object'

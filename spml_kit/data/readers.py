@@ -168,9 +168,11 @@ def other_annotation(
     path,    # file of another tool
     classes=None, # `Classes` that may occur
     size:tuple=None, # (H,W) of its picture; None: as the file says
+    data=None, # what the file holds, where it was read; None: it is read
 ): # Annotation, or (H,W) uint8 labels where pixels of objects or several kinds are drawn
     "What another tool's file says of one picture"
-    name, export = open_export(path)
+    name = '' if data is None else recognise_tool(path, data)
+    name, export = (name, _read(named_reader(name), Path(path), data)) if name else open_export(path)
     if classes is None or len(export.drawings) != 1:
         many = '' if len(export.drawings) == 1 else f" with {len(export.drawings)} pictures"
         raise SpmlError(f"{path}: looks like {named_reader(name).title}{many}: spml_import {path} --out PROJECT")

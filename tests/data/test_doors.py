@@ -1,5 +1,6 @@
 """Files as they come: one damaged entry, tables and lists in many forms, pictures of many kinds."""
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from copy import deepcopy
@@ -12,12 +13,16 @@ from PIL import Image
 
 from spml_kit.core import *
 from spml_kit.files import *
+from spml_kit.data.images import FolderSet
 from spml_kit.data.importers import *
 from spml_kit.data.json_tools import *
 from spml_kit.data.listing import *
+from spml_kit.data.masks import *
 from spml_kit.data.other_tools import *
 from spml_kit.data.readers import *
 from spml_kit.data.shapes import *
+from spml_kit.data.weak import WeakSet
+from spml_kit.runs import cli
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "importers"
 SIZE = H, W = 60, 80
@@ -387,3 +392,128 @@ def test_pictures_without_objects_are_said(tmp_path):
     assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()
     inside = read_index_png(tmp_path / "p" / "labels" / "b.png") == UNLABELLED
     assert inside[10:40, 10:40].all() and inside.sum() == 900  # nobody said that a box holds nothing
+
+
+# ---- panoptic
+
+def panoptic(root, folder="panoptic", **segment):
+    picture(root / "images" / "a.jpg")
+    ids = np.zeros(SIZE, np.int64)
+    ids[10:40, 10:40], ids[20:55, 50:70], ids[:5, :5] = 70000, 300, 5
+    (root / folder).mkdir(exist_ok=True)
+    Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], 2).astype(np.uint8)).save(root / folder / "a.png")
+    info = [dict(id=70000, category_id=3), dict(id=300, category_id=18) | segment, dict(id=5, category_id=3, iscrowd=1)]
+    (root / "panoptic.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="a.jpg", height=H, width=W)], annotations=[dict(image_id=1, file_name="a.png", segments_info=info)], categories=[dict(id=3, name="cat", isthing=1), dict(id=18, name="dog", isthing=0)])))
+    return root / "panoptic.json"
+
+
+@pytest.mark.parametrize("folder", ["panoptic", "."])
+def test_panoptic_segments(folder, tmp_path):
+    plan = plan_import(panoptic(tmp_path, folder))
+    labels = kit_labels(plan.annotations(plan.pictures[0]), SIZE)
+    assert plan.classes.names == ("background", "cat", "dog") and not plan.skipped
+    assert (labels[10:40, 10:40] == 1).all() and (labels[20:55, 50:70] == 2).all() and (labels[:5, :5] == VOID).all() and (labels == UNLABELLED).sum() == 4800 - 900 - 700 - 25
+
+
+def test_spoilt_segments(tmp_path):
+    for wrong in (dict(id=301), dict(category_id=4), dict(category_id=None), dict(id="x")):
+        plan = plan_import(panoptic(tmp_path, **wrong))
+        assert [w.where for w in plan.skipped] == ["segment 2 of annotation 1 of panoptic.json"] and len(plan.pictures[0].drawing.shapes) == 2
+    (tmp_path / "panoptic" / "a.png").unlink()
+    with pytest.raises(SpmlError, match="panoptic annotation whose a.png is not in panoptic/ beside the file"): plan_import(tmp_path / "panoptic.json")
+
+
+# ---- a file is read once
+
+@pytest.mark.parametrize("name, text", [("a.json", json.dumps(dict(spml_kit=1, kind="tags", classes=[1]))), ("a.xml", (FIXTURES / "voc" / "Annotations" / "a.xml").read_text().replace("polygon", "ring")), ("a.xml", (FIXTURES / "scribblesup" / "a.xml").read_text()), ("a.xml", (FIXTURES / "cvat" / "annotations.xml").read_text()), ("a.json", (FIXTURES / "labelme" / "a.json").read_text())])
+def test_training_reads_a_file_once(name, text, tmp_path, monkeypatch):
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / name).write_text(text)
+    weak = WeakSet(FolderSet(tmp_path / "images", classes=("background", "cat", "dog")), tmp_path / "labels")
+    read, count = Path.read_bytes, Counter()
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (count.update([self.name]), read(self))[1])
+    assert weak.tags(0)[1]
+    assert count[name] == 1
+
+
+# ---- colours, ids, and what is transparent
+
+@pytest.mark.parametrize("place, seen", [("", False), ("p", True), ("p/labels", True), ("p/labels/sub", True)])
+def test_colours_of_a_labelmap_are_those_of_its_project(place, seen, tmp_path):
+    (tmp_path / "p" / "images").mkdir(parents=True), (tmp_path / "p" / "labels" / "sub").mkdir(parents=True)
+    (tmp_path / place / "labelmap.txt").write_text("background:0,0,0\ncat:1,1,1\n")
+    path = tmp_path / "p" / "labels" / "sub" / "a.png"
+    assert (labelmap_near(path.parent) is not None) == seen
+    two, ids = Classes(("background", "cat")), np.eye(4, dtype=np.uint8)
+    Image.fromarray(ids).save(path)
+    assert (read_mask(path, two) == ids).all()
+    (tmp_path / place / "labelmap.txt").write_text("horse:7,7,7\n")  # asked by colours only
+    assert (read_mask(path, two) == ids).all()
+    Image.fromarray(two.palette[ids]).save(path)
+    if seen:
+        with pytest.raises(SpmlError, match="'horse' is not one of the classes"): read_mask(path, two)
+    else: assert (read_mask(path, two) == ids).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_of_a_true_mask_are_named(mode, tmp_path):
+    two, ids = Classes(("background", "cat")), np.repeat(np.eye(4, dtype=np.uint8), 2, 1)
+    alpha = np.full(ids.shape, 255, np.uint8)
+    alpha[0, 0] = 0
+    (tmp_path / "masks").mkdir()
+    picture(tmp_path / "images" / "a.png", (4, 8))
+    Image.fromarray(np.dstack([two.palette[ids], alpha]) if mode == "RGBA" else np.dstack([ids, alpha])).save(tmp_path / "masks" / "a.png")
+    truth = FolderSet(tmp_path / "images", tmp_path / "masks", two)
+    with pytest.raises(SpmlError, match="a.png: 3.1% of the pixels are transparent, and a true mask tells the class of each"): truth.mask(0)
+    assert read_mask(tmp_path / "masks" / "a.png", two)[0, 0] == UNLABELLED  # of a weak label
+
+
+# ---- before anything slow begins
+
+def project(root, labels, name="a.png", classes="background\ncat\n"):
+    picture(root / "images" / "a.jpg")
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "classes.txt").write_text(classes)
+    if isinstance(labels, str): (root / "labels" / name).write_text(labels)
+    else: write_index_png(root / "labels" / name, labels)
+    return root
+
+
+GOOD = np.zeros(SIZE, np.uint8)
+KIT = json.dumps(dict(spml_kit=1, kind="boxes", boxes=[[1, 1, 9, 9]], classes=[1]))
+
+
+@pytest.mark.parametrize("labels, name, says", [(GOOD + 7, "a.png", "a.png: value 7 is not a label"), (GOOD, "b.png", "none of these files is named as an image"), (GOOD[:9], "a.png", "a.png: .*label map is"), (KIT.replace("[1]}", "[5]}"), "a.json", "a.json: value 5 is not a label"),
+    ((FIXTURES / "voc" / "Annotations" / "a.xml").read_text(), "a.xml", "a.xml: class 'dog' is not one of"), ((FIXTURES / "labelme" / "a.json").read_text(), "a.json", "a.json: class 'dog' is not one of")])
+def test_labels_are_looked_at_before_a_kernel_starts(labels, name, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_notebook", lambda *a, **k: pytest.fail("it has started"))
+    root = project(tmp_path / "p", labels, name)
+    assert cli.spml_run(["scribbles", "--data", "folder", "--root", str(root)]) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("labels, name", [(GOOD, "a.png"), (GOOD + UNLABELLED, "a.png"), (GOOD + VOID, "a.png"), (KIT, "a.json"), (json.dumps(dict(spml_kit=1, kind="keypoints", xy=[[1, 1]], parts=[1], instances=[0])), "a.json")])
+def test_good_labels_pass_the_early_look(labels, name, tmp_path): check_drawn(project(tmp_path / "p", labels, name))
+
+
+def test_a_look_takes_no_longer_than_it_may(tmp_path):
+    root = project(tmp_path / "p", GOOD)
+    picture(root / "images" / "b.jpg")
+    write_index_png(root / "labels" / "b.png", GOOD + 9)
+    check_drawn(root, seconds=0)
+    with pytest.raises(SpmlError, match="b.png: value 9"): check_drawn(root)
+
+
+def test_lists_of_voc_are_looked_at_before_a_kernel_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_notebook", lambda *a, **k: pytest.fail("it has started"))
+    (tmp_path / "JPEGImages").mkdir()
+    assert cli.spml_run(["scribbles", "--data", "voc", "--root", str(tmp_path)]) == 2
+    assert "ImageSets/Segmentation/train.txt: no such list" in capsys.readouterr().err
+
+
+def test_regions_of_a_project_are_those_of_its_images(tmp_path, capsys):
+    root = project(tmp_path / "p", GOOD)
+    assert cli.spml_prepare(["--data", "folder", "--root", str(root), "--out", str(tmp_path / "r"), "--workers", "0", "--n", "4"]) == 0
+    assert [p.name for p in sorted((tmp_path / "r").glob("*.png"))] == ["a.png"] and "1 images have their regions" in capsys.readouterr().out
+    assert cli.spml_prepare(["--data", "folder", "--root", str(root / "images"), "--out", str(tmp_path / "s"), "--workers", "0", "--n", "4"]) == 0

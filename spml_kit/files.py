@@ -302,8 +302,10 @@ def not_decoded(
 )->str:
     "What a TIFF is that is not read, and what helps, a sentence"
     n, kind = tags['bands'], _SAMPLES.get(tags['sample'], 'whole numbers')
-    return (f"a TIFF of {n} band{'s'*(n > 1)} of {tags['bits']}-bit {kind}, which is not decoded here: save it as grey or RGB "
-            f"of 8 or 16 bits, or choose one band or three, `tifffile.imread(path)[..., [2, 1, 0]]`, and save or give these")
+    return (f"a TIFF of {n} band{'s'*(n > 1)} of {tags['bits']}-bit {kind}, which is not decoded here: save it as "
+            f"grey or RGB "
+            f"of 8 or 16 bits, or choose one band or three, `tifffile.imread(path)[..., [2, 1, 0]]`, and save or "
+            f"give these")
 
 # %% ../nbs/api/01_files.ipynb #01f1e002
 def _too_large(path, error):

@@ -171,10 +171,11 @@ def _white_first(im):
 
 def _misread(t):
     "Is this a TIFF that PIL misreads or refuses?"
-    deep, many = t['bits'] > 8, t['bands'] > 1
-    return (t['sample'] > 3 or t['sample'] == 3 and (t['bits'] != 32 or many) or t['sample'] == 2 and (not deep or t['photometric'] == 0)
-            or t['bits'] > 32 or t['bits'] == 32 and t['sample'] == 1 or deep and many and (t['planar'] == 2 or t['bands'] == 2)
-            or t['bands'] > 4 or t['photometric'] == 1 and t['bands'] > 2 or 0 in t['extra'] or deep and 1 in t['extra'])
+    bits, sample, bands, extra = t['bits'], t['sample'], t['bands'], t['extra']
+    odd_type = (sample > 3 or sample == 3 and bits != 32 or sample == 2 and (bits <= 8 or t['photometric'] == 0)
+                or bits > 32 or bits == 32 and sample == 1)
+    odd_bands = bands > 4 or t['photometric'] == 1 and bands > 2 or 0 in extra or sample == 3 and bands > 1
+    return odd_type or odd_bands or bits > 8 and (bands == 2 or bands > 1 and t['planar'] == 2 or 1 in extra)
 
 def tiff_is_odd(
     path, # of a file that is there
@@ -193,7 +194,8 @@ def _bands(a, t, path):
         alpha = a[..., 3:].astype(np.float64)/(1 if a.dtype.kind == 'f' else np.iinfo(a.dtype).max)
         colour = np.divide(a[..., :3], alpha, out=np.zeros(a[..., :3].shape), where=alpha > 0)
         return np.dstack([colour if a.dtype.kind == 'f' else colour.round(), a[..., 3:]]).astype(a.dtype)
-    tell_once('bands', path, f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
+    tell_once('bands', path,
+              f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
     return a[..., :3]
 
 def _other_tiff(path, t, scale, page):
@@ -208,8 +210,10 @@ def _other_tiff(path, t, scale, page):
             if one.axes[:1] == 'S': a = np.moveaxis(a, 0, -1)
     except SpmlError: raise
     except Exception as e: # a codec that is absent too
-        raise SpmlError(f"{path}: {not_decoded(t)} ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from None
-    if page is None and pages > 1: tell_once('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise SpmlError(f"{path}: {not_decoded(t)} ({why})") from None
+    if page is None and pages > 1:
+        tell_once('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
     if a.ndim > 3 or a.dtype.kind not in 'buif': raise SpmlError(f"{path}: {not_decoded(t)}")
     a = _TURNS.get(turn and turn.value, lambda v: v)(_bands(a, t, path))
     a = a.astype(np.float32) if a.dtype.kind == 'f' else a

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from ..core import SpmlError, Classes
 from ..files import convert_it, is_there, write_index_png
 from ..pictures import as_image, picture_size
-from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Reason, Shape, fit_drawing, kit_labels, sort_shapes, to_kit, told_reason
+from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Reason, Shape, fit_drawing
+from .shapes import kit_labels, sort_shapes, to_kit, told_reason
 from .readers import named_reader, open_export
 from .formats import write_annotation
 from .listing import IMAGE_SUFFIXES, table_line
@@ -93,7 +94,8 @@ def find(self:PictureFolder,
     way, last = said.split('/')[:-1], said.split('/')[-1]
     if last not in self.by_name and unquote(last) in self.by_name: last = unquote(last)
     plain = re.sub(r'^[0-9a-f]{8}-', '', last) # as Label Studio names uploads
-    near, ended = self.by_name.get(last) or self.by_name.get(plain), PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES
+    near = self.by_name.get(last) or self.by_name.get(plain)
+    ended = PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES
     stems = [PurePosixPath(n).stem if ended else n for n in (last, plain)]
     other = not near and ended
     near = near or self.by_stem.get(stems[0]) or self.by_stem.get(stems[1]) or []
@@ -104,8 +106,8 @@ def find(self:PictureFolder,
         best = [p for p, n in zip(best, own) if n == max(own)]
     if len({os.path.realpath(p) for p in best}) > 1:
         raise SpmlError(f"{said}: {best[0]} or {best[1]}? Two pictures bear this name; write the folder before it in "
-                        f"{source or 'the annotation file'}, {best[0].parent.name}/{best[0].name}, or import each annotation "
-                        f"file by itself, with the folder of its pictures: --images {best[0].parent}")
+                        f"{source or 'the annotation file'}, {best[0].parent.name}/{best[0].name}, or import each "
+                        f"annotation                         f"file by itself, with the folder of its pictures: --images {best[0].parent}")
     if not best or other and way and not _alike(best[0], way): return None
     if other: self.instead[said] = best[0]
     return best[0]
@@ -121,7 +123,7 @@ def beside(self:PictureFolder,
 
 # %% ../../nbs/api/data/14e_importers.ipynb #5c5464ed
 def _short_names(places):
-    "A stem for each picture, of the place where it lies or would lie, that no other has: its own, else with its folders, else with its ending"
+    "A stem for each picture, of the place where it lies, that no other has: its own, else with folders, or ending"
     def names(make): return {k: re.sub(r'[/\\]', '_', make(p)) for k, p in places.items()}
     top = os.path.commonpath([p.parent for p in places.values()]) if places else ''
     for make in (lambda p: p.stem, lambda p: str(p.relative_to(top).with_suffix('')),
@@ -221,7 +223,8 @@ class ImportPlan:
 # %% ../../nbs/api/data/14e_importers.ipynb #b491a16e
 MOST_REASONS = 40 # that are told, the most frequent first
 _EMPTY = {True: 'all of it is background (--background)',
-          False: 'no label is written, and nothing is learnt from them; where that means that nothing is there, --background writes background'}
+          False: 'no label is written, and nothing is learnt from them; where that means that nothing is there, '
+                 '--background writes background'}
 
 def _table(rows):
     wide = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
@@ -240,7 +243,8 @@ def plan_text(
     rows += [[n, *(str(c[k] or '') for k in kinds), str(c['pictures'] or '')] for n, c in count.items()
              if n != VOID_NAME or c]
     lines = [f"{named_reader(plan.tool).title}; pictures: {len(plan.pictures)}, without any shape: {len(bare)}"
-             + (f" ({', '.join(bare[:5])}{', …' if bare[5:] else ''}): {_EMPTY[plan.background and plan.meaning == 'full']}" if bare else ''),
+             + (f" ({', '.join(bare[:5])}{', …' if bare[5:] else ''}): "
+                f"{_EMPTY[plan.background and plan.meaning == 'full']}" if bare else ''),
              *_table(rows), MEANS[plan.meaning]]
     if plan.meaning in ('full', 'scribbles', 'points'):
         lines += ["Where two overlap, the smaller lies on top (--order file: the later one)." if plan.order == 'smaller' else "Where two overlap, the later one of the file lies on top (--order file).",
@@ -249,7 +253,8 @@ def plan_text(
                   "outside of them is background, objects that were left out too."]
     often = plan.skipped.most_common()
     lines += [f'note: {n}' for n in plan.notes]
-    lines += [f"{'left out: ' if '(kept)' not in why else ''}{n} x {told_reason(why, n)}" for why, n in often[:MOST_REASONS]]
+    lines += [f"{'left out: ' if '(kept)' not in why else ''}{n} x {told_reason(why, n)}"
+              for why, n in often[:MOST_REASONS]]
     more = sum(n for _, n in often[MOST_REASONS:])
     return '\n'.join(lines + ([f'left out: {more} for {len(often) - MOST_REASONS} other reasons'] if more else []))
 
@@ -293,15 +298,18 @@ def _pictures_of(drawings, near, own, skipped, notes):
     places = [near.beside(d) if own else None for d in drawings]
     taken = {os.path.realpath(p) for p in places if p}
     for d, at in zip(drawings, places):
-        if at is None and (at := near.find(d.picture, d.source)) and os.path.realpath(at) in taken: at = None # it is another's
+        if at is None and (at := near.find(d.picture, d.source)) and os.path.realpath(at) in taken:
+            at = None # it is another's
         if at or d.data is not None: found.append((at or (d.picture, str(d.source)), d))
-        elif (why := near.cure(d.picture)): foreign[Reason('picture that cannot be read, or is not where its file says', why)] += 1
+        elif (why := near.cure(d.picture)):
+            foreign[Reason('picture that cannot be read, or is not where its file says', why)] += 1
         else: missing.append(d.picture)
     skipped.update(foreign)
     if missing: skipped['picture that is not there, such as ' + missing[0]] = len(missing)
     if near.instead:
         said, path = next(iter(near.instead.items()))
-        notes.append(f'{len(near.instead)} pictures are not there under the ending that the file gives, and are taken under another, such as {path.name} for {said}')
+        notes.append(f'{len(near.instead)} pictures are not there under the ending that the file gives, and are taken '
+                     f'under another, such as {path.name} for {said}')
     if found: return found
     gone = missing or [d.picture for d in drawings]
     why = '; '.join(told_reason(w, n) for w, n in foreign.items())
@@ -333,15 +341,18 @@ def plan_import(
         if not meaning:
             meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes)
                                       and any(d.shapes for d in drawings.values())) else 'full'
-        try: classes, spelling, said = class_order(list(drawings.values()), export.names or _table_beside(path), meaning)
-        except SpmlError as e: raise _with_reasons(e, [w for d in drawings.values() for w in d.skipped] + export.skipped)
-        return _fitted(ImportPlan(tool, classes, [], skipped, notes + said, meaning, order, background), drawings, spelling,
-                       progress)
+        try:
+            classes, spelling, said = class_order(list(drawings.values()), export.names or _table_beside(path), meaning)
+        except SpmlError as e:
+            raise _with_reasons(e, [w for d in drawings.values() for w in d.skipped] + export.skipped)
+        return _fitted(ImportPlan(tool, classes, [], skipped, notes + said, meaning, order, background), drawings,
+                       spelling, progress)
     except SpmlError as e: raise SpmlError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
 def _with_reasons(e, skipped):
     often = Counter(skipped).most_common(5)
-    return SpmlError(f'{e}' + (f"; left out: {'; '.join(f'{n} x {told_reason(w, n)}' for w, n in often)}" if often else ''))
+    lost = '; '.join(f'{n} x {told_reason(w, n)}' for w, n in often)
+    return SpmlError(f'{e}; left out: {lost}' if lost else str(e))
 
 # %% ../../nbs/api/data/14e_importers.ipynb #8e7f95d7
 def _fitted(plan, drawings, spelling, progress):

@@ -135,7 +135,8 @@ def _read_labelme(path, d):
     with entry(one.skipped, f'flags of {path.name}'):
         one.tags = [name for name, on in (d.get('flags') or {}).items() if on is True]
     one.settings = _kit_settings(d)
-    with entry(one.skipped, f'imageData of {path.name}'): one.data = _embedded(d['imageData']) if d.get('imageData') else None
+    with entry(one.skipped, f'imageData of {path.name}'):
+        one.data = _embedded(d['imageData']) if d.get('imageData') else None
     return ToolExport([one])
 
 LABELME = ToolReader('labelme', 'JSON beside each picture', ('.json',), lambda path, d: _is(d, 'shapes')
@@ -218,9 +219,12 @@ def _read_coco(path, d):
 def _looks_coco(path, d):
     return _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list)
 
-COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints, panoptic with its folder of PNGs)', ('.json',), _looks_coco,
+COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints, panoptic with its folder of PNGs)',
+                  ('.json',), _looks_coco,
               _read_coco,
-              'polygons, run lengths, segments → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
+              'polygons, run lengths, segments → object; iscrowd → void; bbox without segmentation → box; '
+              'keypoints → '
+              'body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
 _VIA_CLASS = 'name', 'class', 'label', 'type', 'category', 'object'
@@ -332,7 +336,8 @@ def _studio_shape(one, r):
     if not (size := size_of(r.get('original_height'), r.get('original_width'))):
         return one.skipped.append('region without original_width and original_height')
     if size != one.size:
-        raise SpmlError('region of a picture of {1}x{0} (width x height), most are of one of {3}x{2}'.format(*size, *one.size))
+        raise SpmlError('region of a picture of {1}x{0} (width x height), most are of one of {3}x{2}'.format(*size,
+            *one.size))
     name, to = str(v[kind][0]), np.array(size[::-1])/100
     if len(v[kind]) > 1: one.skipped.append('region with several labels, of which the first is taken (kept)')
     corner = lambda: np.array([v['x'], v['y']])*to

@@ -132,10 +132,10 @@ def _columns(line, path, folder):
     first, _, rest = re.sub(r'\s*[,;\t]\s*', '\t', line).partition('\t')
     words = first.split()
     if len(words) == 1: return first, rest
-    n = next((n for n in range(len(words), 0, -1) if folder and _is_image(folder, ' '.join(words[:n]))), 0)
     image = [Path(w).suffix.lower() in IMAGE_SUFFIXES for w in words] # my cat.jpg, but not a a.jpg, nor a x/a.jpg
     one = image[-1] and sum(image) == 1 and not re.search(r'[/\\]', words[-1]) and Path(words[-1]).stem != words[0]
-    n = n or (len(words) if one else 1)
+    known = (n for n in range(len(words), 0, -1) if folder and _is_image(folder, ' '.join(words[:n])))
+    n = len(words) if one else next(known, 1)
     return ' '.join(words[:n]), ' '.join([*words[n:], *([rest] if rest else [])])
 
 def _is_image(folder, said): return bool(find_files(folder, _bare(said), sorted(IMAGE_SUFFIXES)))
@@ -201,7 +201,8 @@ def read_table_names(
         lines = [lines[0], *(name for _, name in before[1:])] # all but the background
     elif any(before):
         k = next(k for k, b in enumerate(before) if b)
-        raise _unclear(path, lines[k], f'begins with a number, and not every line does with its own, 0 to {len(lines) - 1}')
+        raise _unclear(path, lines[k],
+                       f'begins with a number, and not every line does with its own, 0 to {len(lines) - 1}')
     elif all(behind) and sorted(b[0] for b in behind) == places and (all(b[2] for b in behind) or
             [b[0] for b in behind] == places and len({b[1] for b in behind}) == len(lines)):
         lines = [name for _, name, _ in sorted(behind)]

@@ -151,8 +151,10 @@ def read_mask(
                             f"without smoothing")
         clear = alpha == 0
         if whole and clear.any():
-            raise SpmlError(f"{path}: {clear.mean():.1%} of the pixels are transparent, and a true mask tells the class of each; "
-                            f"fill them with the colour or the number of the background, or with 255 where nobody knows")
+            raise SpmlError(f"{path}: {clear.mean():.1%} of the pixels are transparent, and a true mask tells the "
+                            f"class of each; "
+                            f"fill them with the colour or the number of the background, "
+                            f"or with 255 where nobody knows")
         pixels = np.where(clear[..., None] if pixels.ndim == 3 else clear, pixels.dtype.type(0), pixels)
     if pixels.ndim == 2 and palette is None: return pixels if clear is None else np.where(clear, UNLABELLED, pixels)
     table, where = colours_of(classes, Path(path).parent)
@@ -167,7 +169,8 @@ def _of_rgb(rgb, n, table, name, where):
 
 # %% ../../nbs/api/data/10c_masks.ipynb #c1a50004
 def _check_ids(path, classes, size):
-    if path.suffix.lower() in MASK_SUFFIXES: return check_labels(read_mask(path, classes), len(classes), str(path), size)
+    if path.suffix.lower() in MASK_SUFFIXES:
+        return check_labels(read_mask(path, classes), len(classes), str(path), size)
     said = read_json(path, object) if path.suffix.lower() == '.json' else None
     if isinstance(said, dict) and 'spml_kit' in said: ids = said.get('classes', said.get('parts', ()))
     else:
@@ -175,7 +178,8 @@ def _check_ids(path, classes, size):
         ids = getattr(read_annotation(path, classes, size), 'classes', ())
     wrong = [k for k in (ids if isinstance(ids, list) else ()) if isinstance(k, int) and not 0 <= k < len(classes)]
     if wrong:
-        raise SpmlError(f"{path}: value {wrong[0]} is not a label: classes are 0..{len(classes) - 1}; correct the id, or add "
+        raise SpmlError(f"{path}: value {wrong[0]} is not a label: classes are 0..{len(classes) - 1}; correct the "
+                        f"id, or add "
                         f"the class to the table")
 
 def check_drawn(
@@ -187,7 +191,8 @@ def check_drawn(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # training tells of them
         every, drawn, train = drawn_images(root)
-        classes, until = Classes(tuple(read_class_names(class_table_near(Path(root, 'images'), root)))), time.monotonic() + seconds
+        classes = Classes(tuple(read_class_names(class_table_near(Path(root, 'images'), root))))
+        until = time.monotonic() + seconds
         found = {n: p for n, p in images_by_name(Path(root, 'images')).items() if n in drawn}
         for name, image in found.items():
             _check_ids(drawn[name][0], classes, picture_size(image))

@@ -361,11 +361,13 @@ def _yolo_names(folder, files):
         if not isinstance(names, (dict, list)): raise SpmlError(f"{path}: no list of names")
         try: return {int(k): str(n) for k, n in (names.items() if isinstance(names, dict) else enumerate(names))}, path
         except (TypeError, ValueError): raise SpmlError(f"{path}: names with a number that is none") from None
-    found = [f/n for f in dict.fromkeys([*near, *(p.parent for p in files), folder/'labels']) for n in _YOLO_TABLES if is_there(f/n)]
+    found = [f/n for f in dict.fromkeys([*near, *(p.parent for p in files), folder/'labels']) for n in _YOLO_TABLES
+             if is_there(f/n)]
     tables = [read_table_names(p) for p in found]
     if any(t != tables[0] for t in tables):
         other = next(p for p, t in zip(found, tables) if t != tables[0])
-        raise SpmlError(f"{other}: names other classes than {found[0]}; keep one of the two, or import each folder by itself")
+        raise SpmlError(f"{other}: names other classes than {found[0]}; keep one of the two, or import each folder "
+                        f"by itself")
     return (dict(enumerate(tables[0])), found[0]) if found else ({}, None)
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #b8ed2dba
@@ -382,7 +384,8 @@ def _yolo_line(one, words, names, table):
     try: k, *v = (float(w) for w in words)
     except ValueError: k = -1
     if k < 0 or not k.is_integer(): raise SpmlError('line that is not a class number and coordinates')
-    if k not in names: raise SpmlError(f'line of class {k:g}, which {table} does not name ({len(names)} names, from 0 on)')
+    if k not in names:
+        raise SpmlError(f'line of class {k:g}, which {table} does not name ({len(names)} names, from 0 on)')
     v = np.array(v)
     if len(v) in (4, 5):
         one.add('box', names[k], [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is how sure a network was
@@ -394,9 +397,12 @@ def _read_yolo(path, data):
     files = _yolo_files(folder)
     (names, table), (settings, said) = _yolo_names(folder, files), _yolo_yaml(folder)
     if 'kpt_shape' in said:
-        raise SpmlError(f"{settings}: kpt_shape says that these are poses, whose lines look like polygons; they are not "
+        raise SpmlError(f"{settings}: kpt_shape says that these are poses, whose lines look like polygons; they "
+                        f"are not "
                         f"read: export COCO keypoints")
-    if not names: raise SpmlError(f"{folder}: no data.yaml or classes.txt that names the classes; write classes.txt, a name a line")
+    if not names:
+        raise SpmlError(f"{folder}: no data.yaml or classes.txt that names the classes; write classes.txt, a "
+                        f"name a line")
     for file in files:
         name = file.relative_to(folder).with_suffix('').as_posix()
         out.drawings.append(one := Drawing(name, relative=True, source=file))

@@ -156,7 +156,8 @@ def _run(args):
     parameters = check_parameters(source, given)
     # as given: messages name what was typed
     of = lambda key: given.get(key, known.get(key, ('',))[0])
-    _check_data(of('data'), given.get('root'), given.get('annotation', args.name), [s for s in map(of, ('train_split', 'valid_split')) if s])
+    _check_data(of('data'), given.get('root'), given.get('annotation', args.name),
+                [s for s in map(of, ('train_split', 'valid_split')) if s])
     out = args.out or run_folder('runs', args.name, parameters, code_version(source))
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
@@ -266,7 +267,9 @@ def _prepare(args):
         contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
-    else: images = FolderSet(_images_of(args.root), classes=('background', 'object'), max_size=size) # regions know no classes
+    else:
+        images = FolderSet(_images_of(args.root), classes=('background', 'object'),
+                           max_size=size) # regions know no classes
     whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
               f"they are") if args.max_size is None else ''
     if size: print(f"images larger than {size} pixels are reduced{whence}")

@@ -213,9 +213,9 @@ def test_equal_reasons_are_counted_and_the_first_is_named():
 
 # ---- options of VIA
 
-def via_project(value, kind="dropdown", options={"1": "cat", "2": "dog", "3": ""}, attribute="species", **more):
+def via_project(value, kind="dropdown", options=None, attribute="species", **more):
     region = dict(shape_attributes=dict(name="rect", x=10, y=10, width=20, height=20), region_attributes={attribute: value} | more)
-    return dict(_via_attributes=dict(region={attribute: dict(type=kind, options=options)}, file={}), _via_settings={}, _via_img_metadata={"a.png1": dict(filename="a.png", size=1, regions=[region], file_attributes={})})
+    return dict(_via_attributes=dict(region={attribute: dict(type=kind, options=options or {"1": "cat", "2": "dog", "3": ""})}, file={}), _via_settings={}, _via_img_metadata={"a.png1": dict(filename="a.png", size=1, regions=[region], file_attributes={})})
 
 
 @pytest.mark.parametrize("value, kind, name", [("1", "dropdown", "cat"), ("2", "radio", "dog"), ({"2": True}, "checkbox", "dog"), ({"1": False, "2": True}, "checkbox", "dog"), ("3", "dropdown", "3"), ("cat", "text", "cat"), ("1", "image", "1")])

@@ -107,7 +107,7 @@ def find(self:PictureFolder,
     if len({os.path.realpath(p) for p in best}) > 1:
         raise SpmlError(f"{said}: {best[0]} or {best[1]}? Two pictures bear this name; write the folder before it in "
                         f"{source or 'the annotation file'}, {best[0].parent.name}/{best[0].name}, or import each "
-                        f"annotation                         f"file by itself, with the folder of its pictures: --images {best[0].parent}")
+                        f"annotation file by itself, with the folder of its pictures: --images {best[0].parent}")
     if not best or other and way and not _alike(best[0], way): return None
     if other: self.instead[said] = best[0]
     return best[0]

@@ -30,6 +30,7 @@ from .listing import IMAGE_SUFFIXES, table_line
 from .masks import read_class_names
 
 # %% ../../nbs/api/data/14e_importers.ipynb #493760dd
+_NO_OTHERS = '.json', '.geojson', '.xml', '.csv', '.txt', '.yaml', '.yml' # what is certainly no picture
 # beside the folder of the file
 _NEAR = 'images', 'Images', 'JPEGImages', 'img', 'imgs', 'data', 'train', 'val', 'valid', 'test'
 _NO_PICTURES = {'SegmentationClass', 'SegmentationClassPNG', 'SegmentationClassVisualization', 'SegmentationClassAug',
@@ -52,7 +53,8 @@ class PictureFolder:
 
     def _keep(self, path, but):
         name, stem = normalize('NFC', path.name), normalize('NFC', path.stem)
-        if path.suffix.lower() not in IMAGE_SUFFIXES: self.others[name] = self.others[stem] = path
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            if path.suffix.lower() not in _NO_OTHERS: self.others[name] = self.others[stem] = path
         elif os.path.realpath(path) not in but:
             self.by_name[name].append(path)
             self.by_stem[stem].append(path)
@@ -337,7 +339,12 @@ def plan_import(
     near = PictureFolder(_where(path, images), bool(images), [d.source for d in export.drawings])
     try:
         drawings = _merged(_pictures_of(export.drawings, near, not images, skipped, notes))
-        if images: drawings.update({p: Drawing(p.name) for p in near.all() if p not in drawings})
+        rest = [p for p in near.all() if p not in drawings]
+        if images: drawings.update({p: Drawing(p.name) for p in rest})
+        folders = {p.parent for p in drawings if isinstance(p, Path)}
+        if not images and (n := sum(p.parent in folders for p in rest)):
+            notes.append(f'{n} pictures that lie beside these are named by no file, and are left out (--images DIR '
+                         f'takes all)')
         if not meaning:
             meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes)
                                       and any(d.shapes for d in drawings.values())) else 'full'

@@ -351,7 +351,8 @@ def _sweep(args):
         return
     if not args.address and not args.slurm: # whose machines may see other folders
         data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
-        for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
+        every = {(p.get('data', data), str(p.get('root') or ''), p.get('annotation')) for p in runs.values()}
+        for of, root, annotation in sorted(every, key=str): _check_data(of, root, annotation)
     table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry,
                   code, args.copy_to, device=args.device)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))

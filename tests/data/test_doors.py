@@ -385,8 +385,10 @@ def test_pictures_without_objects_are_said(tmp_path):
     for name, body in (("a", ""), ("b", "<object><name>cat</name><bndbox><xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object>")):
         picture(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.xml").write_text(f"<annotation><filename>{name}.png</filename>{body}</annotation>")
+    picture(tmp_path / "c.png")
     plan = plan_import(tmp_path)
     assert plan.bare() == ["a"] and "without any shape: 1 (a): no label is written" in plan_text(plan)
+    assert "1 pictures that lie beside these are named by no file" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
     plan = import_annotations(tmp_path, tmp_path / "p", background=True)
     assert "all of it is background" in plan_text(plan)
     assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()

@@ -147,7 +147,7 @@ def _run(args):
         raise SpmlError(f"name an experiment, or one of {', '.join(ANNOTATIONS)}; --list shows the experiments and "
                         f"their parameters")
     name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
-    if args.data in ROOTED: _check_data(args.data, args.root) # first: what follows takes seconds
+    if args.data in ROOTED: _check_data(args.data, args.root, args.name) # first: what follows takes seconds
     source = find_notebook(name, ANNOTATIONS)
     known = notebook_parameters(source)
     for profile in _profiles_of(args, source): parameters = merged(parameters, profile_parameters(profile, source))
@@ -156,8 +156,9 @@ def _run(args):
     parameters = check_parameters(source, given)
     # as given: messages name what was typed
     of = lambda key: given.get(key, known.get(key, ('',))[0])
-    _check_data(of('data'), given.get('root'), given.get('annotation', args.name),
-                [s for s in map(of, ('train_split', 'valid_split')) if s])
+    annotation, splits = given.get('annotation', args.name), [s for s in map(of, ('train_split', 'valid_split')) if s]
+    looked = args.name in ANNOTATIONS and (of('data'), given.get('root')) == (args.data, args.root)
+    _check_data(of('data'), given.get('root'), None if looked else annotation, splits)
     out = args.out or run_folder('runs', args.name, parameters, code_version(source))
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')

@@ -125,7 +125,8 @@ def _upright(a, im):
 # %% ../nbs/api/01a_pictures.ipynb #01a00012
 _EXCHANGED = dict(B='L', L='B', N='B' if np.little_endian else 'L')
 
-_SIXTEEN = {'RGB;16B', 'RGB;16L', 'RGB;16N', 'RGBA;16B', 'RGBA;16L', 'RGBA;16N', 'LA;16B'} # raw modes of PIL
+_SIXTEEN = {'RGB;16B', 'RGB;16L', 'RGB;16N', 'RGBA;16B', 'RGBA;16L', 'RGBA;16N', 'RGBX;16B', 'RGBX;16L', 'RGBX;16N',
+            'LA;16B'} # raw modes of PIL
 
 def _lower(tile):
     "A tile of 16-bit colours, by its lower bytes"
@@ -158,6 +159,8 @@ def _pixels(im, name):
     if im.mode[0] in 'IF': # grey of 16 or 32 bits
         a = np.array(im)
         a = a.astype(a.dtype.newbyteorder('='))
+        if im.format == 'TIFF' and im.mode == 'I' and im.tag_v2.get(258) == (32,) and im.tag_v2.get(339, (1,)) == (1,):
+            a = a.view(np.uint32) # PIL has no such mode
         return a.astype(np.uint16) if im.mode == 'I' and im.format in ('PNG', 'PPM') else a
     try: return np.array(im.convert('RGBA' if im.has_transparency_data else 'RGB'))
     except ValueError:
@@ -172,9 +175,10 @@ def _white_first(im):
 def _misread(t):
     "Is this a TIFF that PIL misreads or refuses?"
     bits, sample, bands, extra = t['bits'], t['sample'], t['bands'], t['extra']
-    odd_type = (sample > 3 or sample == 3 and bits != 32 or sample == 2 and (bits <= 8 or t['photometric'] == 0)
-                or bits > 32 or bits == 32 and sample == 1)
-    odd_bands = bands > 4 or t['photometric'] == 1 and bands > 2 or 0 in extra or sample == 3 and bands > 1
+    white, plain = t['photometric'] == 0, t['photometric'] == 2 and t['planar'] == 1 and bits <= 8
+    odd_type = (sample > 3 or sample == 3 and bits != 32 or sample == 2 and (bits <= 8 or white) or bits > 32
+                or bits == 32 and sample == 1 and white)
+    odd_bands = bands > 4 and not plain or t['photometric'] == 1 and bands > 2 or sample == 3 and bands > 1
     return odd_type or odd_bands or bits > 8 and (bands == 2 or bands > 1 and t['planar'] == 2 or 1 in extra)
 
 def tiff_is_odd(
@@ -182,6 +186,10 @@ def tiff_is_odd(
 )->bool:
     "Is this a TIFF that PIL misreads or does not open?"
     return bool(tags := tiff_tags(path)) and _misread(tags)
+
+def _tell_bands(n, path):
+    tell_once('bands', path,
+              f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
 
 def _bands(a, t, path):
     "Grey, RGB or RGBA among the bands of a TIFF, as it says itself"
@@ -194,8 +202,7 @@ def _bands(a, t, path):
         alpha = a[..., 3:].astype(np.float64)/(1 if a.dtype.kind == 'f' else np.iinfo(a.dtype).max)
         colour = np.divide(a[..., :3], alpha, out=np.zeros(a[..., :3].shape), where=alpha > 0)
         return np.dstack([colour if a.dtype.kind == 'f' else colour.round(), a[..., 3:]]).astype(a.dtype)
-    tell_once('bands', path,
-              f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
+    _tell_bands(n, path)
     return a[..., :3]
 
 def _other_tiff(path, t, scale, page):
@@ -227,8 +234,13 @@ def read_image(
     page:int=None,  # of a file with several, 0..; None: the first, which is told once
 )->np.ndarray: # (H,W,3) uint8 RGB, upright
     "Read a photograph"
-    if os.path.isfile(path) and (tags := tiff_tags(path)) and _misread(tags):
-        return _other_tiff(path, tags, scale, page)
+    if os.path.isfile(path) and (tags := tiff_tags(path)):
+        if _misread(tags):
+            try: return _other_tiff(path, tags, scale, page)
+            except SpmlError:
+                if 1 not in tags['extra'] or tags['planar'] == 2: raise
+                tell_once('upper', path, 'of colours that were multiplied by alpha, the upper eight bits are read')
+        if tags['photometric'] == 2 and tags['bands'] > 3 and 0 in tags['extra']: _tell_bands(tags['bands'], path)
     with opened_picture(path) as im:
         pages = getattr(im, 'n_frames', 1)
         if page is not None and not 0 <= page < pages:

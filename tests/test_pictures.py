@@ -258,6 +258,19 @@ def test_bands_of_which_nobody_says_what_they_are(a, says):
     with pytest.raises(SpmlError, match=f"a.tif: a TIFF of {says}.*choose one band or three"): tiff_read(a, photometric="minisblack", **dict(planarconfig="contig") if a.ndim == 3 else {})
 
 
+def test_compression_that_only_pil_decodes(tmp_path):
+    "LZW: the common kinds are read by PIL, with what is left away told"
+    a = noise(5, 6, 4, top=256).astype(np.uint8)
+    Image.fromarray(a[..., :3]).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={338: (0,)})
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), a[..., :3])
+    deep = noise(5, 6, 1, top=4096)[..., 0]
+    Image.fromarray(deep).save(tmp_path / "b.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif")[..., 0], to_bytes(deep))
+    Image.fromarray(deep).save(tmp_path / "c.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    with Image.open(tmp_path / "c.tif") as im: white = im.tag_v2[262] == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "c.tif")[..., 0], 255 - to_bytes(deep) if white else to_bytes(deep))
+
+
 def test_a_tiff_that_pil_misreads_is_upright_and_has_pages():
     a = np.random.default_rng(5).random((3, 4, 5))
     with tempfile.TemporaryDirectory() as d:

@@ -132,10 +132,13 @@ def _columns(line, path, folder):
     first, _, rest = re.sub(r'\s*[,;\t]\s*', '\t', line).partition('\t')
     words = first.split()
     if len(words) == 1: return first, rest
-    image = [Path(w).suffix.lower() in IMAGE_SUFFIXES for w in words] # my cat.jpg, but not a a.jpg, nor a x/a.jpg
-    one = image[-1] and sum(image) == 1 and not re.search(r'[/\\]', words[-1]) and Path(words[-1]).stem != words[0]
-    known = (n for n in range(len(words), 0, -1) if folder and _is_image(folder, ' '.join(words[:n])))
-    n = len(words) if one else next(known, 1)
+    k = next((k for k, w in enumerate(words, 1) if Path(w).suffix.lower() in IMAGE_SUFFIXES), 0)
+    is_there_as = lambda n: bool(folder) and _is_image(folder, ' '.join(words[:n]))
+    if k < 2: # a path, or nothing with an ending: the longest name that is an image's
+        n = 1 if k else next((n for n in range(len(words), 0, -1) if is_there_as(n)), 1)
+    else: # my cat.jpg; or a name and its file, as in a a.jpg, a x/a.jpg
+        pair = Path(words[k - 1]).stem == words[0] or is_there_as(1)
+        n = k if not pair or is_there_as(k) else 1
     return ' '.join(words[:n]), ' '.join([*words[n:], *([rest] if rest else [])])
 
 def _is_image(folder, said): return bool(find_files(folder, _bare(said), sorted(IMAGE_SUFFIXES)))

@@ -177,7 +177,7 @@ def _misread(t):
     bits, sample, bands, extra = t['bits'], t['sample'], t['bands'], t['extra']
     white, plain = t['photometric'] == 0, t['photometric'] == 2 and t['planar'] == 1 and bits <= 8
     odd_type = (sample > 3 or sample == 3 and bits != 32 or sample == 2 and (bits <= 8 or white) or bits > 32
-                or bits == 32 and sample == 1 and white)
+                or bits == 32 and sample < 3 and (white or bands > 1))
     odd_bands = bands > 4 and not plain or t['photometric'] == 1 and bands > 2 or sample == 3 and bands > 1
     return odd_type or odd_bands or bits > 8 and (bands == 2 or bands > 1 and t['planar'] == 2 or 1 in extra)
 

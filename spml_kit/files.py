@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RECORDS', 'check_file', 'is_there', 'read_bytes', 'read_text', 'read_lines', 'read_json', 'inside', 'clear_leftovers',
            'check_place', 'part_beside', 'atomic_path', 'disk_fault', 'write_json', 'is_ours', 'check_output',
-           'claim_folder', 'foreign_kind', 'convert_it', 'opened_picture', 'read_index_png', 'read_raster', 'holds_ids',
-           'write_index_png', 'written_by', 'check_finite', 'unlike', 'save_tensors', 'load_tensors']
+           'claim_folder', 'foreign_kind', 'convert_it', 'tiff_tags', 'not_decoded', 'opened_picture', 'read_index_png',
+           'read_raster', 'holds_ids', 'write_index_png', 'written_by', 'check_finite', 'unlike', 'save_tensors',
+           'load_tensors']
 
 # %% ../nbs/api/01_files.ipynb #1a680aa4
 import contextlib, errno, hashlib, json, os, platform, re, stat, tempfile, time, warnings
@@ -277,6 +278,35 @@ def convert_it(
     kind = foreign_kind(path)
     return f'{kind} is not read here: {_INSTEAD[kind]}' if kind else ''
 
+# %% ../nbs/api/01_files.ipynb #01f1e0a1
+def tiff_tags(
+    path, # of a file that is there
+)->dict: # bands, bits, sample (its kind of number), photometric, planar, extra; empty where it is no TIFF
+    "What a TIFF says of its pixels"
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2 # here: most pictures are none
+    with contextlib.suppress(Exception), open(path, 'rb') as f:
+        head = f.read(8)
+        if head[:2] not in (b'II', b'MM') or not {42, 43} & {*head[2:4]}: return {}
+        ifd = ImageFileDirectory_v2(head + (f.read(8) if 43 in head[2:4] else b''))
+        f.seek(ifd.next)
+        ifd.load(f)
+        all_of = lambda tag, default: v if isinstance(v := ifd.get(tag, default), tuple) else (v,)
+        return dict(bands=ifd.get(277, 1), bits=max(all_of(258, 1)), sample=all_of(339, 1)[0],
+                    photometric=ifd.get(262, 1), planar=ifd.get(284, 1), extra=all_of(338, ()))
+    return {}
+
+_SAMPLES = {2: 'signed whole numbers', 3: 'floats', 5: 'complex whole numbers', 6: 'complex numbers'}
+
+def not_decoded(
+    tags:dict, # of `tiff_tags`
+)->str:
+    "What a TIFF is that is not read, and what helps, a sentence"
+    n, kind = tags['bands'], _SAMPLES.get(tags['sample'], 'whole numbers')
+    return (f"a TIFF of {n} band{'s'*(n > 1)} of {tags['bits']}-bit {kind}, which is not decoded here: save it as "
+            f"grey or RGB "
+            f"of 8 or 16 bits, or choose one band or three, `tifffile.imread(path)[..., [2, 1, 0]]`, and save or "
+            f"give these")
+
 # %% ../nbs/api/01_files.ipynb #01f1e002
 def _too_large(path, error):
     n, most = int((re.findall(r'\d+', str(error)) or [0])[0]), 2*Image.MAX_IMAGE_PIXELS
@@ -297,6 +327,7 @@ def opened_picture(
     except UnidentifiedImageError:
         why = 'of a kind that is not known here, or damaged at its beginning'
         if not os.path.getsize(path): why = 'an empty file'
+        if (tags := tiff_tags(path)): why = not_decoded(tags)
         raise SpmlError(f"{path}: not a readable image: {convert_it(path) or why}") from None
     except Image.DecompressionBombError as e: raise SpmlError(_too_large(path, e)) from None
     except MemoryError:

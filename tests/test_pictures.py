@@ -1,4 +1,5 @@
 "Pictures: every file and every array comes in by one door, upright and with its values, or is refused by name."
+import contextlib
 import io
 import itertools
 import inspect
@@ -16,7 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+import tifffile
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import spml_kit
 from spml_kit import pictures
@@ -199,8 +201,86 @@ def test_all_16_bits_of_a_tiff_count(channels, order, top, size, seed):
     np.testing.assert_array_equal(read(tiff16(a, order)), to_bytes(a[..., :3]))
 
 
-def test_16_bit_planes_that_pil_misreads_are_refused():
-    with pytest.raises(SpmlError, match="plane by plane"): read(tiff16(noise(4, 5, 3, top=4096), planes=True))
+def tiff_read(a, **how):
+    "As `read_image` and, through PIL, `as_image` take what tifffile writes"
+    with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tifffile.imwrite(Path(d, "a.tif"), a, **how)
+        out = read_image(Path(d, "a.tif"))
+        with contextlib.suppress(UnidentifiedImageError), Image.open(Path(d, "a.tif")) as im: np.testing.assert_array_equal(as_image(im), out)
+    return out, " ".join(str(w.message) for w in said)
+
+
+def test_16_bit_planes_that_pil_misreads():
+    a = noise(4, 5, 3, top=4096)
+    np.testing.assert_array_equal(read(tiff16(a, planes=True)), to_bytes(a))
+
+
+@pytest.mark.parametrize("dtype, top", [("uint8", 200), ("uint16", 4000), ("uint16", 60000), ("uint32", 2**31 + 5), ("int16", 3000), ("float32", 1), ("float64", 1), ("float16", 1), ("uint64", 900), ("int8", 90)])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_grey_tiff_of_any_type(dtype, top, photometric, compression):
+    a = (np.random.default_rng(3).random((7, 9))*top).astype(dtype)
+    a[0, 0], a[0, 1] = 0, top
+    out, _ = tiff_read(a, photometric=photometric, compression=compression)
+    plain = to_bytes(a.astype(np.float32) if a.dtype.kind == "f" else a)
+    white = photometric == "miniswhite"
+    np.testing.assert_array_equal(out, np.repeat((255 - plain if white else plain)[..., None], 3, 2))
+    assert out[0, 0, 0] == (255 if white else 0)  # what the file calls white is white
+
+
+@pytest.mark.parametrize("dtype, top", [("uint8", 255), ("uint16", 4000), ("uint16", 65535), ("float32", 1), ("float64", 1), ("uint32", 2**32 - 1)])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("bands", [3, 4, 5])
+def test_colours_of_a_tiff_of_any_type(dtype, top, planar, bands):
+    a = (np.random.default_rng(4).random((6, 7, bands))*top).astype(dtype)
+    a[0, 0, :3], a[0, 1, :3] = 0, top
+    if bands == 4: a[..., 3] = 1 if a.dtype.kind == "f" else np.iinfo(dtype).max
+    out, said = tiff_read(a if planar == "contig" else a.transpose(2, 0, 1), photometric="rgb", planarconfig=planar, extrasamples=None if bands == 3 else ("unassalpha",) if bands == 4 else (0, 0))
+    colour = a[..., :3].astype(np.float32) if a.dtype.kind == "f" else a[..., :3]
+    np.testing.assert_array_equal(out, to_bytes(colour))
+    assert ("5 bands, of which the first three" in said) == (bands == 5)
+
+
+@pytest.mark.parametrize("extra, says", [((0,), "4 bands"), ((2,), "transparent"), ((1,), "transparent")])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_fourth_band_is_alpha_where_the_file_says_so(extra, says, dtype):
+    top = np.iinfo(dtype).max
+    a = np.zeros((4, 5, 4), dtype)
+    a[..., 0], a[..., 3] = (top//2 if extra == (1,) else top), top//2  # half a red
+    out, said = tiff_read(a, photometric="rgb", extrasamples=extra)
+    red, other = (255, 0) if extra == (0,) else (255, 128)
+    assert says in said and np.abs(out[0, 0].astype(int) - (red, other, other)).max() <= 1
+
+
+@pytest.mark.parametrize("a, says", [(np.zeros((5, 6, 4), "u2"), "4 bands of 16-bit whole numbers"), (np.zeros((5, 6, 5), "u1"), "5 bands of 8-bit whole numbers"), (np.zeros((5, 6, 3), "f8"), "3 bands of 64-bit floats"), (np.zeros((5, 6, 2), "i2"), "2 bands of 16-bit signed"), (np.zeros((5, 6), "c8"), "1 band of 64-bit complex")])
+def test_bands_of_which_nobody_says_what_they_are(a, says):
+    with pytest.raises(SpmlError, match=f"a.tif: a TIFF of {says}.*choose one band or three"): tiff_read(a, photometric="minisblack", **dict(planarconfig="contig") if a.ndim == 3 else {})
+
+
+def test_compression_that_only_pil_decodes(tmp_path):
+    "LZW: the common kinds are read by PIL, with what is left away told"
+    a = noise(5, 6, 4, top=256).astype(np.uint8)
+    Image.frombytes("RGBX", (6, 5), a.tobytes()).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with pytest.warns(UserWarning, match="4 bands, of which the first three"): out = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(out, a[..., :3])
+    deep = noise(5, 6, 1, top=4096)[..., 0]
+    Image.fromarray(deep).save(tmp_path / "b.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif")[..., 0], to_bytes(deep))
+    Image.fromarray(deep).save(tmp_path / "c.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    with Image.open(tmp_path / "c.tif") as im: white = im.tag_v2[262] == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "c.tif")[..., 0], 255 - to_bytes(deep) if white else to_bytes(deep))
+
+
+def test_a_tiff_that_pil_misreads_is_upright_and_has_pages():
+    a = np.random.default_rng(5).random((3, 4, 5))
+    with tempfile.TemporaryDirectory() as d:
+        with tifffile.TiffWriter(Path(d, "a.tif")) as w:
+            for page in a: w.write(page, photometric="minisblack", extratags=[(274, 3, 1, 6, True)])
+        for k in range(3): np.testing.assert_array_equal(read_image(Path(d, "a.tif"), page=k)[..., 0], np.rot90(to_bytes(a[k].astype("f4")), -1))
+        with pytest.raises(SpmlError, match="there is no page 3 among 3"): read_image(Path(d, "a.tif"), page=3)
+        Path(d, "b.tif").write_bytes(Path(d, "a.tif").read_bytes()[:300])
+        with pytest.raises(SpmlError, match="b.tif"): read_image(Path(d, "b.tif"))
 
 
 # Values

@@ -18,8 +18,9 @@ from ..core import SpmlError, UNLABELLED, VOID, Classes
 from ..files import check_file, is_there, read_index_png, write_json
 from .annotations import Annotation
 from .formats import read_annotation
-from .images import FolderSet, read_class_names
-from .importers import picture_size
+from .images import FolderSet
+from .masks import read_class_names
+from ..pictures import picture_size
 from .shapes import VOID_NAME, Drawing, kit_labels, pack_runs, runs_of, shape_mask, to_kit
 
 # %% ../../nbs/api/data/14f_exporters.ipynb #b855564c

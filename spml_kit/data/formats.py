@@ -41,10 +41,12 @@ def annotation_from_json(
         raise SpmlError(f"{name}: damaged {d['kind']} ({e}); export it again") from None
 
 def names_classes(
-    path, # of an annotation
+    path,      # of an annotation
+    said=None, # what its JSON holds, where that was read; None: it is read
 )->bool: # else it has their ids
     "Does a file name its classes, as those of other tools do?"
-    return Path(path).suffix.lower() != '.json' or not _is_the_kits(read_json(path, object))
+    if Path(path).suffix.lower() != '.json': return True
+    return not _is_the_kits(read_json(path, object) if said is None else said)
 
 def _is_the_kits(said): return isinstance(said, dict) and 'spml_kit' in said
 
@@ -91,9 +93,10 @@ def read_scribblesup_xml(
     path,            # `.xml` of ScribbleSup
     classes:Classes, # names that may occur
     size:tuple=None, # (H,W) of its image; None: as the file has it
+    root=None,       # what `read_xml` gave, where it was read
 )->Scribbles: # width 3
     "Polylines with a class name each"
-    root = read_xml(path)
+    root = read_xml(path) if root is None else root
     size, found = _picture_size(root, path, size, needed=True), root.findall('.//polygon')
     if not found:
         raise SpmlError(f"{path}: the annotation is empty, no <polygon>; mark something, or leave the image out of "
@@ -117,9 +120,10 @@ def read_voc_objects(
     path,            # `.xml` of PASCAL VOC
     classes:Classes, # names that may occur
     size:tuple=None, # (H,W) of its image; None: as the file has it
+    root=None,       # what `read_xml` gave, where it was read
 )->tuple: # Boxes, 0-based and half-open; a set of flags for each: 'difficult', 'truncated', 'occluded'
     "Objects and their flags; no object says that all is background"
-    root = read_xml(path)
+    root = read_xml(path) if root is None else root
     size, found = _picture_size(root, path, size), root.findall('.//object')
     boxes = np.array([_corners(e, path) for e in found]).reshape(-1, 4)
     if not (boxes[:, :2] < 1).any(): boxes = boxes - [1, 1, 0, 0]
@@ -138,9 +142,10 @@ def read_voc_boxes(
     classes:Classes, # names that may occur
     size:tuple=None, # (H,W) of its image; None: as the file has it
     skip:tuple=(),   # flags of objects to leave out: some of 'difficult', 'truncated', 'occluded'
+    root=None,       # what `read_xml` gave, where it was read
 )->Boxes: # 0-based and half-open; none: all is background
     "Object boxes"
-    said, flags = read_voc_objects(path, classes, size)
+    said, flags = read_voc_objects(path, classes, size, root)
     kept = [not f & {*skip} for f in flags]
     return Boxes(said.boxes[kept], said.classes[kept])
 
@@ -150,20 +155,21 @@ def read_annotation(
     path,
     classes:Classes=None, # names that may occur in XML and in files of other tools
     size:tuple=None,      # (H,W) of its image, for those; None: as the file has it
+    said=None,            # what its JSON holds, where that was read; None: it is read
 ): # Annotation; (H,W) uint8 labels where a file of another tool tells the pixels of objects
     "Read an annotation, whatever its form"
     path = Path(path)
     if path.suffix.lower() == '.json':
-        said = read_json(path, object)
+        said = read_json(path, object) if said is None else said
         others = not _is_the_kits(said) and recognise_tool(path, said)
-        return other_annotation(path, classes, size) if others else annotation_from_json(said, path)
+        return other_annotation(path, classes, size, said) if others else annotation_from_json(said, path)
     if path.suffix.lower() != '.xml':
         raise SpmlError(f"{path}: annotations are .json or .xml; label maps (.png) are read by read_label_png")
     root = read_xml(path)
-    if recognise_tool(path, root) == 'cvat': return other_annotation(path, classes, size)
+    if recognise_tool(path, root) == 'cvat': return other_annotation(path, classes, size, root)
     if classes is None: raise SpmlError(f"{path}: XML holds class names; give `classes`")
     strokes = root.find('.//object') is None and root.find('.//polygon') is not None
-    return (read_scribblesup_xml if strokes else read_voc_boxes)(path, classes, size)
+    return (read_scribblesup_xml if strokes else read_voc_boxes)(path, classes, size, root=root)
 
 # %% ../../nbs/api/data/10b_formats.ipynb #08d554f1
 DRAWN = 'tags', 'boxes', 'scribbles', 'points' # from the vaguest to the most exact

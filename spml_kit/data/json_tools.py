@@ -8,6 +8,7 @@ __all__ = ['LABELME', 'COCO', 'VIA', 'LABEL_STUDIO', 'QUPATH', 'SUPERVISELY', 'T
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1bf334f
 import base64, io, re, zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ..core import SpmlError
-from .shapes import MOST_PIXELS, VOID_NAME, Drawing, ellipse_polygon, runs_of
+from ..pictures import read_image
+from .shapes import MOST_PIXELS, VOID_NAME, Drawing, ellipse_polygon, entry, runs_of
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #f7b7a4a7
 @dataclass(eq=False)
@@ -25,6 +27,7 @@ class ToolExport:
     drawings:list # of `Drawing`
     names:list=field(default_factory=list)   # class names in the order of the file; those that no shape uses among them
     skipped:list=field(default_factory=list) # reasons, one for each shape of no picture
+    notes:list=field(default_factory=list)   # what was made of it that the file does not say
 
 @dataclass(frozen=True)
 class ToolReader:
@@ -41,6 +44,7 @@ def file_name(
     text, # path or address of a picture, of any system
 )->str: # without what leads to it, as far as that is no folder
     "The name of a picture, with `/` between folders"
+    if not isinstance(text, (str, Path)): raise SpmlError(f"a picture whose name is {text!r}, no text")
     text = str(text)
     if '://' in text or '?' in text: # an address: its path, or what `?d=` names
         parts = urlsplit(text)
@@ -56,6 +60,12 @@ def size_of(
     try: size = int(float(height)), int(float(width))
     except (TypeError, ValueError, OverflowError): return None
     return size if min(size) > 0 else None
+
+def _listed(d, key):
+    "The entries under a key; none where it is absent or empty"
+    found = d.get(key) or []
+    if isinstance(found, list): return found
+    raise SpmlError(f"'{key}' holds a {type(found).__name__}, not a list; export it again")
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #3f564c82
 def _png_mask(
@@ -108,8 +118,10 @@ def _labelme_shape(one, s):
     elif kind == 'rectangle': one.add('box', name, xy, **more)
     elif kind in ('line', 'linestrip'): one.add('line', name, xy, **more)
     elif kind in ('point', 'points'):
+        if not len(xy): raise SpmlError('point of 0 points, 1 are needed')
         for p in xy: one.add('point', name, [p], **more)
     elif kind == 'circle':
+        if len(xy) != 2: raise SpmlError(f'circle of {len(xy)} points, 2 are needed')
         centre, edge = np.asarray(xy, float)
         one.add('polygon', name, ellipse_polygon(centre, [np.hypot(*(edge - centre))]*2), **more)
     elif kind == 'mask': _bitmap(one, name, xy[0], lambda: _png_mask(_embedded(s['mask'])), **more)
@@ -118,10 +130,13 @@ def _labelme_shape(one, s):
 def _read_labelme(path, d):
     one = Drawing(file_name(d.get('imagePath') or path.stem), size_of(d.get('imageHeight'), d.get('imageWidth')),
                   source=path)
-    for s in d['shapes']: _labelme_shape(one, s)
-    one.tags = [name for name, on in (d.get('flags') or {}).items() if on is True]
+    for k, s in enumerate(_listed(d, 'shapes'), 1):
+        with entry(one.skipped, f'shape {k} of {path.name}'): _labelme_shape(one, s)
+    with entry(one.skipped, f'flags of {path.name}'):
+        one.tags = [name for name, on in (d.get('flags') or {}).items() if on is True]
     one.settings = _kit_settings(d)
-    if d.get('imageData'): one.data = _embedded(d['imageData'])
+    with entry(one.skipped, f'imageData of {path.name}'):
+        one.data = _embedded(d['imageData']) if d.get('imageData') else None
     return ToolExport([one])
 
 LABELME = ToolReader('labelme', 'JSON beside each picture', ('.json',), lambda path, d: _is(d, 'shapes')
@@ -140,48 +155,105 @@ def _coco_shapes(one, a, cat, parts):
         if seen > 0: one.add('point', part, [(px + .5, py + .5)], part=True, **more)
     if isinstance(seg, dict): return one.add('runs', name, mask=seg['counts'], size=seg['size'], **more)
     if seg:
-        for ring in seg: one.add('polygon', name, np.asarray(ring, float).reshape(-1, 2), **more)
+        for ring in seg: one.add('polygon', name, ring, **more) # x, y, x, y, ...
     elif a.get('bbox'):
         px, py, w, h = a['bbox']
         one.add('box', name, [(px, py), (px + w, py + h)], **more)
     elif not len(points): one.skipped.append('annotation without segmentation, bbox and keypoints')
 
+def _coco_categories(path, d, skipped):
+    "Id to name and names of parts, in the order of the ids"
+    found = {}
+    for k, c in enumerate(_listed(d, 'categories'), 1):
+        with entry(skipped, f'category {k} of {path.name}'):
+            if c['id'] in found: raise SpmlError('category with the id of another')
+            found[c['id']] = str(c['name']), [str(p) for p in c.get('keypoints') or []]
+    return dict(sorted(found.items(), key=lambda o: (0, o[0]) if isinstance(o[0], (int, float)) else (1, str(o[0]))))
+
+def _coco_pictures(path, d, skipped):
+    "Id to `Drawing`"
+    found = {}
+    for k, i in enumerate(_listed(d, 'images'), 1):
+        with entry(skipped, f'picture {k} of {path.name}'):
+            if i['id'] in found: raise SpmlError('picture with the id of another')
+            tags = [str(t) for t in (i.get('spml_kit') or {}).get('tags', [])]
+            found[i['id']] = Drawing(file_name(i['file_name']), size_of(i.get('height'), i.get('width')), source=path,
+                                     tags=tags, settings=_kit_settings(i))
+    return found
+
+# %% ../../nbs/api/data/10f_json_tools.ipynb #5f1a00b0
+def _panoptic_png(path, name):
+    "The PNG of a picture: below the folder of the file, or in one beside it that is named as it is"
+    folders = path.parent/path.stem, path.parent, path.parent.parent/path.stem
+    found = next((f/name for f in folders if (f/name).is_file()), None)
+    if found is None: raise SpmlError(f'panoptic annotation whose {name} is not in {path.stem}/ beside the file')
+    return read_image(found).astype(np.int64) @ (1, 256, 65536)
+
+def _coco_panoptic(path, a, one, cats, where):
+    "The segments of a picture, each its pixels"
+    numbers = _panoptic_png(path, a['file_name'])
+    for k, s in enumerate(a['segments_info'], 1):
+        with entry(one.skipped, f'segment {k} of {where}'):
+            if s['category_id'] not in cats: raise SpmlError('annotation of a category that the file does not list')
+            if not (mask := numbers == s['id']).any(): raise SpmlError('segment whose number is not in its PNG')
+            name = VOID_NAME if s.get('iscrowd') else cats[s['category_id']][0]
+            one.add('runs', name, mask=runs_of(mask), size=mask.shape, instance=s['id'])
+
+# %% ../../nbs/api/data/10f_json_tools.ipynb #5f1a0001
 def _read_coco(path, d):
-    cats = {c['id']: c for c in sorted(d.get('categories') or [], key=lambda c: c['id'])}
-    names = [str(c['name']) for c in cats.values()]
-    parts = {k: [str(p) for p in c.get('keypoints') or []] for k, c in cats.items()}
-    tags = lambda i: [str(t) for t in (i.get('spml_kit') or {}).get('tags', [])]
-    found = {i['id']: Drawing(file_name(i['file_name']), size_of(i.get('height'), i.get('width')), source=path,
-                              tags=tags(i), settings=_kit_settings(i)) for i in d['images']}
-    out = ToolExport([*found.values()], names)
-    for a in d['annotations']:
-        if a['image_id'] not in found: out.skipped.append('annotation of a picture that the file does not list')
-        elif a.get('category_id') not in cats:
-            found[a['image_id']].skipped.append('annotation of a category that the file does not list')
-        else: _coco_shapes(found[a['image_id']], a, str(cats[a['category_id']]['name']), parts[a['category_id']])
+    out = ToolExport([])
+    cats, found = _coco_categories(path, d, out.skipped), _coco_pictures(path, d, out.skipped)
+    for k, a in enumerate(_listed(d, 'annotations'), 1):
+        with entry(out.skipped, where := f'annotation {k} of {path.name}'):
+            if 'caption' in a: raise SpmlError('caption, which marks nothing (COCO)')
+            one, cat = found.get(a['image_id']), cats.get(a.get('category_id'))
+            if one is None: raise SpmlError('annotation of a picture that the file does not list')
+            if 'segments_info' in a:
+                with entry(one.skipped, where): _coco_panoptic(path, a, one, cats, where)
+                continue
+            if cat is None: raise SpmlError('annotation of a category that the file does not list')
+            with entry(one.skipped, where): _coco_shapes(one, a, *cat)
+    out.drawings, out.names = [*found.values()], [name for name, _ in cats.values()]
     return out
 
 def _looks_coco(path, d):
     return _is(d, 'images', 'annotations') and isinstance(d['images'], list) and isinstance(d['annotations'], list)
 
-COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints)', ('.json',), _looks_coco,
+COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoints, panoptic with its folder of PNGs)',
+                  ('.json',), _looks_coco,
               _read_coco,
-              'polygons, run lengths → object; iscrowd → void; bbox without segmentation → box; keypoints → body parts')
+              'polygons, run lengths, segments → object; iscrowd → void; bbox without segmentation → box; '
+              'keypoints → '
+              'body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
-def _via_name(attributes):
-    "The class among the attributes of a region"
-    if not isinstance(attributes, dict): return ''
-    known = {str(k).casefold(): v for k, v in attributes.items()}
-    value = next((known[k] for k in ('name', 'class', 'label', 'type', 'category', 'object') if k in known),
-                 next(iter(known.values())) if len(known) == 1 else '')
-    if isinstance(value, dict): value = next((k for k, on in value.items() if on), '') # of a checkbox
-    return str(value)
+_VIA_CLASS = 'name', 'class', 'label', 'type', 'category', 'object'
 
-def _via_region(one, s, attributes):
-    kind, name = s.get('name'), _via_name(attributes)
-    if not name.strip():
-        return one.skipped.append(f"{kind} without a class: none of its attributes is name, class, label or type")
+def _via_options(d):
+    "Of a project: name of an attribute to a dict of option to what it says"
+    said = (d.get('_via_attributes') or {}).get('region') or {}
+    return {name: {str(k): str(v).strip() or str(k) for k, v in (a.get('options') or {}).items()}
+            for name, a in said.items() if a.get('type') in ('dropdown', 'radio', 'checkbox')}
+
+def _via_classes(attributes, options):
+    "The classes among the attributes of a region, and the attribute that says so"
+    if not isinstance(attributes, dict): raise SpmlError('region without attributes')
+    known = {str(k).casefold(): k for k, v in attributes.items() if v not in ('', None, {})}
+    listed = [k for k in known.values() if options.get(k)]
+    key = next((known[k] for k in _VIA_CLASS if k in known), None)
+    if key is None: key = next((next(iter(f)) for f in (known.values(), listed) if len(f) == 1), None)
+    if key is None: raise SpmlError('region without a class: none of its attributes is name, class, label or type')
+    value, said = attributes[key], options.get(key)
+    chosen = [str(k) for k, on in value.items() if on] if isinstance(value, dict) else [str(value)]
+    unknown = [k for k in chosen if said and k not in said]
+    if unknown: raise SpmlError(f"region whose {key} is '{unknown[0]}', which is none of its options {[*said]}")
+    return [said[k] if said else k for k in chosen], key
+
+def _via_region(one, s, attributes, options):
+    kind, (names, key) = s.get('name'), _via_classes(attributes, options)
+    if not names: raise SpmlError(f'region without a class: nothing is checked in {key}')
+    if len(names) > 1: one.skipped.append(f'region with several classes in {key}, of which the first is taken (kept)')
+    name = names[0]
     if kind in ('polygon', 'polyline'):
         one.add('polygon' if kind == 'polygon' else 'line', name, np.stack([s['all_points_x'], s['all_points_y']], 1))
     elif kind == 'rect': one.add('box', name, [(s['x'], s['y']), (s['x'] + s['width'], s['y'] + s['height'])])
@@ -190,23 +262,28 @@ def _via_region(one, s, attributes):
         one.add('polygon', name, ellipse_polygon((s['cx'], s['cy']), (s['rx'], s['ry']), s.get('theta', 0)))
     elif kind == 'point': one.add('point', name, [(s['cx'], s['cy'])])
     else: one.skipped.append(f'{kind} (VIA)')
+    return key
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #cd9cd4ab
 def _via_files(d): return d.get('_via_img_metadata', d) if isinstance(d, dict) else {}
 
 def _read_via(path, d):
-    out = ToolExport([])
-    for f in _via_files(d).values():
-        out.drawings.append(one := Drawing(file_name(f['filename']), source=path))
-        regions = f.get('regions') or []
-        for r in regions.values() if isinstance(regions, dict) else regions:
-            _via_region(one, r['shape_attributes'], r['region_attributes'])
+    out, options, used = ToolExport([]), {}, {}
+    with entry(out.skipped, f'_via_attributes of {path.name}'): options = _via_options(d)
+    for k, f in enumerate(_via_files(d).values(), 1):
+        with entry(out.skipped, f'picture {k} of {path.name}'):
+            out.drawings.append(one := Drawing(file_name(f['filename']), source=path))
+            regions = f.get('regions') or []
+            for j, r in enumerate(regions.values() if isinstance(regions, dict) else regions, 1):
+                with entry(one.skipped, f'region {j} of {one.picture} in {path.name}'):
+                    used[_via_region(one, r['shape_attributes'], r['region_attributes'], options)] = True
+    out.names = [name for key in used for name in options.get(key, {}).values()]
     return out
 
 def _looks_via(path, d):
     files = _via_files(d)
-    return isinstance(files, dict) and bool(files or '_via_img_metadata' in d) and all(_is(f, 'filename', 'regions')
-        for f in files.values())
+    return isinstance(files, dict) and ('_via_img_metadata' in d or any(_is(f, 'filename', 'regions')
+        for f in files.values()))
 
 VIA = ToolReader('VIA', 'JSON, project or export', ('.json',), _looks_via, _read_via,
                  'polygon, circle, ellipse → object; polyline → stroke; rect → box; point → dot')
@@ -258,7 +335,11 @@ def _studio_shape(one, r):
     if kind in ('choices', 'taxonomy'): one.tags += [str(n[-1] if isinstance(n, list) else n) for n in v[kind]]; return
     if not (size := size_of(r.get('original_height'), r.get('original_width'))):
         return one.skipped.append('region without original_width and original_height')
-    name, one.size, to = str(v[kind][0]), size, np.array(size[::-1])/100
+    if size != one.size:
+        raise SpmlError('region of a picture of {1}x{0} (width x height), most are of one of {3}x{2}'.format(*size,
+            *one.size))
+    name, to = str(v[kind][0]), np.array(size[::-1])/100
+    if len(v[kind]) > 1: one.skipped.append('region with several labels, of which the first is taken (kept)')
     corner = lambda: np.array([v['x'], v['y']])*to
     if kind == 'polygonlabels':
         one.add('polygon' if v.get('closed', True) else 'line', name, np.asarray(v['points'], float)*to)
@@ -276,25 +357,40 @@ def _studio_shape(one, r):
         one.add('polygon', name, corner() + [0*along, w*along, w*along + h*down, h*down])
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #e38d2ce7
-def _studio_task(path, t):
+_PICTURE = re.compile(r'\.(jpe?g|jfif|png|bmp|gif|tiff?|webp)\b', re.I)
+
+def _studio_picture(data):
+    "The text of a task that names its picture"
+    found = [(k, v) for k, v in data.items() if isinstance(v, str) and _PICTURE.search(v)]
+    if not found: raise SpmlError('task without a picture')
+    plain = lambda k, v: (k not in ('image', 'img', 'picture', 'photo', 'ocr'), ' ' in v.strip() and '/' not in v,
+                          not _PICTURE.search(v.split('?')[0][-6:]))
+    return min(found, key=lambda o: plain(*o))[1] # a caption may hold a file's name as well
+
+def _studio_task(path, t, k, out):
     "A task of the full export, or of the short one, whose regions stand under the names of the controls"
-    data = t.get('data', t)
-    ending = re.compile(r'\.(jpe?g|png|bmp|tiff?|webp)\b', re.I)
-    pictures = (v for v in data.values() if isinstance(v, str) and ending.search(v))
-    one = Drawing(file_name(next(pictures)), source=path)
+    out.drawings.append(one := Drawing(file_name(_studio_picture(t.get('data', t))), source=path))
     done = [a for a in t.get('annotations') or [] if not a.get('was_cancelled')]
     results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v
                                                if isinstance(r, dict) and 'original_width' in r]
-    for r in results: _studio_shape(one, r)
-    return one
+    if not done: results += [v for v in t.values() if _is(v, 'choices')]
+    sizes = [size_of(r.get('original_height'), r.get('original_width')) for r in results if isinstance(r, dict)]
+    one.size = next((size for size, _ in Counter(s for s in sizes if s).most_common(1)), None)
+    for j, r in enumerate(results, 1):
+        with entry(one.skipped, f'result {j} of task {k} in {path.name}'): _studio_shape(one, r)
+
+def _read_studio(path, d):
+    out = ToolExport([])
+    for k, t in enumerate(d, 1):
+        with entry(out.skipped, f'task {k} of {path.name}'): _studio_task(path, t, k, out)
+    return out
 
 def _looks_studio(path, d):
-    first = d[0] if isinstance(d, list) and d else None
-    return _is(first, 'data', 'annotations') or isinstance(first, dict) and any(isinstance(v, list) and v
-        and _is(v[0], 'original_width') for v in first.values())
+    short = lambda t: any(isinstance(v, list) and v and _is(v[0], 'original_width') for v in t.values())
+    return isinstance(d, list) and any(_is(t, 'data', 'annotations') or isinstance(t, dict) and short(t) for t in d)
 
 LABEL_STUDIO = ToolReader('Label Studio', 'JSON and JSON-MIN, one for all tasks', ('.json',), _looks_studio,
-                          lambda path, d: ToolExport([_studio_task(path, t) for t in d]),
+                          _read_studio,
                       'polygon, ellipse, brush, turned rectangle → object; rectangle → box; keypoint → dot; open '
                       'polygon → stroke; choices → tags')
 
@@ -302,10 +398,12 @@ LABEL_STUDIO = ToolReader('Label Studio', 'JSON and JSON-MIN, one for all tasks'
 def _features(d):
     found = d
     if isinstance(d, dict): found = d.get('features', [d] if d.get('type') == 'Feature' else None)
-    return found if isinstance(found, list) and all(_is(f, 'geometry') for f in found) else None
+    return found if isinstance(found, list) else []
 
 def _geometry(one, name, g, k):
-    kind, xy = g['type'], g.get('coordinates')
+    if g is None: raise SpmlError('annotation without a geometry')
+    kind, xy = g['type'], g.get('coordinates', g.get('geometries'))
+    if not xy: raise SpmlError(f'{kind} without coordinates (GeoJSON)')
     if kind == 'Polygon':
         one.add('polygon', name, xy[0][:-1] if xy[0][:1] == xy[0][-1:] else xy[0], holes=xy[1:], instance=k)
     elif kind == 'LineString': one.add('line', name, xy, instance=k)
@@ -316,25 +414,30 @@ def _geometry(one, name, g, k):
         for part in g['geometries']: _geometry(one, name, part, k)
     else: one.skipped.append(f'{kind} (GeoJSON)')
 
+def _qupath_feature(one, f, k):
+    p = f.get('properties') or {}
+    said = p.get('classification') or p.get('name') or ''
+    name = said if isinstance(said, str) else str(said.get('name') or ' '.join(said.get('names') or []))
+    if not name.strip(): raise SpmlError('annotation without a class (QuPath: set class)')
+    _geometry(one, name, f['geometry'], k)
+
 def _read_qupath(path, d):
-    stem = path.name.removesuffix(path.suffix)
-    one = Drawing(file_name(stem), source=path)
+    one = Drawing(file_name(path.name.removesuffix(path.suffix)), source=path)
+    if isinstance(d, dict) and 'features' in d: _listed(d, 'features')
     for k, f in enumerate(_features(d)):
-        p = f.get('properties') or {}
-        said = p.get('classification') or p.get('name') or ''
-        name = said if isinstance(said, str) else str(said.get('name') or ' '.join(said.get('names') or []))
-        if not name.strip(): one.skipped.append('annotation without a class (QuPath: set class)')
-        else: _geometry(one, name, f['geometry'], k)
+        with entry(one.skipped, f'feature {k + 1} of {path.name}'): _qupath_feature(one, f, k)
     return ToolExport([one])
 
-QUPATH = ToolReader('QuPath', 'GeoJSON named as the picture', ('.geojson', '.json'), lambda path, d: bool(_features(d))
-                    or _is(d, 'features'), _read_qupath,
+QUPATH = ToolReader('QuPath', 'GeoJSON named as the picture', ('.geojson', '.json'), lambda path, d: _is(d, 'features')
+                    or any(_is(f, 'geometry') for f in _features(d)), _read_qupath,
                 'Polygon, MultiPolygon with holes → object; LineString → stroke; Point → dot')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #e174a7ac
 def _supervisely_shape(one, o):
     kind, name, p = o.get('geometryType', o.get('bitmap') and 'bitmap'), str(o['classTitle']), o.get('points') or {}
     outer = np.asarray(p.get('exterior') or [], float).reshape(-1, 2) + .5
+    if kind in ('point', 'rectangle') and len(outer) < (1 if kind == 'point' else 2):
+        raise SpmlError(f'{kind} of {len(outer)} points')
     if kind == 'polygon':
         one.add('polygon', name, outer, holes=[np.asarray(r, float) + .5 for r in p.get('interior') or []])
     elif kind == 'line': one.add('line', name, outer)
@@ -346,16 +449,21 @@ def _supervisely_shape(one, o):
     else: one.skipped.append(f'{kind} (Supervisely)')
 
 def _read_supervisely(path, d):
-    if 'objects' not in d: return ToolExport([], [str(c['title']) for c in d['classes']]) # meta.json
-    one = Drawing(file_name(path.name.removesuffix('.json')), size_of(d['size'].get('height'), d['size'].get('width')),
-                  source=path)
-    for o in d['objects']: _supervisely_shape(one, o)
-    one.tags = [str(t['name']) for t in d.get('tags') or []]
-    return ToolExport([one])
+    out = ToolExport([])
+    for k, c in enumerate([] if 'objects' in d else _listed(d, 'classes'), 1): # of meta.json
+        with entry(out.skipped, f'class {k} of {path.name}'): out.names.append(str(c['title']))
+    if 'objects' not in d: return out
+    out.drawings.append(one := Drawing(file_name(path.name.removesuffix('.json')), source=path))
+    with entry(one.skipped, f'size of {path.name}'): one.size = size_of(d['size']['height'], d['size']['width'])
+    for k, o in enumerate(_listed(d, 'objects'), 1):
+        with entry(one.skipped, f'object {k} of {path.name}'): _supervisely_shape(one, o)
+    for k, t in enumerate(_listed(d, 'tags'), 1):
+        with entry(one.skipped, f'tag {k} of {path.name}'): one.tags.append(str(t['name']))
+    return out
 
 def _looks_supervisely(path, d):
     if _is(d, 'objects', 'size'): return True
-    return _is(d, 'classes', 'tags') and isinstance(d['classes'], list) and all(_is(c, 'title') for c in d['classes'])
+    return _is(d, 'classes', 'tags') and isinstance(d['classes'], list) and any(_is(c, 'title') for c in d['classes'])
 
 SUPERVISELY = ToolReader('Supervisely', 'JSON of each picture, with meta.json', ('.json',), _looks_supervisely,
                      _read_supervisely, 'polygon with holes, bitmap → object; rectangle → box; line → stroke; point → '

@@ -15,8 +15,8 @@ import numpy as np
 from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels, did_you_mean
 from ..files import read_lines, read_text
 from ..pictures import read_image
-from .images import ImageSet, read_class_names
-from .listing import class_table_near, name_of
+from .images import ImageSet
+from .listing import name_of
 from .masks import read_mask
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #9574b878
@@ -42,7 +42,8 @@ class PairSet(ImageSet):
 
     def _mask(self, i):
         path = self.pairs[self.names[i]][1]
-        return check_labels(read_mask(path, self.file_classes), self.numbers, str(path), self.stored_size(i), unlabelled=False)
+        return check_labels(read_mask(path, self.file_classes, whole=True), self.numbers, str(path),
+                            self.stored_size(i), unlabelled=False)
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #b3d7c552
 CITYSCAPES = dict(road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17, **{'traffic light': 19, 'traffic sign': 20},

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MASK_SUFFIXES', 'TABLES', 'name_of', 'files_by_name', 'foreign_among', 'images_by_name',
-           'find_files', 'read_names', 'class_table_near', 'other_tools_near', 'check_project']
+           'find_files', 'read_names', 'read_table_names', 'table_line', 'class_table_near', 'other_tools_near',
+           'check_project', 'why_no_image', 'drawn_images', 'voc_list']
 
 # %% ../../nbs/api/data/10d_listing.ipynb #fb409d05
 import os, re, unicodedata
 from collections import Counter
 from functools import lru_cache
+from glob import escape as glob_escape
 from pathlib import Path
 
-from ..core import SpmlError, warn
+from ..core import SpmlError, did_you_mean, warn
 from ..files import convert_it, is_there, read_lines
 
 # %% ../../nbs/api/data/10d_listing.ipynb #275e847d
@@ -108,16 +110,38 @@ def find_files(
 # %% ../../nbs/api/data/10d_listing.ipynb #73479291
 def read_names(
     path, # list; columns are parted by blanks, commas or semicolons, and the first counts
+    folder=None, # of the images: names with blanks are looked for there
 )->list: # of str
     "The names of a list, without paths up to JPEGImages and without endings"
-    rows = [re.split(r'[\s,;]+', line) for line in read_lines(path)]
-    if rows and all(len(r) == 2 and r[1] in ('-1', '0', '1') for r in rows): rows = [r for r in rows if r[1] != '-1']
-    names = [_bare(r[0]) for r in rows]
+    rows = [_columns(line, path, folder) for line in read_lines(path)]
+    if rows and all(rest in ('-1', '0', '1') for _, rest in rows): rows = [r for r in rows if r[1] != '-1']
+    names = [_bare(first) for first, _ in rows]
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice:
         raise SpmlError(f"{path}: {len(twice)} names stand there more than once, the first is {twice[0]}; list each "
                         f"image once")
     return names
+
+def _columns(line, path, folder):
+    "What a line says first, and the rest of it"
+    quote = line[0] if line[0] in '"\'' else ''
+    if quote:
+        first, end, rest = line[1:].partition(quote)
+        if end and first.strip(): return first.strip(), rest.strip(' \t,;')
+        raise SpmlError(f"{path}: line {line} begins with a quote that does not end; close it, or take it away")
+    first, _, rest = re.sub(r'\s*[,;\t]\s*', '\t', line).partition('\t')
+    words = first.split()
+    if len(words) == 1: return first, rest
+    k = next((k for k, w in enumerate(words, 1) if Path(w).suffix.lower() in IMAGE_SUFFIXES), 0)
+    is_there_as = lambda n: bool(folder) and _is_image(folder, ' '.join(words[:n]))
+    if k < 2: # a path, or nothing with an ending: the longest name that is an image's
+        n = 1 if k else next((n for n in range(len(words), 0, -1) if is_there_as(n)), 1)
+    else: # my cat.jpg; or a name and its file, as in a a.jpg, a x/a.jpg
+        pair = Path(words[k - 1]).stem == words[0] or is_there_as(1)
+        n = k if not pair or is_there_as(k) else 1
+    return ' '.join(words[:n]), ' '.join([*words[n:], *([rest] if rest else [])])
+
+def _is_image(folder, said): return bool(find_files(folder, _bare(said), sorted(IMAGE_SUFFIXES)))
 
 def _bare(said):
     "A name from what a line says of it"
@@ -126,6 +150,74 @@ def _bare(said):
     if below and '..' not in re.split(r'[/\\]', name): name = below[1]
     end = Path(name).suffix
     return name[:-len(end)] if end.lower() in IMAGE_SUFFIXES else name
+
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a70002
+_NUMBERED = re.compile(r'(\d+)(?:\s*[:;,=]\s*|[.)]\s+|\s+-\s+|\s+)(\S.*)')
+_NUMBER_LAST = re.compile(r'(\S.*?)(?:\s*([:;,=\t])\s*|\s+)(\d+)')
+_QUOTED = re.compile(r'"(.+)"|\'(.+)\'')
+_IDS = {'id', 'index', 'idx', 'number', 'no', 'value', 'class_id', 'label_id', 'category_id', 'label id'}
+_NAMES = 'name', 'class_name', 'label_name', 'category_name', 'class', 'label', 'category', 'title'
+
+def _unclear(path, line, why):
+    plain = line.replace('"', "'")
+    return SpmlError(f"{path}: line '{line}' {why}; write a name a line, or all of them after their numbers from 0 "
+                     f"on, comments after ' # '. Quotes keep a name as it stands: \"{plain}\"")
+
+def _uncommented(path, line):
+    at = None if _QUOTED.fullmatch(line) else re.search(r'\s#', line)
+    if at and not re.match(r'\s#(\s|$)', line[at.start():]):
+        raise _unclear(path, line, f"holds '{line[at.start() + 1:]}', which may be a comment")
+    return line[:at.start()].rstrip() if at else line
+
+def _unquoted(path, line):
+    "A name as it stands in a line"
+    if (m := _QUOTED.fullmatch(line)): return m[1] or m[2]
+    if re.search('[,;\t]', line): raise _unclear(path, line, 'has several columns, or a name with a comma')
+    return line
+
+def _of_head(path, lines, head):
+    "The names of a CSV file whose first line names its columns"
+    rows = [[w.strip() for w in re.split(r'[,;\t]', line)] for line in lines[1:]]
+    odd = next((line for line, r in zip(lines[1:], rows) if len(r) != len(head)), None)
+    if odd: raise _unclear(path, odd, f'has not the columns of the first line, {head}')
+    name = next(head.index(n) for n in _NAMES if n in head)
+    number = next((k for k, h in enumerate(head) if k != name and h in (*_IDS, 'label', 'class', 'category')), None)
+    return [f'{r[number]}:{r[name]}' if number is not None else f'"{r[name]}"' for r in rows]
+
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a70003
+def read_table_names(
+    path, # a class a line, perhaps after its number or before it, with comments; or CSV with a head
+)->list: # of str, in the order of their numbers
+    "The names of a table of classes"
+    lines = read_lines(path)
+    if lines[:1] == ['__ignore__']: return lines[1:] # labelme's own table, which has no other forms
+    lines = [line for line in (_uncommented(path, line) for line in lines) if line != '__ignore__']
+    head = [w.strip().lower() for w in re.split(r'[,;\t]', lines[0])] if lines else []
+    if len(head) > 1 and {*head} & {*_NAMES} and not {*head} - {*_NAMES, *_IDS, 'r', 'g', 'b', 'color', 'colour'}:
+        lines = _of_head(path, lines, head)
+    plain = [None if _QUOTED.fullmatch(line) else line for line in lines]
+    before = [m and (int(m[1]), m[2]) for m in (line and _NUMBERED.fullmatch(line) for line in plain)]
+    behind = [m and (int(m[3]), m[1], m[2]) for m in (line and _NUMBER_LAST.fullmatch(line) for line in plain)]
+    places = [*range(len(lines))]
+    if all(before) and sorted(b[0] for b in before) == places: lines = [name for _, name in sorted(before)]
+    elif all(before[1:]) and lines[2:] and not before[0] and [b[0] for b in before[1:]] == places[1:]:
+        lines = [lines[0], *(name for _, name in before[1:])] # all but the background
+    elif any(before):
+        k = next(k for k, b in enumerate(before) if b)
+        raise _unclear(path, lines[k],
+                       f'begins with a number, and not every line does with its own, 0 to {len(lines) - 1}')
+    elif all(behind) and sorted(b[0] for b in behind) == places and (all(b[2] for b in behind) or
+            [b[0] for b in behind] == places and len({b[1] for b in behind}) == len(lines)):
+        lines = [name for _, name, _ in sorted(behind)]
+    return [_unquoted(path, line) for line in lines]
+
+def table_line(
+    name:str, # of a class
+)->str: # the same, in quotes where it would be read otherwise
+    "A line of a table of classes"
+    odd = name.startswith('#') or name == '__ignore__' or re.search(r'\s#|[,;\t]', name) or any(
+        p.fullmatch(name) for p in (_NUMBERED, _NUMBER_LAST, _QUOTED))
+    return f'"{name}"' if odd else name
 
 # %% ../../nbs/api/data/10d_listing.ipynb #2398057d
 def class_table_near(
@@ -160,3 +252,48 @@ def check_project(
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")
+
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a700a0
+def why_no_image(
+    stem:str, # of a file that belongs to no image
+    folder,   # of the images
+    stems,    # of the images
+)->str: # '' where nothing resembles it
+    "What may have gone wrong with a name: another spelling, an image of a kind that is not read, or a tail"
+    alike = next((s for s in stems if s.casefold() == stem.casefold()), None)
+    if alike: return f'; {alike} differs from it in upper and lower case only: rename one'
+    other = next(Path(folder).glob(f'{glob_escape(stem)}.*'), None)
+    if other and other.suffix.lower() not in IMAGE_SUFFIXES:
+        return foreign_among([other]) or f'; {other.name} is of a kind that is not read here: convert it to JPEG or PNG'
+    longest = max((s for s in stems if stem.startswith(s)), key=len, default=None)
+    if longest is None: return did_you_mean(stem, stems)
+    return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}"
+
+def drawn_images(
+    root, # of a project
+)->tuple: # names of all images, name to label files, names of the images that have some
+    "Which images of a project have labels; one where none fits is refused"
+    images, labels = Path(root, 'images'), Path(root, 'labels')
+    every = [*images_by_name(images)]
+    drawn = files_by_name(labels, deep=True) if labels.is_dir() else {}
+    train = [n for n in every if n in drawn]
+    if drawn and not train:
+        first = next(iter(drawn))
+        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png; "
+                        f"{drawn[first][0].name} is not{why_no_image(first, images, every)}{other_tools_near(labels)}")
+    double = next((drawn[n] for n in train if len(drawn[n]) > 1), None)
+    if double:
+        raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")
+    return every, drawn, train
+
+def voc_list(
+    root,      # folder with JPEGImages and ImageSets
+    split:str, # name of a list
+)->Path:
+    "A list of a data set in VOC layout, in ImageSets/Segmentation or Main"
+    every = Path(root, 'ImageSets')
+    listed = next((p for d in ('Segmentation', 'Main') if is_there(p := every/d/f'{split}.txt')), None)
+    if listed: return listed
+    raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are "
+                    f"{sorted(p.stem for p in (every/'Segmentation').glob('*.txt'))}; `root` is the folder "
+                    f"that holds JPEGImages and ImageSets")

@@ -16,41 +16,52 @@ import yaml
 from PIL import Image
 
 from ..core import SpmlError, UNLABELLED, VOID
-from ..files import is_there, read_index_png, read_json, read_lines, read_text
+from ..files import is_there, read_index_png, read_json, read_text
 from ..pictures import read_image
+from .listing import read_table_names
 from .masks import read_labelmap
 from .json_tools import VIA, ToolExport, ToolReader, file_name, size_of
-from .shapes import VOID_NAME, Drawing, ellipse_polygon, runs_of
+from .shapes import VOID_NAME, Drawing, Reason, ellipse_polygon, entry, runs_of
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #22e66de3
 def _text(e, key): return (e.findtext(key) or '').strip()
 
-def _floats(e, *keys): return [float(e.findtext(k)) for k in keys]
+def _floats(e, *keys):
+    said = [e.findtext(k) for k in keys]
+    try: return [float(v) for v in said]
+    except (TypeError, ValueError): raise SpmlError(f'{e.tag} whose {", ".join(keys)} are not all numbers') from None
 
 def _drawing(path, root, size='size'):
     ending = Path(file_name(_text(root, 'filename'))).suffix
     return Drawing(f'{path.stem}{ending}', size_of(root.findtext(f'{size}/height'), root.findtext(f'{size}/width')),
                    source=path)
 
+def _from_zero(b):
+    try: return 0 in _floats(b, 'xmin', 'ymin')
+    except SpmlError: return False # told where it is read
+
+def _voc_object(one, e, k, base):
+    name, ring, b = _text(e, 'name'), e.find('polygon'), e.find('bndbox')
+    if ring is not None: # x1, y1, x2, y2, ... or points with x and y
+        at = [float(v.text) for v in ring.iter() if re.fullmatch(r'[xy]\d*', v.tag)]
+        one.add('polygon', name, np.reshape(at, (-1, 2)), instance=k)
+    elif b is None: one.skipped.append('object without <bndbox> or <polygon>')
+    else:
+        x0, y0, x1, y1 = _floats(b, 'xmin', 'ymin', 'xmax', 'ymax')
+        one.add('box', name, [(x0 - base, y0 - base), (x1, y1)], instance=k)
+
 def _read_voc(path, root):
-    one, found = _drawing(path, root), root.findall('object')
-    boxes = [(e, e.find('bndbox')) for e in found]
-    base = 0 if any(0 in _floats(b, 'xmin', 'ymin') for _, b in boxes if b is not None) else 1
-    for k, (e, b) in enumerate(boxes):
-        name, ring = _text(e, 'name'), e.find('polygon')
-        if ring is not None: # x1, y1, x2, y2, ... or points with x and y
-            at = [float(v.text) for v in ring.iter() if re.fullmatch(r'[xy]\d*', v.tag)]
-            one.add('polygon', name, np.reshape(at, (-1, 2)), instance=k)
-        elif b is None: one.skipped.append('object without <bndbox> or <polygon>')
-        else:
-            x0, y0, x1, y1 = _floats(b, 'xmin', 'ymin', 'xmax', 'ymax')
-            one.add('box', name, [(x0 - base, y0 - base), (x1, y1)], instance=k)
+    one = _drawing(path, root)
+    base = 0 if any(map(_from_zero, root.findall('object/bndbox'))) else 1
+    for k, e in enumerate(root.findall('object')):
+        with entry(one.skipped, f'object {k + 1} of {path.name}'): _voc_object(one, e, k, base)
     return ToolExport([one])
 
 def _read_scribblesup(path, root):
     one = _drawing(path, root)
-    for e in root.findall('polygon'):
-        one.add('line', _text(e, 'tag'), [np.array(_floats(p, 'x', 'y')) + .5 for p in e.findall('point')])
+    for k, e in enumerate(root.findall('polygon'), 1):
+        with entry(one.skipped, f'polygon {k} of {path.name}'):
+            one.add('line', _text(e, 'tag'), [np.array(_floats(p, 'x', 'y')) + .5 for p in e.findall('point')])
     return ToolExport([one])
 
 VOC = ToolReader('PASCAL VOC', 'XML of each picture (also labelImg, Roboflow, VoTT)', ('.xml',), lambda path,
@@ -92,10 +103,7 @@ def _cvat_add(one, e, name, instance):
             if p.get('outside') != '1':
                 one.add('point', p.get('label'), _pairs(p.get('points')), part=True, instance=instance)
         return
-    try: found = _cvat_shapes(e)
-    except (SpmlError, TypeError, ValueError, AttributeError) as error:
-        one.skipped.append(str(error) if isinstance(error, SpmlError) else f'{e.tag} that is damaged'); return
-    if found is None: return one.skipped.append(f'{e.tag} (CVAT)')
+    if (found := _cvat_shapes(e)) is None: raise SpmlError(f'{e.tag} (CVAT)')
     for kind, args in found: one.add(kind, name, instance=instance, **args)
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #b4fe1fb9
@@ -116,29 +124,39 @@ def _between_frames(
     return e
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #89624fbb
-def _cvat_track(track, k, drawing):
+def _cvat_track(track, k, drawing, skipped, file):
     "Add a track to the drawings of its frames"
-    given = sorted((e for e in track if e.get('frame')), key=lambda e: int(e.get('frame')))
-    for a, b in zip(given, [*given[1:], None]):
+    given = []
+    for e in track:
+        with entry(skipped, f'track {k} of {file}'): given += [(int(e.get('frame')), e)] if e.get('frame') else []
+    given.sort(key=lambda o: o[0])
+    for (first, a), (last, b) in zip(given, [*given[1:], (None, None)]):
         if a.get('outside') == '1': continue
-        first, last = int(a.get('frame')), int(b.get('frame')) if b is not None else int(a.get('frame')) + 1
-        if last - first > MOST_FRAMES: raise SpmlError(f"track {k}: {last - first} frames without a word")
-        for frame in range(first, last):
-            e = a if frame == first or a.tag != b.tag else _between_frames(a, b, (frame - first)/(last - first))
-            _cvat_add(drawing(frame), e, track.get('label') or '', ('track', k))
+        with entry(skipped, f'track {k} at frame {first} of {file}'):
+            last = first + 1 if last is None else last
+            if last - first > MOST_FRAMES: raise SpmlError(f'track with {last - first} frames without a word')
+            for frame in range(first, last):
+                e = a if frame == first or a.tag != b.tag else _between_frames(a, b, (frame - first)/(last - first))
+                _cvat_add(drawing(frame), e, track.get('label') or '', ('track', k))
+
+def _cvat_image(path, i, k, out):
+    out.drawings.append(one := Drawing(file_name(i.get('name')), size_of(i.get('height'), i.get('width')), source=path))
+    height = lambda e: int(z) if re.fullmatch(r'-?\d+', z := e.get('z_order') or '0') else 0
+    for j, e in sorted(enumerate(i), key=lambda o: height(o[1])): # equal ones stay in order
+        group = e.get('group_id')
+        with entry(one.skipped, f'{e.tag} {j + 1} of {one.picture} in {path.name}'):
+            _cvat_add(one, e, e.get('label') or '', ('group', group) if group and group != '0' else ('shape', j))
 
 def _read_cvat(path, root):
     names = [_text(label, 'name') for label in root.findall('.//labels/label') if label.find('parent') is None]
-    size, frames, out = size_of(root.findtext('.//original_size/height'),
-                                root.findtext('.//original_size/width')), {}, []
-    for i in root.findall('image'):
-        out.append(one := Drawing(file_name(i.get('name')), size_of(i.get('height'), i.get('width')), source=path))
-        for k, e in sorted(enumerate(i), key=lambda o: int(o[1].get('z_order') or 0)): # equal ones stay in order
-            group = e.get('group_id')
-            _cvat_add(one, e, e.get('label') or '', ('group', group) if group and group != '0' else ('shape', k))
+    out, frames = ToolExport([], [n for n in names if n]), {}
+    size = size_of(root.findtext('.//original_size/height'), root.findtext('.//original_size/width'))
+    for k, i in enumerate(root.findall('image'), 1):
+        with entry(out.skipped, f'image {k} of {path.name}'): _cvat_image(path, i, k, out)
     drawing = lambda f: frames.setdefault(f, Drawing(f'frame_{f:06}', size, source=path))
-    for k, track in enumerate(root.findall('track')): _cvat_track(track, k, drawing)
-    return ToolExport([*out, *(frames[f] for f in sorted(frames))], [n for n in names if n])
+    for k, track in enumerate(root.findall('track')): _cvat_track(track, k, drawing, out.skipped, path.name)
+    out.drawings += [frames[f] for f in sorted(frames)]
+    return out
 
 CVAT = ToolReader('CVAT', 'XML, for images 1.1 and for video 1.1', ('.xml',), lambda path,
                   root: root.tag == 'annotations', _read_cvat,
@@ -153,18 +171,28 @@ def _add_map(one, ids, names):
         if k in names: one.add('runs', names[k], mask=runs_of(ids == k), size=ids.shape)
         else: one.skipped.append(f'pixels of the value {k}, which no class has')
 
+def _by_number(ids, named, out):
+    "Names of the numbers of a map: those of the table, else the numbers"
+    found = [k for k in np.unique(ids).tolist() if k not in named]
+    note = 'no file names the classes: they are called by their numbers, class_1 and so on'
+    if found and note not in out.notes: out.notes.append(note)
+    return named | {k: f'class_{k}' for k in found}
+
 def _is_cvat_masks(path, data):
     return path.is_dir() and is_there(path/'labelmap.txt') and any(path.glob('SegmentationClass*'))
 
 def _read_cvat_masks(path, data):
-    colours, out = read_labelmap(path/'labelmap.txt'), []
+    colours, out = read_labelmap(path/'labelmap.txt'), ToolExport([])
     names = {(r << 16) + (g << 8) + b: name for name, (r, g, b) in colours.items()}
     for file in sorted(p for folder in sorted(path.glob('SegmentationClass*')) for p in folder.rglob('*.png')):
-        out.append(one := Drawing(file.stem, source=file))
-        _add_map(one, read_image(file).astype(np.int64) @ (1 << 16, 1 << 8, 1), names)
+        one = Drawing(file.stem, source=file)
+        with entry(out.skipped, file.name):
+            _add_map(one, read_image(file).astype(np.int64) @ (1 << 16, 1 << 8, 1), names)
+            out.drawings.append(one)
         colour = lambda m: f'colour #{int(m[1]):06x}, which labelmap.txt does not name'
-        one.skipped = [re.sub(r'value (\d+), .*', colour, s) for s in one.skipped]
-    return ToolExport(out, list(colours))
+        one.skipped = [Reason(re.sub(r'value (\d+), .*', colour, s), file.name) for s in one.skipped]
+    out.names = [*colours]
+    return out
 
 CVAT_MASKS = ToolReader('CVAT masks',
                         'folder with SegmentationClass/ and labelmap.txt (Segmentation mask 1.1, PASCAL VOC 1.1)',
@@ -180,27 +208,30 @@ def _layer(path, named):
     picture, _, layer = path.stem.rpartition('.')
     return (path.stem, 'object') if named or not picture else (picture, layer)
 
+def _napari_shape(one, kind, name, xy):
+    if kind == 'point': one.add('point', name, xy)
+    elif kind in ('line', 'path'): one.add('line', name, xy)
+    elif kind == 'polygon': one.add('polygon', name, xy)
+    elif kind == 'rectangle' and all(len({p[k] for p in xy}) == 2 for k in (0, 1)):
+        one.add('box', name, [np.min(xy, 0), np.max(xy, 0)])
+    elif kind == 'rectangle': one.add('polygon', name, xy)
+    elif kind == 'ellipse': # its four corners
+        if len(xy) != 4: raise SpmlError(f'ellipse of {len(xy)} corners, 4 are needed')
+        a, b, _, d = np.array(xy)
+        one.add('polygon', name,
+                ellipse_polygon(np.mean(xy, 0), (np.hypot(*(b - a))/2, np.hypot(*(d - a))/2),
+                                np.arctan2(*(b - a)[::-1])))
+    else: one.skipped.append(f'{kind} (napari)')
+
 def _napari_rows(path, rows):
     column = next((k for k in ('label', 'class', 'name', 'category') if k in rows[0]), None)
     picture, layer = _layer(path, column)
     one, shapes = Drawing(picture, source=path), defaultdict(list)
     axes = sorted(k for k in rows[0] if re.fullmatch(r'axis-\d+', k))[-2:]
-    for r in rows:
-        shapes[r['index'], r.get('shape-type') or 'point', r[column] if column else layer].append([float(r[k]) + .5
-            for k in axes[::-1]])
-    for (_, kind, name), xy in shapes.items():
-        if kind == 'point': one.add('point', name, xy)
-        elif kind in ('line', 'path'): one.add('line', name, xy)
-        elif kind == 'polygon': one.add('polygon', name, xy)
-        elif kind == 'rectangle' and all(len({p[k] for p in xy}) == 2 for k in (0, 1)):
-            one.add('box', name, [np.min(xy, 0), np.max(xy, 0)])
-        elif kind == 'rectangle': one.add('polygon', name, xy)
-        elif kind == 'ellipse': # its four corners
-            a, b, _, d = np.array(xy)
-            one.add('polygon', name,
-                    ellipse_polygon(np.mean(xy, 0), (np.hypot(*(b - a))/2, np.hypot(*(d - a))/2),
-                                    np.arctan2(*(b - a)[::-1])))
-        else: one.skipped.append(f'{kind} (napari)')
+    for r in rows: shapes[r['index'], r.get('shape-type') or 'point', r[column] if column else layer].append(r)
+    for (index, kind, name), some in shapes.items():
+        with entry(one.skipped, f'shape {index} of {path.name}'):
+            _napari_shape(one, kind, name, [[float(r[k]) + .5 for k in axes[::-1]] for r in some])
     return one
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #7e343825
@@ -210,19 +241,22 @@ def _is_napari(path, data):
                    for p in sorted(path.rglob('*.csv'))[:1])
     return {'index', 'axis-0', 'axis-1'} <= _columns(path, data)
 
+def _napari_map(p, named, out):
+    one, ids = Drawing(_layer(p, '')[0] if named else p.stem, source=p), read_index_png(p)
+    _add_map(one, ids, named or _by_number(ids, {0: 'class_0'}, out))
+    one.shapes = [s for s in one.shapes if s.name != (named or {0: 'class_0'})[0]] # 0: nothing was painted
+    out.drawings.append(one)
+
 def _read_napari(path, data):
     if not path.is_dir(): return ToolExport([_napari_rows(path, data)] if data else [])
     layers = sorted({p.parent for p in path.rglob('*.csv')}) or [path]
-    table = next((read_lines(p) for p in (f/'classes.txt' for f in (*layers, path, path.parent)) if is_there(p)), [])
-    out = []
+    tables = (f/'classes.txt' for f in (*layers, path, path.parent))
+    out = ToolExport([], next((read_table_names(p) for p in tables if is_there(p)), []))
     for p in sorted(p for f in layers for p in f.iterdir()):
-        if p.suffix.lower() == '.csv' and (rows := read_csv(p)): out.append(_napari_rows(p, rows))
-        elif p.suffix.lower() in ('.tif', '.tiff', '.png'):
-            out.append(one := Drawing(_layer(p, '')[0] if table else p.stem, source=p))
-            ids = read_index_png(p)
-            _add_map(one, ids, {k: table[k] if k < len(table) else f'class_{k}' for k in np.unique(ids).tolist()})
-            one.shapes = [s for s in one.shapes if s.name != (table or ['class_0'])[0]] # 0: nothing was painted
-    return ToolExport(out, table)
+        with entry(out.skipped, p.name):
+            if p.suffix.lower() == '.csv' and (rows := read_csv(p)): out.drawings.append(_napari_rows(p, rows))
+            elif p.suffix.lower() in ('.tif', '.tiff', '.png'): _napari_map(p, dict(enumerate(out.names)), out)
+    return out
 
 NAPARI = ToolReader('napari',
                     'CSV of shapes and points, a.csv or a.CLASS.csv; a folder of them, and of labels (TIFF, PNG) '
@@ -236,17 +270,21 @@ def read_csv(
     "Rows of a CSV file"
     try: rows = [*csv.DictReader(io.StringIO(read_text(path)), strict=True)]
     except csv.Error as e: raise SpmlError(f"{path}: not CSV ({e})") from None
-    if any(None in r or None in r.values() for r in rows):
-        raise SpmlError(f"{path}: a line has more or fewer entries than the first; cut short, or not CSV")
+    odd = next((k for k, r in enumerate(rows, 1) if None in r or None in r.values()), None)
+    if odd:
+        raise SpmlError(f"{path}: row {odd} has more or fewer entries than the first line; cut short, or not CSV")
     return rows
 
 def _read_via_csv(path, rows):
-    files = {}
-    for r in rows:
-        f = files.setdefault(r['filename'], dict(filename=r['filename'], regions=[]))
-        shape, attributes = (json.loads(r[k]) for k in ('region_shape_attributes', 'region_attributes'))
-        if shape: f['regions'].append(dict(shape_attributes=shape, region_attributes=attributes))
-    return VIA.read(path, files)
+    files, skipped = {}, []
+    for k, r in enumerate(rows, 1):
+        with entry(skipped, f'row {k} of {path.name}'):
+            f = files.setdefault(r['filename'], dict(filename=r['filename'], regions=[]))
+            shape, attributes = (json.loads(r[c]) for c in ('region_shape_attributes', 'region_attributes'))
+            if shape: f['regions'].append(dict(shape_attributes=shape, region_attributes=attributes))
+    out = VIA.read(path, files)
+    out.skipped += skipped
+    return out
 
 VIA_CSV = ToolReader('VIA CSV', 'CSV, a row for each region', ('.csv',), lambda path,
                      rows: {'filename', 'region_shape_attributes', 'region_attributes'} <= _columns(path, rows),
@@ -269,22 +307,27 @@ def _is_hugging_face(path, data):
     one_split = is_there(path/'dataset_info.json') and is_there(path/'state.json')
     return path.is_dir() and (is_there(path/'dataset_dict.json') or one_split)
 
+def _hugging_face_row(row, one, image, label, named, out):
+    one.data, ids = lambda: _png(row()[image]), np.array(row()[label])
+    names = {0: 'background', VOID: VOID_NAME} | named
+    _add_map(one, ids, names if named else _by_number(np.setdiff1d(ids, UNLABELLED), names, out))
+    out.drawings.append(one)
+
 def _read_hugging_face(path, data):
     table = read_json(path/'id2label.json') if is_there(path/'id2label.json') else {}
-    named, out = {int(k): str(v) for k, v in table.items()}, []
+    named = {int(k): str(v) for k, v in table.items()}
+    out = ToolExport([], [*named.values()])
     for split, rows in _hugging_face(path).items():
         pictures = [k for k, f in rows.features.items() if type(f).__name__ == 'Image']
         if len(pictures) != 2:
             raise SpmlError(f"{path}: two columns of pictures are wanted, image and label; there are {pictures}")
         image = next((k for k in pictures if k in ('image', 'pixel_values', 'img')), pictures[0])
+        label = next(c for c in pictures if c != image)
         for k in range(len(rows)):
-            one = Drawing(f'{split or "image"}_{k:06}.png', source=path, data=lambda rows=rows,
-                          k=k: _png(rows[k][image]))
-            ids = np.array(rows[k][next(c for c in pictures if c != image)])
-            names = {0: 'background', VOID: VOID_NAME} | named
-            _add_map(one, ids, {v: names.get(v, f'class_{v}') for v in np.unique(ids).tolist() if v != UNLABELLED})
-            out.append(one)
-    return ToolExport(out, list(named.values()))
+            name = f'{split or "image"}_{k:06}.png'
+            with entry(out.skipped, f'row {k} of {split or path.name}'):
+                _hugging_face_row(lambda rows=rows, k=k: rows[k], Drawing(name, source=path), image, label, named, out)
+    return out
 
 HUGGING_FACE = ToolReader('Hugging Face datasets',
                           'folder of save_to_disk, with columns image and label (and id2label.json, if there is one)',
@@ -292,59 +335,83 @@ HUGGING_FACE = ToolReader('Hugging Face datasets',
                       'numbers of the label column → objects, 0 → background, 255 → void')
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #2a4dc432
-def _yolo_yaml(folder): # the file, and what it says
-    path = next((folder/n for n in ('data.yaml', 'dataset.yaml', 'data.yml') if is_there(folder/n)), None)
+_YOLO_TABLES = 'classes.txt', 'obj.names', 'labels.txt'
+_NO_YOLO = {'classes.txt', 'labels.txt', 'labelmap.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt'}
+
+def _yolo_yaml(*folders): # the file, and what it says
+    path = next((p for f in folders for n in ('data.yaml', 'dataset.yaml', 'data.yml') if is_there(p := f/n)), None)
     if path is None: return None, {}
     try: said = yaml.safe_load(read_text(path))
     except yaml.YAMLError as e: raise SpmlError(f"{path}: not YAML ({str(e).splitlines()[0]})") from None
     return path, said if isinstance(said, dict) else {}
-
-def _yolo_names(folder):
-    path, said = _yolo_yaml(folder)
-    if path:
-        names = said.get('names')
-        if isinstance(names, dict): names = [names[k] for k in sorted(names)]
-        if not isinstance(names, list): raise SpmlError(f"{path}: no list of names")
-        return [str(n) for n in names]
-    return next((read_lines(folder/n) for n in ('classes.txt', 'obj.names', 'labels.txt') if is_there(folder/n)), [])
 
 def _yolo_folder(path): return path if path.is_dir() else path.parent
 
 def _yolo_files(folder):
     files = sorted(folder.rglob('*.txt'))
     below = [p for p in files if 'labels' in p.relative_to(folder).parts[:-1]]
-    return [p for p in below or files if p.name not in ('classes.txt', 'labels.txt', 'labelmap.txt')
-            and not re.match(r'readme', p.name, re.I)]
+    return [p for p in below or files if p.name not in _NO_YOLO and not re.match(r'readme', p.name, re.I)]
+
+def _yolo_names(folder, files):
+    "Number to name, and the file that says so"
+    near = [folder, *([folder.parent] if folder.name == 'labels' else [])]
+    path, said = _yolo_yaml(*near)
+    if path:
+        names = said.get('names')
+        if not isinstance(names, (dict, list)): raise SpmlError(f"{path}: no list of names")
+        try: return {int(k): str(n) for k, n in (names.items() if isinstance(names, dict) else enumerate(names))}, path
+        except (TypeError, ValueError): raise SpmlError(f"{path}: names with a number that is none") from None
+    found = [f/n for f in dict.fromkeys([*near, *(p.parent for p in files), folder/'labels']) for n in _YOLO_TABLES
+             if is_there(f/n)]
+    tables = [read_table_names(p) for p in found]
+    if any(t != tables[0] for t in tables):
+        other = next(p for p, t in zip(found, tables) if t != tables[0])
+        raise SpmlError(f"{other}: names other classes than {found[0]}; keep one of the two, or import each folder "
+                        f"by itself")
+    return (dict(enumerate(tables[0])), found[0]) if found else ({}, None)
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #b8ed2dba
 def _is_yolo(path, data):
     folder = _yolo_folder(path)
     files = _yolo_files(folder)
-    first = next((line for p in files[:20] for line in read_text(p).splitlines() if line.strip()), '0 ')
-    return bool(files) and bool(_yolo_names(folder)) and re.fullmatch(r'\d+ [\d. eE+-]*', first.strip()
-        + ' ') is not None
+    try: named = bool(_yolo_names(folder, files)[0])
+    except SpmlError: named = True # told when it is read
+    if not files or not named: return False
+    lines = [line.strip() for p in files[:20] for line in read_text(p).splitlines() if line.strip()]
+    return not lines or any(re.fullmatch(r'\d+(\.0*)?(\s+[\d.eE+-]+)+', line) for line in lines)
 
-def _yolo_line(one, words, names):
-    k, v = int(words[0]), np.array([float(w) for w in words[1:]])
-    if k < 0: raise ValueError
-    name = names[k] if k < len(names) else f'class_{k}'
+def _yolo_line(one, words, names, table):
+    try: k, *v = (float(w) for w in words)
+    except ValueError: k = -1
+    if k < 0 or not k.is_integer(): raise SpmlError('line that is not a class number and coordinates')
+    if k not in names:
+        raise SpmlError(f'line of class {k:g}, which {table} does not name ({len(names)} names, from 0 on)')
+    v = np.array(v)
     if len(v) in (4, 5):
-        one.add('box', name, [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is how sure a network was
-    elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', name, v.reshape(-1, 2))
+        one.add('box', names[k], [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is how sure a network was
+    elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', names[k], v.reshape(-1, 2))
     else: one.skipped.append(f'line of {len(words)} numbers')
 
 def _read_yolo(path, data):
-    folder, out = _yolo_folder(path), []
-    names, (table, said) = _yolo_names(folder), _yolo_yaml(folder)
+    folder, out = _yolo_folder(path), ToolExport([])
+    files = _yolo_files(folder)
+    (names, table), (settings, said) = _yolo_names(folder, files), _yolo_yaml(folder)
     if 'kpt_shape' in said:
-        raise SpmlError(f"{table}: kpt_shape says that these are poses, whose lines look like polygons; they are not "
+        raise SpmlError(f"{settings}: kpt_shape says that these are poses, whose lines look like polygons; they "
+                        f"are not "
                         f"read: export COCO keypoints")
-    for file in _yolo_files(folder):
-        out.append(one := Drawing(file.relative_to(folder).with_suffix('').as_posix(), relative=True, source=file))
-        for line in read_text(file).splitlines():
-            try: line.strip() and _yolo_line(one, line.split(), names)
-            except ValueError: raise SpmlError(f"{file}: '{line[:60]}' is not a class number and coordinates") from None
-    return ToolExport(out, names)
+    if not names:
+        raise SpmlError(f"{folder}: no data.yaml or classes.txt that names the classes; write classes.txt, a "
+                        f"name a line")
+    for file in files:
+        name = file.relative_to(folder).with_suffix('').as_posix()
+        out.drawings.append(one := Drawing(name, relative=True, source=file))
+        with entry(one.skipped, name):
+            for k, line in enumerate(read_text(file).splitlines(), 1):
+                with entry(one.skipped, f'line {k} of {file.name}'):
+                    if line.strip(): _yolo_line(one, line.split(), names, table.name)
+    out.names = [names[k] for k in sorted(names)]
+    return out
 
 YOLO = ToolReader('YOLO', 'folder with labels/*.txt and data.yaml or classes.txt', ('', '.yaml', '.yml'), _is_yolo,
                   _read_yolo, 'line of 5 numbers → box; more → object')

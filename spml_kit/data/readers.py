@@ -18,7 +18,8 @@ from ..core import SpmlError, did_you_mean, named_object
 from ..files import check_file, read_bytes, read_json
 from .json_tools import ToolExport, ToolReader
 from .other_tools import read_csv
-from .shapes import fit_drawing, kit_labels, to_kit
+from .shapes import entry, fit_drawing, in_words, kit_labels, to_kit, told_reason
+from ..pictures import tell_once
 
 # %% ../../nbs/api/data/10h_readers.ipynb #73ee4c4f
 READERS = {**{name: f'spml_kit.data.json_tools:{attribute}' for name, attribute in
@@ -84,8 +85,7 @@ def _read(reader, path, data):
     except SpmlError as e: raise SpmlError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from None
     except OSError: raise
     except Exception as e:
-        raise SpmlError(f"{path}: damaged, or not as {reader.title} writes it ({type(e).__name__}: {e}); export "
-                        f"it again") from None
+        raise SpmlError(f"{path}: not as {reader.title} writes it ({in_words(e)}); export it again") from None
     return export
 
 # %% ../../nbs/api/data/10h_readers.ipynb #992ef8f2
@@ -100,27 +100,37 @@ def _known_tools()->str: # their titles
     return ', '.join(named_reader(n).title for n in READERS)
 
 # %% ../../nbs/api/data/10h_readers.ipynb #67996f2a
+def _open_files(folder, tool, progress, skipped, odd):
+    "Name of a tool to the exports of its files; what cannot be read is left out, with the reason"
+    found = {}
+    for path in tqdm([*_files(folder)], desc='reading', disable=not progress, leave=False):
+        with entry(skipped, path.name):
+            data = _contents(path)
+            name = tool or recognise_tool(path, data)
+            if not name or tool and not _looks(named_reader(tool), path, data): odd.append(path); continue
+            found.setdefault(name, []).append(_read(named_reader(name), path, data))
+    return found
+
 def _open_folder(folder, tool, progress):
     "Files of a folder, all of one tool"
-    found, odd = {}, []
-    for path in tqdm([*_files(folder)], desc='reading', disable=not progress, leave=False):
-        data = _contents(path)
-        name = tool or recognise_tool(path, data)
-        if not name or tool and not _looks(named_reader(tool), path, data): odd.append(path); continue
-        found.setdefault(name, []).append(_read(named_reader(name), path, data))
+    skipped, odd = [], []
+    found = _open_files(folder, tool, progress, skipped, odd)
     if len(found) > 1:
         raise SpmlError(f"{folder}: files of "
                         f"{', '.join(f'{named_reader(n).title} ({len(v)})' for n, v in found.items())}; say which: "
                         f"--tool {next(iter(found))}")
     if not found:
+        if skipped: raise SpmlError(f"{folder}: {len(skipped)} files cannot be read, first {skipped[0]}")
         raise SpmlError(f"{folder}: no annotations of "
                         f"{named_reader(tool).title if tool else 'a tool that is known'} here" + (f" "
                                                             f"({odd[0].name} is not)" if odd else '') + f"; known are "
                                                                 f"{_known_tools()}")
     (name, exports), = found.items()
     names = [*dict.fromkeys(n for e in exports for n in e.names)]
-    return name, ToolExport([d for e in exports for d in e.drawings], names, [s for e in exports for s in e.skipped]
-                            + [f'{p.suffix} file that is not of {named_reader(name).title}' for p in odd])
+    skipped += [s for e in exports for s in e.skipped]
+    return name, ToolExport([d for e in exports for d in e.drawings], names, skipped
+                            + [f'{p.suffix} file that is not of {named_reader(name).title}' for p in odd],
+                            [*dict.fromkeys(n for e in exports for n in e.notes)])
 
 # %% ../../nbs/api/data/10h_readers.ipynb #d9c39737
 def open_export(
@@ -158,9 +168,11 @@ def other_annotation(
     path,    # file of another tool
     classes=None, # `Classes` that may occur
     size:tuple=None, # (H,W) of its picture; None: as the file says
+    data=None, # what the file holds, where it was read; None: it is read
 ): # Annotation, or (H,W) uint8 labels where pixels of objects or several kinds are drawn
     "What another tool's file says of one picture"
-    name, export = open_export(path)
+    name = '' if data is None else recognise_tool(path, data)
+    name, export = (name, _read(named_reader(name), Path(path), data)) if name else open_export(path)
     if classes is None or len(export.drawings) != 1:
         many = '' if len(export.drawings) == 1 else f" with {len(export.drawings)} pictures"
         raise SpmlError(f"{path}: looks like {named_reader(name).title}{many}: spml_import {path} --out PROJECT")
@@ -171,6 +183,9 @@ def other_annotation(
     one = fit_drawing(one, size)
     try: said = to_kit(one, classes)
     except SpmlError as e: raise SpmlError(f"{path}: {e}; rename it in the file or add it to the class table") from None
+    lost = Counter(w for w in one.skipped if '(kept)' not in w)
+    if said and lost: # and training goes on with what could be read
+        tell_once('left out', path, 'left out: ' + '; '.join(f'{n} x {told_reason(w, n)}' for w, n in lost.items()))
     if not said:
         why = ', '.join(f'{k} {v}' for v, k in Counter(one.skipped).items())
         raise SpmlError(f"{path}: the annotation is empty{f' ({why})' if why else ''}; mark something, or leave the "

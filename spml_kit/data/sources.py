@@ -13,9 +13,10 @@ from fastcore.basics import patch
 
 from ..core import SpmlError, Classes, named_object
 from ..regions.oversegment import RegionCache
-from .images import ImageSet, SceneSet, VocSet, folder_sets, read_class_names
+from .images import ImageSet, SceneSet, VocSet, folder_sets
 from .layouts import PairSet, ade20k_set, cityscapes_set, read_table
 from .listing import class_table_near
+from .masks import read_class_names
 from .weak import SIMULATED
 from .clicks import animal_clicks
 from .body_parts import ClothesSet, DensePoseSet, PartScenes

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn
+from ..files import read_json
 from ..pictures import as_image
 from ..regions.oversegment import as_regions, oversegment
 from .annotations import Annotation, Boxes, Keypoints, Points, Scribbles, Tags, tags_of
@@ -198,9 +199,12 @@ def _given(self:WeakSet, i): # what was said, where, the class id of each number
     ids, n, table = as_is, self.c, self.classes
     if self.file_ids: ids, n, table = self.images.ids, n_file, self.images.file_classes
     if path.suffix.lower() in ('.json', '.xml'):
-        if names_classes(path): ids, n = self.images.ids, n_file
-        return read_annotation(path, self.images.file_classes, size), path, ids, n
-    try: labels = check_labels(codes_as_unlabelled(read_mask(path, table), self.unlabelled, n, path), n, str(path), size)
+        said = read_json(path, object) if path.suffix.lower() == '.json' else None
+        if names_classes(path, said): ids, n = self.images.ids, n_file
+        return read_annotation(path, self.images.file_classes, size, said), path, ids, n
+    try:
+        known = codes_as_unlabelled(read_mask(path, table), self.unlabelled, n, path)
+        labels = check_labels(known, n, str(path), size)
     except SpmlError as e:
         cure = '; if the file counts classes as the mask files do, set file_ids=True' if n_file > self.c else ''
         raise SpmlError(f'{e}{cure}') from None

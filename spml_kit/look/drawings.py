@@ -23,7 +23,9 @@ from ..pictures import as_image
 from ..regions.oversegment import oversegment
 from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import DRAWN, KINDS, drawing_of, drawn_labels, read_annotation, write_annotation
-from ..data.images import read_class_names, resize
+from ..data.images import resize
+from ..data.listing import table_line
+from ..data.masks import read_class_names
 from ..method.nets import BackboneNet, locations, unit
 from ..infer.views import embed_view
 from ..regions.pooling import region_mean
@@ -205,7 +207,7 @@ def class_table(
             raise SpmlError(f"{path}: add {', '.join(table.names[len(there):])} there: its lines have a form of "
                             f"their own")
         with atomic_path(path) as tmp:
-            tmp.write_text(text + '\n'.join(table.names[len(there):]) + '\n', encoding='utf-8')
+            tmp.write_text(text + '\n'.join(map(table_line, table.names[len(there):])) + '\n', encoding='utf-8')
     return table
 
 # %% ../../nbs/api/look/94_drawings.ipynb #5696b201

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from ..core import __version__
 from ..core import *
 from ..files import *
-from ..data.listing import check_project, class_table_near, images_by_name
+from ..data.listing import IMAGE_SUFFIXES, class_table_near, files_by_name, images_by_name, voc_list
+from ..data.masks import check_drawn
 from .experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook
 from .experiment import notebook_parameters, profile_parameters, profiles, run_folder, run_notebook
 from .experiment import typed_values
@@ -93,7 +94,7 @@ def _whole(least):
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
 ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv', 'list' # data that lie in a folder or file
 
-def _check_data(data, root, annotation=None):
+def _check_data(data, root, annotation=None, splits=()):
     if data == 'csv':
         if root and Path(root).is_file(): return
         raise SpmlError(f"--data csv needs --root FILE, the table of the images (columns image, label, split); "
@@ -102,7 +103,8 @@ def _check_data(data, root, annotation=None):
         raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
     if root and not Path(root).is_dir():
         raise SpmlError(f"{root}: no such folder; --root must name the folder that holds the images")
-    if data == 'folder' and annotation in ANNOTATIONS: check_project(root) # now, before seconds of imports
+    if data == 'folder' and annotation in ANNOTATIONS: check_drawn(root) # now, before a minute of imports
+    for split in splits if data == 'voc' else (): voc_list(root, split)
     if annotation == 'clicks' and data != 'voc':
         raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or "
                         f"keypoints, or points")
@@ -153,7 +155,10 @@ def _run(args):
     given = merged(parameters, typed_values(args.parameters, known))
     parameters = check_parameters(source, given)
     # as given: messages name what was typed
-    _check_data(given.get('data', known.get('data', ('',))[0]), given.get('root'), args.name)
+    of = lambda key: given.get(key, known.get(key, ('',))[0])
+    annotation, splits = given.get('annotation', args.name), [s for s in map(of, ('train_split', 'valid_split')) if s]
+    looked = args.name in ANNOTATIONS and (of('data'), given.get('root')) == (args.data, args.root)
+    _check_data(of('data'), given.get('root'), None if looked else annotation, splits)
     out = args.out or run_folder('runs', args.name, parameters, code_version(source))
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
@@ -267,14 +272,18 @@ def _ways(*known):
         except argparse.ArgumentTypeError as e: raise argparse.ArgumentTypeError(f"{e}; or a folder that is there") from None
     return way
 
+def _images_of(root):
+    "The folder images/ of a project; any other folder as it is"
+    project = (root/'images').is_dir() and not files_by_name(root, IMAGE_SUFFIXES, deep=False)
+    return root/'images' if project else root
+
 def _pictures(args):
     "Where the pictures are: `--data` and `--root`, or the folder alone, or one with images/ in it"
     if (args.images is None) == (args.root is None):
         raise SpmlError("name the folder of the images, or --data and --root, one of the two")
     if args.images is None and args.data is None: raise SpmlError("--root needs --data, voc or folder")
-    if args.images is None: return
-    args.data, args.root = args.data or 'folder', args.images
-    if args.data == 'folder' and (args.images/'images').is_dir(): args.root = args.images/'images'
+    if args.images is not None: args.data, args.root = args.data or 'folder', args.images
+    if args.data == 'folder': args.root = _images_of(args.root)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d7
 def _prepare(args):
@@ -324,7 +333,7 @@ def spml_prepare(
     p.add_argument('images', type=Path, nargs='?', metavar='IMAGES',
                    help="the folder of images, or a project with images/ in it; in place of --data and --root")
     p.add_argument('--data', choices=['voc', 'folder'], help="PASCAL VOC layout, or a folder of images")
-    p.add_argument('--root', type=Path, metavar='DIR', help="the folder VOC2012, or the folder of images")
+    p.add_argument('--root', type=Path, metavar='DIR', help="the folder VOC2012, the folder of images, or a project with images/ in it")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS',
                    help="longer side to which larger images are reduced, the `size` of training (default: that of its "
@@ -410,7 +419,8 @@ def _sweep(args):
         return
     if not args.address and not args.slurm: # whose machines may see other folders
         data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
-        for p in runs.values(): _check_data(p.get('data', data), p.get('root'), p.get('annotation'))
+        every = {(p.get('data', data), str(p.get('root') or ''), p.get('annotation')) for p in runs.values()}
+        for of, root, annotation in sorted(every, key=str): _check_data(of, root, annotation)
     table = sweep(experiment, runs, out, args.workers, args.address, args.slurm, args.memory, args.timeout, args.retry,
                   code, args.copy_to, device=args.device)
     print(table[['state', 'seconds', 'folder', 'label']].to_string(index=False))

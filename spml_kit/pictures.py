@@ -187,6 +187,7 @@ def tiff_is_odd(
     "Is this a TIFF that PIL misreads or does not open?"
     return bool(tags := tiff_tags(path)) and _misread(tags)
 
+# %% ../nbs/api/01a_pictures.ipynb #cee5eac2
 def _tell_bands(n, path):
     tell_once('bands', path,
               f'{n} bands, of which the first three are taken as red, green and blue; choose others before')

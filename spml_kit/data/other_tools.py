@@ -57,6 +57,7 @@ def _read_voc(path, root):
         with entry(one.skipped, f'object {k + 1} of {path.name}'): _voc_object(one, e, k, base)
     return ToolExport([one])
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #f756fd88
 def _read_scribblesup(path, root):
     one = _drawing(path, root)
     for k, e in enumerate(root.findall('polygon'), 1):
@@ -313,6 +314,7 @@ def _hugging_face_row(row, one, image, label, named, out):
     _add_map(one, ids, names if named else _by_number(np.setdiff1d(ids, UNLABELLED), names, out))
     out.drawings.append(one)
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #c682ebc1
 def _read_hugging_face(path, data):
     table = read_json(path/'id2label.json') if is_there(path/'id2label.json') else {}
     named = {int(k): str(v) for k, v in table.items()}
@@ -392,6 +394,7 @@ def _yolo_line(one, words, names, table):
     elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', names[k], v.reshape(-1, 2))
     else: one.skipped.append(f'line of {len(words)} numbers')
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #891b6cff
 def _read_yolo(path, data):
     folder, out = _yolo_folder(path), ToolExport([])
     files = _yolo_files(folder)

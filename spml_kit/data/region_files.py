@@ -62,7 +62,8 @@ def fill_holes(
 def partition_of(
     masks, # (M,H,W) bool, or a list: of (H,W) masks, of COCO's run lengths {size, counts}, of SAM's {segmentation, ...}
     scores:list=None,    # of the masks, for order='score'; None: what the masks say: score, or predicted_iou
-    order:str='smaller', # of overlapping masks on top: the 'smaller', or that of the higher 'score'; of equals the later
+    # of overlapping masks on top: the 'smaller', or that of the higher 'score'; of equals the later
+    order:str='smaller',
     least:int=1,         # pixels that an uncovered piece needs to be a region of its own
 )->np.ndarray: # (H,W) int32, ids 0..R-1
     "The partition of an image that overlapping or holed masks make; a mask that lies under others wholly is none"
@@ -73,7 +74,8 @@ def partition_of(
         raise SpmlError(f"order='score' needs a score of each of the {len(masks)} masks")
     areas = masks.sum((1, 2))
     painted = np.full(masks.shape[1:], -1)
-    for k in np.argsort(-areas if order == 'smaller' else np.asarray(scores, float), kind='stable'): painted[masks[k]] = k
+    rank = -areas if order == 'smaller' else np.asarray(scores, float)
+    for k in np.argsort(rank, kind='stable'): painted[masks[k]] = k
     return fill_holes(painted, least)
 
 # %% ../../nbs/api/data/13_region_files.ipynb #93600a75
@@ -82,7 +84,8 @@ MOST_COLOURS = .1 # of the pixels: a region map has fewer, a photograph more
 
 def _of_colours(pixels, path):
     "Ids of an (H,W,2..4) picture: a number for each colour, -1 where it is transparent"
-    ids = pixels[..., :3 if pixels.shape[-1] > 2 else 1].astype(np.int64) @ (256**np.arange(3 if pixels.shape[-1] > 2 else 1))
+    n = 3 if pixels.shape[-1] > 2 else 1
+    ids = pixels[..., :n].astype(np.int64) @ 256**np.arange(n)
     ids = as_regions(ids).astype(np.int64)
     if ids.max() > max(1000, MOST_COLOURS*ids.size):
         raise SpmlError(f"{path}: {ids.max() + 1} colours in {ids.size} pixels; this is a photograph, or saved with "
@@ -92,7 +95,8 @@ def _of_colours(pixels, path):
 def _of_arrays(made, path):
     if isinstance(made, dict) and len(made) == 1: made = next(iter(made.values()))
     if isinstance(made, (list, dict)) or np.ndim(made) == 3: return made
-    whole = np.ndim(made) == 2 and made.dtype.kind in 'biuf' and np.isfinite(made).all() and (made == np.floor(made)).all()
+    numbers = np.ndim(made) == 2 and made.dtype.kind in 'biuf'
+    whole = numbers and np.isfinite(made).all() and (made == np.floor(made)).all()
     if not whole:
         raise SpmlError(f"{path}: an array {np.shape(made)} {getattr(made, 'dtype', '')} is no region map; wanted are "
                         f"whole numbers (H,W) or masks (M,H,W)")
@@ -169,7 +173,8 @@ class RegionFolder(RegionCache):
                             f"turned or cut?")
         return as_regions(resize(regions, size))
 
-    def write(self, name, regions): raise SpmlError(f"{self.folder}: regions of somebody else; nothing is written there")
+    def write(self, name, regions):
+        raise SpmlError(f"{self.folder}: regions of somebody else; nothing is written there")
 
 def region_source(
     folder, # of `prepare_regions`, or of somebody else's regions

@@ -29,12 +29,14 @@ def read_list(
         words = line.split()
         if not words: continue
         if len(words) > 3:
-            raise SpmlError(f"{path}, line {k}: {len(words)} words; a line is `image label regions`, without blanks in paths")
+            raise SpmlError(f"{path}, line {k}: {len(words)} words; a line is `image label regions`, without blanks "
+                            f"in paths")
         files = [inside(root, w.lstrip('/')) for w in words] + [None]*(3 - len(words))
         gone = next((f for f in files if f and not f.exists()), None)
         if gone: raise SpmlError(f"{path}, line {k}: {gone}: no such file; the paths of the list start from {root}")
         if (name := files[0].stem) in out:
-            raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {out[name][0]}; names must differ, "
+            raise SpmlError(f"{path}, line {k}: a second image named '{name}', after {out[name][0]}; names must "
+                            f"differ, "
                             f"label maps are written by name")
         out[name] = files
     if not out: raise SpmlError(f"{path}: an empty list")
@@ -45,18 +47,21 @@ class ListedRegions(RegionFolder):
     def __init__(self,
         files:dict, # name to file, as `read_regions` takes it
         source,     # the list, for settings
-    ): self.files, self.folder, self.how, self.settings = files, source, {}, dict(contours=f'regions of {Path(source).name}')
+    ):
+        self.files, self.folder, self.how = files, source, {}
+        self.settings = dict(contours=f'regions of {Path(source).name}')
 
     def path(self, name): return self.files[name]
 
 # %% ../../nbs/api/data/15b_release_lists.ipynb #a6e1bb99
 class Listed(Source):
-    "Lists of images, label maps and regions: `train_split` and `valid_split` name them, paths in them start at the root"
+    "Lists of images, label maps and regions, named by `train_split` and `valid_split`; paths start at the root"
     train_masks = False # the labels of a training list are weak
     def _files(self, split):
         path = Path(split) if Path(split).is_file() else self.root/split
         if not path.is_file():
-            raise SpmlError(f"{path}: no such list; train_split and valid_split name files of lines `image label regions`")
+            raise SpmlError(f"{path}: no such list; train_split and valid_split name files of lines `image label "
+                            f"regions`")
         return read_list(path, self.root)
 
     def _table(self):
@@ -74,11 +79,13 @@ class Listed(Source):
     def said(self, images, annotation):
         labels = {n: label for n, (_, label, _) in self._files(self.train_split).items()}
         if None in labels.values():
-            raise SpmlError(f"{self.train_split}: an image to learn from has no label map; a line is `image label regions`")
+            raise SpmlError(f"{self.train_split}: an image to learn from has no label map; a line is `image label "
+                            f"regions`")
         return labels
 
     def regions(self, images): return listed_regions(self._files(self.train_split), self.train_split)
 
+# %% ../../nbs/api/data/15b_release_lists.ipynb #7c99ad0e
 def listed_regions(
     files:dict, # as `read_list` gives them
     source,     # the list, for settings
@@ -87,6 +94,6 @@ def listed_regions(
     found = {n: regions for n, (*_, regions) in files.items()}
     if not any(found.values()): return None
     if None in found.values():
-        raise SpmlError(f"{source}: {sum(r is None for r in found.values())} of {len(found)} lines name no regions; all "
-                        f"must, or none")
+        none = sum(r is None for r in found.values())
+        raise SpmlError(f"{source}: {none} of {len(found)} lines name no regions; all must, or none")
     return ListedRegions(found, source)

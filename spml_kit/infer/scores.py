@@ -76,7 +76,7 @@ def stream_segments(
     grid:tuple=(12, 12), # clusters down and across
     iterations:int=10,   # of k-means
     bs:int=8,            # embeddings that are held at a time; those of one size are clustered together
-    canvas:int=None,     # least side of what the clusters are laid on, at whose top left the image lies; None: the image
+    canvas:int=None,     # least side of what the clusters are laid on, the image at its top left; None: the image
 ): # iterator: (h,w) segment of each pixel and (M,D) prototypes of each embedding, in order
     "k-means segments of many images, without gaps in their ids"
     for some in chunked(vs, bs):

@@ -115,7 +115,7 @@ def _check_recipe(recipe):
         if list(value := getattr(recipe, name)) != sorted(value):
             raise SpmlError(f"recipe: {name} = {value!r}: the smaller size comes first")
     for name in ('head_grey', 'head_blur'):
-        if getattr(recipe, name) > 1: raise SpmlError(f"recipe: {name} = {getattr(recipe, name)}: a probability is 0..1")
+        if (p := getattr(recipe, name)) > 1: raise SpmlError(f"recipe: {name} = {p}: a probability is 0..1")
     if recipe.optimiser not in ('adamw', 'sgd'):
         raise SpmlError(f"recipe: optimiser '{recipe.optimiser}' is not adamw or sgd")
 

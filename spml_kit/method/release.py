@@ -76,7 +76,8 @@ def release_model(
     other = [f'{names[k]} {tuple(v.shape)}' for k, v in given.items() if v.shape != ours[k].shape]
     for some, what in ((lacking, 'are missing'), (unknown, 'have no place'), (other, 'have another shape')):
         if some:
-            raise SpmlError(f"{path}: no model of the release with a ResNet-101: {len(some)} tensors {what}, first {some[0]}")
+            raise SpmlError(f"{path}: no model of the release with a ResNet-101: {len(some)} tensors {what}, first "
+                            f"{some[0]}")
     model.load_state_dict(ours | given)
     return model.eval()
 

@@ -92,7 +92,8 @@ def _whole(least):
     return number
 
 # %% ../../nbs/api/runs/99_cli.ipynb #e74038ed
-ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv', 'list' # data that lie in a folder or file
+# data that lie in a folder or file
+ROOTED = 'voc', 'folder', 'clothes', 'densepose', 'cityscapes', 'ade20k', 'csv', 'list'
 
 def _check_data(data, root, annotation=None, splits=()):
     if data == 'csv':
@@ -178,8 +179,8 @@ def spml_run(
     p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
                    help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
                         "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
-                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or lists "
-                        "of images, labels and regions as the paper's authors have them: "
+                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or "
+                        "lists of images, labels and regions as the paper's authors have them: "
                         "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
                         "or package.module:name of a source of yours")
     p.add_argument('--root', type=Path, metavar='DIR',
@@ -269,7 +270,8 @@ def _ways(*known):
     def way(text):
         if text not in known and Path(text).is_dir(): return Path(text)
         try: return _named(*known)(text)
-        except argparse.ArgumentTypeError as e: raise argparse.ArgumentTypeError(f"{e}; or a folder that is there") from None
+        except argparse.ArgumentTypeError as e:
+            raise argparse.ArgumentTypeError(f"{e}; or a folder that is there") from None
     return way
 
 def _images_of(root):
@@ -333,7 +335,8 @@ def spml_prepare(
     p.add_argument('images', type=Path, nargs='?', metavar='IMAGES',
                    help="the folder of images, or a project with images/ in it; in place of --data and --root")
     p.add_argument('--data', choices=['voc', 'folder'], help="PASCAL VOC layout, or a folder of images")
-    p.add_argument('--root', type=Path, metavar='DIR', help="the folder VOC2012, the folder of images, or a project with images/ in it")
+    p.add_argument('--root', type=Path, metavar='DIR',
+                   help="the folder VOC2012, the folder of images, or a project with images/ in it")
     p.add_argument('--split', default='train', help="for voc: a list in ImageSets/Segmentation (default train)")
     p.add_argument('--max-size', type=lambda text: 0 if text == 'full' else _whole(1)(text), metavar='PIXELS',
                    help="longer side to which larger images are reduced, the `size` of training (default: that of its "

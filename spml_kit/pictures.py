@@ -107,7 +107,8 @@ def _rgb(a, scale, name):
         colour, alpha = to_bytes(a[..., :3], scale, name), a[..., 3:]
         alpha = to_bytes(alpha, value_range(alpha, 'depth', name), name)
         if alpha.min() == 255 or not alpha.any(): return np.ascontiguousarray(colour)
-        tell_once('alpha', name, 'transparent pixels are laid on white; save it without transparency if they shall not be')
+        tell_once('alpha', name,
+                  'transparent pixels are laid on white; save it without transparency if they shall not be')
         return np.rint(255 - alpha/np.float32(255)*(255 - colour.astype(np.float32))).astype(np.uint8)
     a = to_bytes(a, scale, name)
     return np.ascontiguousarray(a) if a.shape[2:] == (3,) else np.repeat(a.reshape(*a.shape[:2], 1), 3, 2)

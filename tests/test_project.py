@@ -104,12 +104,6 @@ def test_exported_cells_are_short(path):
     assert long == []
 
 
-LONG_LINES = { # files with lines of more than 120 characters: none may come, and who breaks the last line of one takes it out
-    "data/images.py", "data/importers.py", "data/layouts.py", "data/listing.py", "data/masks.py", "data/shapes.py", "pictures.py",
-    "regions/contours.py", "regions/hed.py", "regions/oversegment.py", "runs/pipelines.py",
-}
-
-
 def long_lines(source):
     "Numbers of the lines of code beyond 120 characters; the module's docstring and `__all__` are generated, and lie as they come"
     body = ast.parse(source).body
@@ -120,8 +114,7 @@ def long_lines(source):
 
 @pytest.mark.parametrize("path", sorted(p for p in (ROOT / "spml_kit").rglob("*.py") if p.stem != "_modidx"), ids=relative)
 def test_lines_are_short(path):
-    long = long_lines(path.read_text())
-    assert bool(long) == (path.relative_to(ROOT / "spml_kit").as_posix() in LONG_LINES), f"lines {long}"
+    assert long_lines(path.read_text()) == []
 
 
 def test_long_lines_are_seen():

@@ -315,7 +315,8 @@ def _counted_classes(paths, folder):
     if last > VOID or last > 2 and counted and (len(ends) > 1 or last > 20):
         raise SpmlError(f"{folder}: the numbers of every mask run from 1 without a gap, up to {last}. Are they "
                         f"objects, counted anew in each image? Then write the id of its class in place of each "
-                        f"object's number. Are they {last} classes? Then name them in {folder.parent/'classes.txt'}, one a line, "
+                        f"object's number. Are they {last} classes? Then name them in {folder.parent/'classes.txt'}, "
+                        f"one a line, "
                         f"background first")
     return ['background', *(f'class_{k}' for k in range(1, last + 1))]
 

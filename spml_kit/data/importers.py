@@ -164,7 +164,8 @@ def class_order(
         first = [*dict.fromkeys(s.name for s in shapes)] # of body parts: as the file has them
     spelling = one_spelling(said, [n for n in first if n != VOID_NAME])
     ground = {n for n in spelling if n.casefold() in BACKGROUND_NAMES}
-    names = [n for n in dict.fromkeys([*(spelling[n] for n in first if n in spelling), *sorted(spelling[n] for n in said)]) if n not in ground]
+    named = [*(spelling[n] for n in first if n in spelling), *sorted(spelling[n] for n in said)]
+    names = [n for n in dict.fromkeys(named) if n not in ground]
     if not names: raise SpmlError("no shape has a class other than background; there is nothing to learn")
     notes = [f"'{n}' is read as '{to}'" for n, to in sorted(spelling.items()) if n != to and n not in ground
              and n in said]
@@ -179,13 +180,14 @@ class Planned:
     drawing:Drawing # fitted to it
 
 # %% ../../nbs/api/data/14e_importers.ipynb #cce7d675
-MEANS = dict(full="Polygons and masks are the pixels of their objects; boxes, strokes and dots stay what they are "
-                  "(--as full, the default).",
-    boxes="Of each object the box around it is taken (--as boxes).", scribbles="Polygons and masks give a stroke "
-                                                            "inside each, as a person would draw it; strokes stay "
-                                                            "(--as scribbles).",
-    points="Polygons and masks give a dot inside each; dots stay (--as points).", keypoints="Points are body parts, "
-                                                            "and their names the classes (--as keypoints).", tags="Only the names of the classes are taken (--as tags).")
+MEANS = dict(
+    full="Polygons and masks are the pixels of their objects; boxes, strokes and dots stay what they are (--as full, "
+         "the default).",
+    boxes="Of each object the box around it is taken (--as boxes).",
+    scribbles="Polygons and masks give a stroke inside each, as a person would draw it; strokes stay (--as scribbles).",
+    points="Polygons and masks give a dot inside each; dots stay (--as points).",
+    keypoints="Points are body parts, and their names the classes (--as keypoints).",
+    tags="Only the names of the classes are taken (--as tags).")
 
 # %% ../../nbs/api/data/14e_importers.ipynb #e1f9435f
 @dataclass(eq=False)
@@ -249,7 +251,9 @@ def plan_text(
                 f"{_EMPTY[plan.background and plan.meaning == 'full']}" if bare else ''),
              *_table(rows), MEANS[plan.meaning]]
     if plan.meaning in ('full', 'scribbles', 'points'):
-        lines += ["Where two overlap, the smaller lies on top (--order file: the later one)." if plan.order == 'smaller' else "Where two overlap, the later one of the file lies on top (--order file).",
+        smaller = "the smaller lies on top (--order file: the later one)"
+        lines += [f"Where two overlap, {smaller}." if plan.order == 'smaller' else
+                  "Where two overlap, the later one of the file lies on top (--order file).",
                   "What nobody drew is background (--background)." if plan.background else
                   "What nobody drew is unlabelled (--background: it is background); in pictures with boxes, what lies "
                   "outside of them is background, objects that were left out too."]

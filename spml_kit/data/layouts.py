@@ -46,13 +46,15 @@ class PairSet(ImageSet):
                             self.stored_size(i), unlabelled=False)
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #b3d7c552
-CITYSCAPES = dict(road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17, **{'traffic light': 19, 'traffic sign': 20},
-                  vegetation=21, terrain=22, sky=23, person=24, rider=25, car=26, truck=27, bus=28, train=31, motorcycle=32,
-                  bicycle=33) # the 19 classes and their numbers in labelIds files
+CITYSCAPES = dict(road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17,
+                  **{'traffic light': 19, 'traffic sign': 20},
+                  vegetation=21, terrain=22, sky=23, person=24, rider=25, car=26, truck=27, bus=28, train=31,
+                  motorcycle=32, bicycle=33) # the 19 classes and their numbers in labelIds files
 
 def _there(folder, pattern):
     found = sorted(Path(folder).rglob(pattern)) if Path(folder).is_dir() else []
-    if not found: raise SpmlError(f"{folder}: no such folder, or no file {pattern} in it; `root` holds the unpacked data set")
+    if not found:
+        raise SpmlError(f"{folder}: no such folder, or no file {pattern} in it; `root` holds the unpacked data set")
     return found
 
 def cityscapes_set(
@@ -67,10 +69,13 @@ def cityscapes_set(
     kinds = [k for k in ('labelIds', 'labelTrainIds') if next(truth.rglob(f'*_gtFine_{k}.png'), None)]
     for p in _there(images, '*_leftImg8bit.png'):
         name = name_of(p, images).removesuffix('_leftImg8bit')
-        mask = truth/f'{name}_gtFine_{kinds[0]}.png' if kinds and split != 'test' else None # those of the test are empty
-        if mask and not mask.is_file(): raise SpmlError(f"{mask}: no such mask; unpack gtFine whole, or take {p.name} out")
+        # those of the test are empty
+        mask = truth/f'{name}_gtFine_{kinds[0]}.png' if kinds and split != 'test' else None
+        if mask and not mask.is_file():
+            raise SpmlError(f"{mask}: no such mask; unpack gtFine whole, or take {p.name} out")
         pairs[name] = p, mask
-    numbered = dict(values={n: k for k, n in enumerate(CITYSCAPES.values())}, numbers=34) if kinds[:1] == ['labelIds'] else {}
+    numbers = dict(values={n: k for k, n in enumerate(CITYSCAPES.values())}, numbers=34)
+    numbered = numbers if kinds[:1] == ['labelIds'] else {}
     return PairSet(pairs, Classes(tuple(CITYSCAPES)), classes=classes, masks=masks, max_size=max_size, **numbered)
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #08d2529b
@@ -119,12 +124,19 @@ def read_table(
     for (k, image, label, split), stem in zip(rows, stems):
         files = [folder/w if w else None for w in (image, label)]
         gone = next((f for f in files if f and not f.is_file()), None)
-        if gone or not image: raise SpmlError(f"{path}, line {k}: {gone or 'no image'}{': no such file' if gone else ''}; paths are relative to {folder}")
+        if gone or not image:
+            raise SpmlError(f"{path}, line {k}: {gone or 'no image'}{': no such file' if gone else ''}; paths are "
+                            f"relative to {folder}")
         split = split or (train if label else valid)
-        if split not in parts: raise SpmlError(f"{path}, line {k}: split '{split}' is neither '{train}' nor '{valid}'; correct it, or name the splits")
-        if split == train and not label: raise SpmlError(f"{path}, line {k}: {image} is to be trained on and has no label; name one, or write {valid}")
+        if split not in parts:
+            raise SpmlError(f"{path}, line {k}: split '{split}' is neither '{train}' nor '{valid}'; correct it, or "
+                            f"name the splits")
+        if split == train and not label:
+            raise SpmlError(f"{path}, line {k}: {image} is to be trained on and has no label; name one, or "
+                            f"write {valid}")
         name = stem if often[stem] == 1 else name_of(folder/image, folder)
-        if name in parts[train] or name in parts[valid]: raise SpmlError(f"{path}, line {k}: {image} is listed twice; list each image once")
+        if name in parts[train] or name in parts[valid]:
+            raise SpmlError(f"{path}, line {k}: {image} is listed twice; list each image once")
         parts[split][name] = tuple(files)
     if not parts[train]: raise SpmlError(f"{path}: no row to train on; write {train} in the column split")
     return parts[train], parts[valid]

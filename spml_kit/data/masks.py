@@ -118,7 +118,8 @@ def ids_of_palette(
     strange = [u for u, m in meant.items() if m is None]
     if not strange:
         tell_once('palette', name, f"numbers are read by the colours of the palette, {where} in "
-                                   f"another order ({wrong[0]} is {meant[wrong[0]]}); where the numbers count, save a grey PNG, "
+                                   f"another order ({wrong[0]} is {meant[wrong[0]]}); where the numbers count, save a "
+                                   f"grey PNG, "
                                    f"or write labelmap.txt")
         return np.array([meant.get(u, 0) for u in range(256)], np.uint8)[ids]
     by_chance = 2*len(wrong) < sum(bool(tells(c)) for c in colours.values()) # in a palette of other colours
@@ -131,7 +132,8 @@ def _tell_white(colours, table, name, where):
     "White may be a background, or the kit's unknown"
     white = next((u for u, c in colours.items() if c == (255, 255, 255) and table.get(c, u) != u), None)
     if white is None: return
-    tell_once('white', name, f"number {white} is white, which is {table[255, 255, 255]} among {where}; the number counts")
+    tell_once('white', name,
+              f"number {white} is white, which is {table[255, 255, 255]} among {where}; the number counts")
 
 # %% ../../nbs/api/data/10c_masks.ipynb #488393f6
 def read_mask(

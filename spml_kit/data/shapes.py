@@ -271,7 +271,8 @@ def _of(shape, meaning):
     if meaning == 'tags': return 'tags'
     own = dict(line='scribbles', point='points', box='boxes').get(shape.kind, 'full')
     kind = own if meaning == 'full' or own == meaning else meaning if own == 'full' else ''
-    if shape.name == VOID_NAME and kind == 'boxes': return f'{shape.kind} of what shall be ignored, void in pictures with boxes'
+    if shape.name == VOID_NAME and kind == 'boxes':
+        return f'{shape.kind} of what shall be ignored, void in pictures with boxes'
     return kind or f'{shape.kind} (--as {meaning} has no use for it)'
 
 def sort_shapes(

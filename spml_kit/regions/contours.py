@@ -19,7 +19,8 @@ def contour_channels(
 )->list: # lightness, a, b, texture: four (H,W) float32, about one unit of colour range each
     "CIELAB and the local standard deviation of lightness"
     image = as_image(image)
-    if min(image.shape[:2]) < 2: raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {image.shape}")
+    if min(image.shape[:2]) < 2:
+        raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {image.shape}")
     lab = [c.astype(np.float32)/100 for c in np.moveaxis(rgb2lab(image), 2, 0)]
     texture = np.sqrt(np.maximum(gaussian_filter((lab[0] - gaussian_filter(lab[0], 2.))**2, 2.), 0))
     return lab + [texture]

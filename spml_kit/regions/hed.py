@@ -216,7 +216,8 @@ class HedContours:
         "Contours of images, those of one size together"
         images = [as_image(im) for im in images]
         for im in images:
-            if min(im.shape[:2]) < 2: raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {im.shape}")
+            if min(im.shape[:2]) < 2:
+                raise SpmlError(f"contours need an image of at least 2x2 pixels, got shape {im.shape}")
         out, step = [None]*len(images), self.batch if self.device.type == 'cuda' else 1
         for size in {im.shape: None for im in images}:
             alike = [i for i,im in enumerate(images) if im.shape == size]

@@ -57,7 +57,8 @@ def fit_run(
     dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
                    num_workers=workers, **feed)
     learn = make(dls, path=Path(path))
-    with learn.no_bar(), learn.no_logging(): learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after)])
     return learn
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #475158d6

@@ -38,6 +38,7 @@ def _stem(name):
     inner, end = os.path.splitext(stem)
     return inner if end.lower() in IMAGE_SUFFIXES else stem
 
+# %% ../../nbs/api/data/10d_listing.ipynb #275e847e
 def files_by_name(
     folder,        # to look into
     suffixes=None, # endings to take, in small letters; None: all files but hidden ones and tables of classes
@@ -141,6 +142,7 @@ def _columns(line, path, folder):
         n = k if not pair or is_there_as(k) else 1
     return ' '.join(words[:n]), ' '.join([*words[n:], *([rest] if rest else [])])
 
+# %% ../../nbs/api/data/10d_listing.ipynb #73479292
 def _is_image(folder, said): return bool(find_files(folder, _bare(said), sorted(IMAGE_SUFFIXES)))
 
 def _bare(said):
@@ -269,6 +271,7 @@ def why_no_image(
     if longest is None: return did_you_mean(stem, stems)
     return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}"
 
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a700a1
 def drawn_images(
     root, # of a project
 )->tuple: # names of all images, name to label files, names of the images that have some

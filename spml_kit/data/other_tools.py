@@ -57,6 +57,7 @@ def _read_voc(path, root):
         with entry(one.skipped, f'object {k + 1} of {path.name}'): _voc_object(one, e, k, base)
     return ToolExport([one])
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #22e66de4
 def _read_scribblesup(path, root):
     one = _drawing(path, root)
     for k, e in enumerate(root.findall('polygon'), 1):
@@ -307,6 +308,7 @@ def _is_hugging_face(path, data):
     one_split = is_there(path/'dataset_info.json') and is_there(path/'state.json')
     return path.is_dir() and (is_there(path/'dataset_dict.json') or one_split)
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #4ade9f65
 def _hugging_face_row(row, one, image, label, named, out):
     one.data, ids = lambda: _png(row()[image]), np.array(row()[label])
     names = {0: 'background', VOID: VOID_NAME} | named
@@ -392,6 +394,7 @@ def _yolo_line(one, words, names, table):
     elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', names[k], v.reshape(-1, 2))
     else: one.skipped.append(f'line of {len(words)} numbers')
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #b8ed2dbb
 def _read_yolo(path, data):
     folder, out = _yolo_folder(path), ToolExport([])
     files = _yolo_files(folder)

@@ -193,6 +193,7 @@ def _tell_bands(n, path):
     tell_once('bands', path,
               f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
 
+# %% ../nbs/api/01a_pictures.ipynb #01a000b1
 def _bands(a, t, path):
     "Grey, RGB or RGBA among the bands of a TIFF, as it says itself"
     n = 1 if a.ndim == 2 else a.shape[2]

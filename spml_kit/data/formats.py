@@ -137,7 +137,7 @@ def read_voc_objects(
     flags = lambda e: {k for k in ('difficult', 'truncated', 'occluded') if (e.findtext(k) or '0').strip() == '1'}
     return said, [flags(e) for e in found]
 
-# %% ../../nbs/api/data/10b_formats.ipynb #96284b74
+# %% ../../nbs/api/data/10b_formats.ipynb #2d6b81b6
 def read_voc_boxes(
     path,            # `.xml` of PASCAL VOC
     classes:Classes, # names that may occur

@@ -38,7 +38,7 @@ def _stem(name):
     inner, end = os.path.splitext(stem)
     return inner if end.lower() in IMAGE_SUFFIXES else stem
 
-# %% ../../nbs/api/data/10d_listing.ipynb #4a2dbf6c
+# %% ../../nbs/api/data/10d_listing.ipynb #275e847e
 def files_by_name(
     folder,        # to look into
     suffixes=None, # endings to take, in small letters; None: all files but hidden ones and tables of classes
@@ -142,7 +142,7 @@ def _columns(line, path, folder):
         n = k if not pair or is_there_as(k) else 1
     return ' '.join(words[:n]), ' '.join([*words[n:], *([rest] if rest else [])])
 
-# %% ../../nbs/api/data/10d_listing.ipynb #8117f76b
+# %% ../../nbs/api/data/10d_listing.ipynb #73479292
 def _is_image(folder, said): return bool(find_files(folder, _bare(said), sorted(IMAGE_SUFFIXES)))
 
 def _bare(said):
@@ -249,8 +249,7 @@ def check_project(
     if not labels.is_dir() or not any(labels.iterdir()):
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
                         f"drawn yet. To draw: spml_annotate {root}. To take over what another tool wrote: spml_import "
-                        f"FILE --images {images} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for "
-                        f"each image "
+                        f"FILE --images {images} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for each image "
                         f"to train on, named as the image{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
@@ -272,7 +271,7 @@ def why_no_image(
     if longest is None: return did_you_mean(stem, stems)
     return f"; it is {longest} and the tail '{stem[len(longest):]}': rename it to {longest}"
 
-# %% ../../nbs/api/data/10d_listing.ipynb #7648fea9
+# %% ../../nbs/api/data/10d_listing.ipynb #d1a700a1
 def drawn_images(
     root, # of a project
 )->tuple: # names of all images, name to label files, names of the images that have some

@@ -57,7 +57,7 @@ def _read_voc(path, root):
         with entry(one.skipped, f'object {k + 1} of {path.name}'): _voc_object(one, e, k, base)
     return ToolExport([one])
 
-# %% ../../nbs/api/data/10g_other_tools.ipynb #f756fd88
+# %% ../../nbs/api/data/10g_other_tools.ipynb #22e66de4
 def _read_scribblesup(path, root):
     one = _drawing(path, root)
     for k, e in enumerate(root.findall('polygon'), 1):
@@ -308,13 +308,13 @@ def _is_hugging_face(path, data):
     one_split = is_there(path/'dataset_info.json') and is_there(path/'state.json')
     return path.is_dir() and (is_there(path/'dataset_dict.json') or one_split)
 
+# %% ../../nbs/api/data/10g_other_tools.ipynb #4ade9f65
 def _hugging_face_row(row, one, image, label, named, out):
     one.data, ids = lambda: _png(row()[image]), np.array(row()[label])
     names = {0: 'background', VOID: VOID_NAME} | named
     _add_map(one, ids, names if named else _by_number(np.setdiff1d(ids, UNLABELLED), names, out))
     out.drawings.append(one)
 
-# %% ../../nbs/api/data/10g_other_tools.ipynb #c682ebc1
 def _read_hugging_face(path, data):
     table = read_json(path/'id2label.json') if is_there(path/'id2label.json') else {}
     named = {int(k): str(v) for k, v in table.items()}
@@ -394,7 +394,7 @@ def _yolo_line(one, words, names, table):
     elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', names[k], v.reshape(-1, 2))
     else: one.skipped.append(f'line of {len(words)} numbers')
 
-# %% ../../nbs/api/data/10g_other_tools.ipynb #891b6cff
+# %% ../../nbs/api/data/10g_other_tools.ipynb #b8ed2dbb
 def _read_yolo(path, data):
     folder, out = _yolo_folder(path), ToolExport([])
     files = _yolo_files(folder)

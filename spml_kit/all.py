@@ -37,6 +37,8 @@ from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
 from .data.batches import *
+from .method.weights import *
+from .method.backbones import *
 from .method.nets import *
 from .method.segments import *
 from .method.relations import *

@@ -313,6 +313,7 @@ def _own(net, output_stride, weights):
     net.train(was)
     return Pyramid(_FeatureMaps(net), name, output_stride) if packed else AdaptedNet(net)
 
+# %% ../../nbs/api/method/39_backbones.ipynb #b0b7001b
 def create_backbone(
     # timm name, or package.module:name of a function that makes a module of one's own, or that module; it gives a list
     # of maps, or an object that has them as `feature_maps`, as a backbone of transformers does

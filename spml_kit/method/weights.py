@@ -93,6 +93,7 @@ def _refuse(where, name, own, found, larger):
         raise SpmlError(f"{where}: does not fit '{name}': {'; '.join(wrong)}; name the network that the file is of, "
                         f"or take another file")
 
+# %% ../../nbs/api/method/38_weights.ipynb #b0a70013
 def fit_weights(
     net:nn.Module,  # a network of feature maps of timm; its weights are set
     full:nn.Module, # the whole network it was made of

@@ -54,6 +54,7 @@ from .learn.callbacks import *
 from .learn.checkpoint import *
 from .learn.learner import *
 from .learn.head import *
+from .learn.frozen import *
 from .cams.background import *
 from .cams.labels import *
 from .cams.classifier import *

@@ -136,6 +136,7 @@ def _sizes(net, reduction, usual):
         if maps and all(m.ndim == 4 for m in maps): return unit, only, size, maps
     return None
 
+# %% ../../nbs/api/method/39_backbones.ipynb #b0b7001c
 class Pyramid(nn.Module):
     "A backbone that has no output stride: images of any size in, maps (B,C,h,w) of strides 4, 8, … out"
     def __init__(self,
@@ -194,6 +195,7 @@ def native(self:Pyramid,
     if self.plain: maps = [torch.cat(list(maps), 1) if self.every else maps[-1]]
     return [on_grid(m, covered, size, s) for m, s in zip(maps, self.strides)]
 
+# %% ../../nbs/api/method/39_backbones.ipynb #b0b7001d
 @patch
 def finish(self:Pyramid,
     maps:list,  # as `native` gives them

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['unit', 'locations', 'with_location', 'location_colours', 'image_tensor', 'ASPP', 'PSP', 'BackboneNet', 'EmbedNet',
-           'paper_deeplab', 'paper_pspnet', 'SoftmaxHead', 'SegNet']
+           'paper_deeplab', 'paper_pspnet', 'FrozenNet', 'SoftmaxHead', 'SegNet']
 
 # %% ../../nbs/api/method/40_nets.ipynb #de5a22c1
+import hashlib
 from contextlib import nullcontext
 
 import numpy as np
@@ -253,6 +254,75 @@ def paper_pspnet(
     "The paper's DensePose network: the same backbone with pyramid pooling"
     return EmbedNet('resnet101', dim, head='psp', pretrained=pretrained, weights=weights, **_PAPER_NET, **kwargs)
 
+# %% ../../nbs/api/method/40_nets.ipynb #b0c70002
+class FrozenNet(EmbedNet):
+    "An embedding network whose backbone never learns; images may bring its features along"
+    def __init__(self, *args, **kwargs): # of `EmbedNet`
+        super().__init__(*args, **kwargs)
+        for name, p in self.backbone.named_parameters():
+            if not name.startswith('neck.'): p.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.backbone.eval() # dropped paths too
+        return self
+
+    @property
+    def used(self)->list:
+        "Numbers of the backbone's own maps that the head and the decoder look at"
+        net, levels = self.backbone, [*map(int, self.lateral), len(self.backbone.feature_info.channels()) - 1]
+        if not isinstance(net, Pyramid): return sorted({*levels})
+        own = {net.strides.index(net.kept[k]) for k in levels if net.kept[k] in net.strides}
+        return sorted(own | ({0} if net.neck else set()))
+
+    @property
+    def strides(self)->list:
+        "Pixels a cell, of each map in `used`"
+        of = self.backbone.strides if isinstance(self.backbone, Pyramid) else self.backbone.feature_info.reduction()
+        return [of[k] for k in self.used]
+
+    def _load_from_state_dict(self, *args):
+        self.__dict__.pop('_key', None)
+        super()._load_from_state_dict(*args)
+
+# %% ../../nbs/api/method/40_nets.ipynb #b0c70003
+@patch(as_prop=True)
+def key(self:FrozenNet)->str:
+    "What its features depend on, in 16 letters: the weights of its backbone, and the colours that it wants"
+    if '_key' not in self.__dict__:
+        seen = hashlib.sha256()
+        for name, t in [('mean', self.mean), ('std', self.std), *sorted(self.backbone.state_dict().items())]:
+            if name.startswith('neck.'): continue
+            seen.update(f'{name} {(*t.shape,)} {t.dtype}'.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+        self.__dict__['_key'] = seen.hexdigest()[:16]
+    return self.__dict__['_key']
+
+@patch
+@torch.no_grad()
+def fixed(self:FrozenNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1
+)->list: # of (B,C,ceil(H/stride),ceil(W/stride)), of each map in `used`
+    "What the backbone makes of images, and training does not change"
+    x = ((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last)
+    maps = self.backbone.native(x) if isinstance(self.backbone, Pyramid) else self.backbone(x)
+    return [maps[k] for k in self.used]
+
+@patch
+def features(self:FrozenNet,
+    x:torch.Tensor, # (B,3,H,W) RGB, 0..1; its `features`, if it has them, are those of `fixed`, made by `features_of`
+)->list: # of the backbone's maps, finest first; None for one that nobody looks at
+    "Feature maps"
+    made = getattr(x, 'features', None)
+    if made is None: made = self.fixed(x)
+    elif x.features_of != self.key:
+        raise SpmlError(f"features of another backbone ({x.features_of}, not {self.key}): its weights differ; make "
+                        f"features of this one in another folder")
+    n = len(self.backbone.strides if isinstance(self.backbone, Pyramid) else self.backbone.feature_info.channels())
+    maps = [dict(zip(self.used, made)).get(k) for k in range(n)]
+    if not isinstance(self.backbone, Pyramid): return maps
+    with self.lowered(x): maps = self.backbone.finish(maps, x.shape[-2:])
+    return [m if m is None else self.raised(m) for m in maps]
+
 # %% ../../nbs/api/method/40_nets.ipynb #24979264
 class SoftmaxHead(nn.Sequential):
     "3x3 convolution, batch norm, ReLU, dropout, 1x1 convolution on the unit embedding"
@@ -282,5 +352,5 @@ class SegNet(nn.Module):
         sees = getattr(self.head, 'sees_features', False)
         maps, emb = self.embed.look(x) if sees else ([], self.embed(x))
         v = unit(emb, 1)
-        if self.detach: maps, v = [m.detach() for m in maps], v.detach()
+        if self.detach: maps, v = [m if m is None else m.detach() for m in maps], v.detach()
         return emb, self.head(maps, v) if sees else self.head(v)

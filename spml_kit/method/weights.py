@@ -116,7 +116,8 @@ def fit_weights(
     ends = getattr(full, 'pretrained_cfg', {}).get('classifier') or ()
     ends = {e.split('.')[0] for e in ([ends] if isinstance(ends, str) else ends)}
     body = {k.split('.')[0] for k in whole} | {k.split('.')[0] for k in own}
-    extra = [k for k in found if k not in {*key.values(), *whole} and not k.endswith(_TABLES)]
+    known = {*key.values(), *whole}
+    extra = [k for k in found if k not in known and not k.endswith(_TABLES)]
     _refuse(where, name, own, taken, [k for k in extra if k.split('.')[0] in body - ends])
     if extra := [k for k in extra if k.split('.')[0] not in ends]:
         warn(f"{where}: {len(extra)} tensors are of no layer of '{name}' and were left out, first {extra[0]}")

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import SpmlError, did_you_mean, named_object, warn
-from .weights import cached_weights, check_download, fit_weights, read_weights
+from .weights import ON_HUB, cached_weights, check_download, fit_weights, read_weights
 
 # %% ../../nbs/api/method/39_backbones.ipynb #e305cb83
 class _DepthwiseDilated(torch.autograd.Function):
@@ -327,12 +327,12 @@ def create_backbone(
 )->nn.Module: # returns the list of its feature maps; `feature_info` tells their channels and strides
     "A backbone that returns its feature maps"
     if isinstance(name, nn.Module): return _own(name, output_stride, weights)
-    if ':' in name and not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):
+    if ':' in name and not name.startswith((*ON_HUB, 'local-dir:')):
         return _own(named_object(name, {}, 'backbone')(), output_stride, weights)
     packaged = _packaged_weights(name) if pretrained and not weights else None
     file = weights or (cached_weights(name) if pretrained and not packaged and 'in_chans' not in kwargs else None)
     tensors = read_weights(file) if file else packaged
-    if pretrained and tensors is None: check_download(name)
+    if pretrained and tensors is None or name.startswith(ON_HUB): check_download(name)
     net, made = _of_timm(name, output_stride, pretrained and tensors is None, kwargs)
     if file: _fill(net, tensors, name, file, made)
     elif packaged: net.load_state_dict(packaged, strict=False)

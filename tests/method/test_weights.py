@@ -144,6 +144,7 @@ def test_a_machine_that_is_cut_off_waits_for_nobody(monkeypatch):
     with pytest.raises(SpmlError, match="backbone 'test_resnet': its weights are not on this machine .*127.0.0.1 does not answer.*weights="): create_backbone("test_resnet")
     monkeypatch.setattr(room.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SpmlError, match="HF_HUB_OFFLINE is set"): check_download("test_vit")
+    with pytest.raises(SpmlError, match="'hf-hub:timm/x'.*HF_HUB_OFFLINE is set"): create_backbone("hf-hub:timm/x", pretrained=False)
     assert time.perf_counter() - start < 6
 
 

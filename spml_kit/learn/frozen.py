@@ -163,7 +163,8 @@ def grid_window(
     if flipped: maps = [m[:, ::-1] for m in maps]
     if flipped and mirrored is not None: maps[1], tags = mirrored[maps[1]], tags[mirrored[:len(tags)]]
     y, x = (unit*int(u*(1 + ceil(max(n - crop, 0)/unit))) for u, n in zip(shift, sample.labels.shape))
-    out = [np.full((crop, crop, 3), MEAN_COLOUR), np.full((crop, crop), VOID, np.uint8), np.zeros((crop, crop), np.int32)]
+    out = [np.full((crop, crop, 3), MEAN_COLOUR), np.full((crop, crop), VOID, np.uint8),
+           np.zeros((crop, crop), np.int32)]
     for o, m in zip(out, maps):
         part = m[y:y + crop, x:x + crop]
         o[:part.shape[0], :part.shape[1]] = part

@@ -131,7 +131,8 @@ def _tried(net, size):
 def _sizes(net, reduction, usual):
     "Multiple of the sides that a network takes, the one size where it takes one only, and its maps there"
     h, w = usual
-    for size, unit, only in (((2*reduction, 3*reduction), reduction, None), ((h, 2*h), h, None), ((h, w), None, (h, w))):
+    small = (2*reduction, 3*reduction)
+    for size, unit, only in ((small, reduction, None), ((h, 2*h), h, None), ((h, w), None, (h, w))):
         maps = _tried(net, size)
         if maps and all(m.ndim == 4 for m in maps): return unit, only, size, maps
     return None
@@ -157,8 +158,8 @@ class Pyramid(nn.Module):
         self.strides = [2**round(log2(size[0]/m.shape[2])) for m in maps]
         self.plain = len({*self.strides}) == 1
         if self.only:
-            warn(f"backbone '{name}' takes images of {usual[0]}x{usual[1]} only: others are stretched to it, and its maps "
-                 f"back; img_size=… sets another size")
+            warn(f"backbone '{name}' takes images of {usual[0]}x{usual[1]} only: others are stretched to it, and its "
+                 f"maps back; img_size=… sets another size")
         self._make_neck([m.shape[1] for m in maps], output_stride)
 
     def forward(self, x): return self.finish(self.native(x), x.shape[-2:])
@@ -254,8 +255,8 @@ class AdaptedNet(nn.Module):
 
 # %% ../../nbs/api/method/39_backbones.ipynb #de8a7ac1
 PAPER_RESNET = dict(stem_type='deep', stem_width=64) # timm arguments of the deep stem, 3 -> 64 -> 64 -> 128
-CAN_SERVE = ('networks that serve are those of the families resnet, convnext, regnet, efficientnet, mobilenet, swin, vit '
-             '(DINOv2 and DINOv3 too), eva02, hiera, mambaout, fastvit, efficientvit, maxvit and hrnet')
+CAN_SERVE = ('networks that serve are those of the families resnet, convnext, regnet, efficientnet, mobilenet, swin, '
+             'vit (DINOv2 and DINOv3 too), eva02, hiera, mambaout, fastvit, efficientvit, maxvit and hrnet')
 
 def _packaged_weights(name):
     "State dict of the backbone that ships as a Python package, or None"
@@ -272,10 +273,12 @@ def _of_timm(name, output_stride, download, kwargs):
     "A network of feature maps, and the arguments that it was made with; `output_stride` among them where it has one"
     make = lambda more: timm.create_model(name, features_only=True, pretrained=download, **more)
     unknown = None
+    if output_stride not in (8, 16, 32): raise SpmlError(f"output_stride={output_stride} is not 8, 16 or 32")
     try:
         for more in (dict(output_stride=output_stride), *_SIZING):
             more = more | kwargs
             try: return make(more), more
+            except OSError: raise # among them such as are errors of values, too
             except (TypeError, AssertionError, NotImplementedError, ValueError) as e: unknown = e # an argument, mostly
     except OSError as e:
         raise SpmlError(f"backbone '{name}': its weights cannot be downloaded ({e}); use tf_efficientnet_lite0, whose "
@@ -284,8 +287,8 @@ def _of_timm(name, output_stride, download, kwargs):
         near = did_you_mean(name, timm.list_models())
         raise SpmlError(f"backbone '{name}'{near}: {e}; see timm.list_models()") from None
     except Exception as e: unknown = e
-    raise SpmlError(f"backbone '{name}': it cannot be made with output_stride {output_stride} nor without, as a network "
-                    f"of feature maps ({type(unknown).__name__}: {unknown}); {CAN_SERVE}")
+    raise SpmlError(f"backbone '{name}': it cannot be made with output_stride {output_stride} nor without, as a "
+                    f"network of feature maps ({type(unknown).__name__}: {unknown}); {CAN_SERVE}")
 
 def colours_of(
     backbone, # its name, or the module itself
@@ -338,7 +341,8 @@ def create_backbone(
     elif packaged: net.load_state_dict(packaged, strict=False)
     if 'output_stride' not in made:
         size = made.get('img_size', net.pretrained_cfg.get('input_size', (3, 224, 224))[1:])
-        return Pyramid(net, name, output_stride, 'out_indices' in kwargs, (size, size) if isinstance(size, int) else size)
+        size = (size, size) if isinstance(size, int) else size
+        return Pyramid(net, name, output_stride, 'out_indices' in kwargs, size)
     for layer in net.modules():
         if DepthwiseDilated.fits(layer): layer.__class__ = DepthwiseDilated
     return net

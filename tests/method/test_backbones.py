@@ -187,6 +187,31 @@ def test_batch_norm_inside_is_kept():
     assert before and all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "swin_tiny_patch4_window7_224"])
+def test_bfloat16_trains_and_float32_leaves(name):
+    torch.manual_seed(0)
+    net, x = made(name, precision="bfloat16").train(), torch.rand(2, 3, 64, 64)
+    y = net(x)
+    y.square().sum().backward()
+    assert y.dtype == torch.float32 and all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    exact = made(name).train()
+    exact.load_state_dict(net.state_dict())
+    assert .98 < F.cosine_similarity(y.flatten(), exact(x).flatten(), 0) < 1
+
+
+def test_a_download_that_fails_is_not_tried_again(monkeypatch):
+    class Absent(FileNotFoundError, ValueError): "as huggingface_hub's own"
+    tries = []
+    def create(name, pretrained=False, **kw):
+        tries.append(name)
+        raise Absent(2, "not on the hub")
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr("spml_kit.method.backbones.check_download", lambda name: None)
+    monkeypatch.setattr("spml_kit.method.backbones.cached_weights", lambda name: None)
+    with pytest.raises(SpmlError, match="cannot be downloaded"): create_backbone("test_vit")
+    assert len(tries) == 1
+
+
 def test_a_network_of_one_size_says_so():
     with pytest.warns(UserWarning, match="'hiera_tiny_224' takes images of 224x224 only"): net = create_backbone("hiera_tiny_224", pretrained=False, **SMALL["hiera_tiny_224"])
     with pytest.warns(UserWarning, match="takes images of 96x96 only"): other = create_backbone("hiera_tiny_224", pretrained=False, img_size=(96, 96), **SMALL["hiera_tiny_224"])
@@ -252,6 +277,7 @@ def test_backbones_that_pack_their_maps():
 def test_what_cannot_serve_is_refused_by_name():
     with pytest.raises(SpmlError, match="backbone 'resnet_of_nobody'"): create_backbone("resnet_of_nobody", pretrained=False)
     with pytest.raises(SpmlError, match="backbone 'naflexvit_base_patch16_gap'.*networks that serve are"): create_backbone("naflexvit_base_patch16_gap", pretrained=False, depth=3, embed_dim=48, num_heads=3, bananas=1)
+    with pytest.raises(SpmlError, match="output_stride=12 is not"): create_backbone("test_resnet", 12, pretrained=False)
     with pytest.raises(SpmlError, match="makes no maps"): Pyramid(nn.Linear(3, 3), "line")
     with pytest.raises(SpmlError, match="Conv2d is no backbone"): create_backbone(nn.Conv2d(3, 8, 3))
 

@@ -26,7 +26,8 @@ from spml_kit.core import VOID, data_root
 from spml_kit.files import read_json, write_json
 from spml_kit.data.images import SceneSet, VocSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.method.nets import DepthwiseDilated, locations, unit, with_location
+from spml_kit.method.backbones import DepthwiseDilated
+from spml_kit.method.nets import locations, unit, with_location
 from spml_kit.learn.learner import spml_learner
 from spml_kit.method.memory import MemoryBank
 from spml_kit.regions.oversegment import prepare_regions

@@ -40,6 +40,8 @@ from .data.layouts import *
 from .data.sources import *
 from .data.release_lists import *
 from .data.batches import *
+from .method.weights import *
+from .method.backbones import *
 from .method.nets import *
 from .method.release import *
 from .method.segments import *
@@ -56,6 +58,7 @@ from .learn.callbacks import *
 from .learn.checkpoint import *
 from .learn.learner import *
 from .learn.head import *
+from .learn.frozen import *
 from .cams.background import *
 from .cams.labels import *
 from .cams.map_files import *

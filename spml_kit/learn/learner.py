@@ -30,10 +30,12 @@ from .checkpoint import CheckpointCB, load_run, read_run
 def spml_splitter(
     model:nn.Module, # a `SegNet`
 )->list: # four lists: body weights, body biases, head weights, head biases
-    "Trainable parameters by learning rate"
+    "Trainable parameters by learning rate; modules that are new to the body (their `fresh` is True) learn as a head"
+    fresh = {p for m in model.modules() if getattr(m, 'fresh', False) for p in m.parameters()}
     groups = [], [], [], []
     for name, p in model.named_parameters():
-        if p.requires_grad: groups[2*(not name.startswith('embed.backbone')) + name.endswith('bias')].append(p)
+        body = name.startswith('embed.backbone') and p not in fresh
+        if p.requires_grad: groups[2*(not body) + name.endswith('bias')].append(p)
     return list(groups)
 
 # %% ../../nbs/api/learn/63_learner.ipynb #172378b0

@@ -124,7 +124,7 @@ def _check_recipe(recipe):
 class Recipe:
     "How a network is trained"
     embed:dict = field(default_factory=dict) # arguments of `EmbedNet`
-    network:str = 'EmbedNet' # 'EmbedNet', 'paper_deeplab' or 'paper_pspnet'
+    network:str = 'EmbedNet' # 'EmbedNet', 'FrozenNet', 'paper_deeplab' or 'paper_pspnet'
     dim:int = 64          # D
     grid:tuple = (6, 6)   # k-means clusters down and across
     iterations:int = 10   # of k-means

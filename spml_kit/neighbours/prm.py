@@ -25,7 +25,8 @@ from ..cams.classifier import TagMethod, TagNet
 from ..core import SpmlError
 from ..pictures import as_image
 from ..metrics import mask_iou
-from ..method.nets import DepthwiseDilated, image_tensor
+from ..method.backbones import DepthwiseDilated
+from ..method.nets import image_tensor
 from ..regions.oversegment import Hierarchy
 
 # %% ../../nbs/neighbours/14_prm.ipynb #6448ece3

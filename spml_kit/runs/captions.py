@@ -26,14 +26,14 @@ _NETWORKS = {'paper_deeplab': 'ResNet-101 with dilated convolutions', 'paper_psp
 def _network(recipe):
     "A network, and what it starts from where the recipe says so"
     name, embed = recipe['network'], recipe.get('embed')
-    if name == 'EmbedNet': known = (embed or {}).get('backbone', 'EfficientNet-Lite0')
+    if name in ('EmbedNet', 'FrozenNet'): known = (embed or {}).get('backbone', 'EfficientNet-Lite0')
     else: known = _NETWORKS.get(name, name)
     if embed is None: return known
     # `EmbedNet` alone is pretrained by default
-    pretrained = embed.get('pretrained', name == 'EmbedNet')
+    pretrained = embed.get('pretrained', name in ('EmbedNet', 'FrozenNet'))
     start = 'ImageNet weights' if pretrained else 'random weights'
     if embed.get('weights'): start = f"weights of {Path(embed['weights']).name}"
-    return f'{known} from {start}'
+    return f'{known} from {start}' + (', frozen' if name == 'FrozenNet' else '')
 
 def _contours(conditions):
     if 'region_folder' not in conditions: return '' # an older run

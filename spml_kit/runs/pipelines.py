@@ -31,6 +31,7 @@ from ..method.recipes import RECIPES, Recipe
 from ..learn.callbacks import LineCB, TimeCB
 from ..learn.learner import spml_learner
 from ..learn.head import head_learner
+from ..learn.frozen import FeatureCache, with_features
 from ..cams.background import Background, PowerBackground
 from ..cams.labels import SEED_RULES, SeedRule, box_labels, seed_labels
 from ..cams.classifier import TAG_METHODS, TAG_RECIPE, class_maps, related_images, tag_learner
@@ -51,11 +52,13 @@ def fit_run(
     seed:int=0,   # of order and augmentation
     workers:int=0, # processes that load batches
     after:int=0,  # steps that later runs will take, for the announcement of the time
+    features:FeatureCache=None, # of the images of `source`, for a `FrozenNet`
     **feed,       # further arguments of `weak_dls`
 )->Learner: # trained
     "Train, or go on with, a run in a folder; a line a round"
     dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
                    num_workers=workers, **feed)
+    if features: dls = with_features(dls, features)
     learn = make(dls, path=Path(path))
     with learn.no_bar(), learn.no_logging():
         learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after)])
@@ -116,6 +119,7 @@ class Pipeline:
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
         seed:int=0,        # of order, initialisation and dropout
+        features:FeatureCache=None, # of the training images, where the recipe's network is a `FrozenNet`
         progress:bool=True, # show bars over images?
         maps=None,         # in place of the classifier: a folder of class maps, or a function, see `ClassMaps`
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
@@ -328,7 +332,7 @@ def train_embedding(
     "SPML with a joint head"
     make = lambda dls, path: spml_learner(dls, pipe.annotation, recipe=pipe.recipe, seed=pipe.seed, path=path)
     heads = sum(s.do is train_head and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
-    return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps)
+    return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 
 def train_head(
     pipe:Pipeline, # whose labels so far it learns
@@ -338,7 +342,8 @@ def train_head(
     embedding = pipe.learners['embedding'].model
     make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path)
     seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
-    return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur)
+    return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur,
+                    features=pipe.features)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(

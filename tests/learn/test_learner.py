@@ -472,7 +472,7 @@ def test_lengths_and_weights_are_checked_before_training():
         with pytest.raises(SpmlError, match="weight .* must be finite and not negative"): paper_relations("scribbles", changes={"similarity": {"weight": weight}})
 
 
-@pytest.mark.parametrize("make, says", [(lambda f: torch.save({"w": torch.tensor([math.nan])}, f), "not finite"), (lambda f: torch.save([1], f), "not a state dict"), (lambda f: torch.save({"model": {"w": torch.zeros(1)}}, f), "not a state dict"),
+@pytest.mark.parametrize("make, says", [(lambda f: torch.save({"w": torch.tensor([math.nan])}, f), "not finite"), (lambda f: torch.save([1], f), "not a state dict"), (lambda f: torch.save({"model": {"w": torch.zeros(1)}}, f), "does not fit 'test_resnet'"),
     (lambda f: f.write_bytes(b"x"*100), "not a readable state dict"), (lambda f: f.mkdir(), "this is a folder"), (os.mkfifo, "a pipe"), (lambda f: None, "no such file")], ids=["nan", "list", "nested", "bytes", "folder", "pipe", "absent"])
 def test_weights_of_ones_own_are_looked_at(tmp_path, make, says):
     make(tmp_path/"w.pth")

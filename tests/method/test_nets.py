@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from spml_kit.core import SpmlError
-from spml_kit.method.nets import CheckpointedBlocks, DepthwiseDilated, EmbedNet, SegNet, SoftmaxHead, checkpoint_blocks, create_backbone, paper_deeplab
+from spml_kit.method.backbones import CheckpointedBlocks, DepthwiseDilated, checkpoint_blocks, create_backbone
+from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead, paper_deeplab
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])

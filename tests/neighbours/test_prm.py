@@ -15,7 +15,7 @@ from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import SCENE_CLASSES, make_scene
 from spml_kit.data.weak import WeakSet
 from spml_kit.learn.losses import MultiTermLoss
-from spml_kit.method.nets import DepthwiseDilated
+from spml_kit.method.backbones import DepthwiseDilated
 from spml_kit.neighbours.prm import (PRM, Instance, PeakBackprop, PrmNet, boundary_contrast, connected_proposals, find_peaks, image_peaks, instance_ids,
                                      instance_labels, mask_iou, peak_mask, peak_recall, peak_scores, proposal_scores, response_class_maps,
                                      response_maps, retrieve_instances, upsampled)

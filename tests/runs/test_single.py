@@ -4,10 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from spml_kit.core import UNLABELLED
-from spml_kit.files import write_index_png
+from spml_kit.files import load_tensors, write_index_png
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.runs.cli import spml_run
@@ -120,6 +122,24 @@ def test_faults_name_file_and_value(fault, broken, tmp_path, capsys):
     assert message.startswith("spml_run: ") and all(word in message for word in words), said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_frozen_backbone_from_a_file(folder, tmp_path, capsys):
+    "Features are made once, of any backbone and file; a run that goes on finds them; the network predicts"
+    torch.save({"model": timm.create_model("test_vit").state_dict()}, tmp_path / "vit.pth")
+    frozen = ["-p", "backbone", "test_vit", "-p", "weights", str(tmp_path / "vit.pth"), "-p", "frozen", "True"]
+    assert run(folder, tmp_path / "run", *frozen) == 0
+    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (said["conditions"]["backbone"], said["conditions"]["frozen"]) == ("test_vit", True)
+    assert {r["method"] for r in said["rows"]} == {"spml_retrieval", "spml_head"}
+    features = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "features").glob("*.safetensors")}
+    assert len(features) == 6 and json.loads((tmp_path / "run" / "features" / "settings.json").read_text())["backbone"] == "test_vit"
+    first = load_tensors(tmp_path / "run" / "spml" / "embedding" / "checkpoint.safetensors")[0]
+    assert all(any(torch.equal(v, w) for w in torch.load(tmp_path / "vit.pth")["model"].values()) for k, v in first.items() if "backbone.net.model" in k and "qkv.weight" in k)
+    assert run(folder, tmp_path / "run", *frozen) == 0
+    assert all(p.stat().st_mtime_ns == t for p, t in features.items())
+    assert run(folder, tmp_path / "paper", "-p", "frozen", "True", "-p", "recipe_name", "paper_voc") == 2
+    assert "want recipe_name=small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, words", [

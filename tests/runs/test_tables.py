@@ -71,7 +71,8 @@ def test_full_masks_are_the_papers_own_embedding(tmp_path):
 @pytest.mark.parametrize("network, embed, words", [
     ("EmbedNet", {}, "EfficientNet-Lite0 from ImageNet weights"), ("EmbedNet", {"backbone": "resnet18", "pretrained": False}, "resnet18 from random weights"),
     ("paper_deeplab", {}, "ResNet-101 with dilated convolutions from random weights"), ("paper_pspnet", {"weights": "/data/r101.pth"}, "ResNet-101 with pyramid pooling from weights of r101.pth"),
-    ("paper_pspnet", {"pretrained": True}, "ResNet-101 with pyramid pooling from ImageNet weights"), ("paper_deeplab", None, "ResNet-101 with dilated convolutions, 6 steps"), ("mine", None, "mine, 6 steps")])
+    ("paper_pspnet", {"pretrained": True}, "ResNet-101 with pyramid pooling from ImageNet weights"), ("paper_deeplab", None, "ResNet-101 with dilated convolutions, 6 steps"), ("mine", None, "mine, 6 steps"),
+    ("FrozenNet", {"backbone": "vit_small_patch14_dinov2", "weights": "/data/dinov2.pth"}, "vit_small_patch14_dinov2 from weights of dinov2.pth, frozen")])
 def test_caption_names_the_network_and_its_start(tmp_path, network, embed, words):
     run(tmp_path, "a", 60., recipe=dict(network=network, relations={}) | ({} if embed is None else dict(embed=embed)))
     paper, ours = captioned_table("table7", collect_runs(tmp_path))[1].split("Ours: ")

@@ -111,6 +111,7 @@ def _rows(path):
         said = dict(zip(head, (w.strip() for w in row)))
         if any(said.values()): yield k, said.get('image', ''), said.get('label', ''), said.get('split', '').lower()
 
+# %% ../../nbs/api/data/14d_layouts.ipynb #c7d19aae
 def read_table(
     path,              # CSV file: columns image, label, split, parted by commas, semicolons or tabs
     train:str='train', # what `split` says of rows to train on

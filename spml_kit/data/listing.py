@@ -249,8 +249,8 @@ def check_project(
     if not labels.is_dir() or not any(labels.iterdir()):
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
                         f"drawn yet. To draw: spml_annotate {root}. To take over what another tool wrote: spml_import "
-                        f"FILE --images {images} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for each image "
-                        f"to train on, named as the image{other_tools_near(images, root)}")
+                        f"FILE --images {images} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for each "
+                        f"image to train on, named as the image{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "
                         f"background first")

@@ -149,6 +149,7 @@ def window(self:FeatureCache,
             out.append(F.pad(m, (0, n - m.shape[2], 0, n - m.shape[1])))
     return out
 
+# %% ../../nbs/api/learn/65_frozen.ipynb #d59040ef
 def grid_window(
     sample:Sample, # of any size
     rng,           # NumPy generator

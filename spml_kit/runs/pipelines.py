@@ -130,7 +130,6 @@ class Pipeline:
         store_attr(but='out,skip,plan,maps')
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
         self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
-        _check_plan(annotation, [s.name for s in self.plan], self.skip)
         self._check_given()
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, self._settings())
@@ -150,6 +149,10 @@ def _said(function):
 @patch
 def _check_given(self:Pipeline):
     "Refuse steps that lack what they look at, and a truth of other images"
+    _check_plan(self.annotation, [s.name for s in self.plan], self.skip)
+    if self.features is not None and (self.recipe.head_grey or self.recipe.head_blur):
+        raise SpmlError("features of a frozen backbone are made once, of the images as they are: head_grey and "
+                        "head_blur must be 0")
     if self.truth is not None and self.truth.names != self.weak.names:
         raise SpmlError("truth must be the same images as the training set, in the same order, with masks")
     every, by_maps = [s.do for s in self.plan], self.annotation in ('boxes', 'tags')

@@ -19,7 +19,7 @@ from spml_kit.infer.scores import predict_head
 from spml_kit.learn.frozen import FeatureCache, FeatureLoader, fingerprint, grid_window, with_features
 from spml_kit.learn.head import head_learner
 from spml_kit.learn.learner import create_model, spml_learner
-from spml_kit.method.nets import FrozenNet, SegNet, SoftmaxHead, image_tensor
+from spml_kit.method.nets import FrozenNet, SegNet, image_tensor
 from spml_kit.method.recipes import RECIPES
 
 SCENES, VALID = SceneSet(4, size=64), SceneSet(2, size=64, start=50)

@@ -298,7 +298,6 @@ def test_classifiers_of_tags_take_them(name, monkeypatch):
     net = TagNet(4, name, pretrained=False)
     assert net(torch.rand(2, 3, 75, 101)).shape == (2, 3)
     net.train()(torch.rand(2, 3, 64, 64)).sum().backward()
-    import numpy as np
     maps = class_maps(net, np.random.default_rng(0).integers(0, 255, (75, 101, 3), np.uint8), [True, True, False, True])
     assert maps.shape == (4, 75, 101) and np.isfinite(maps).all()
 

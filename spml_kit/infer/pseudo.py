@@ -132,6 +132,7 @@ def stream_labels(
     crop:int=None,  # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     bs:int=None, # views held at a time, as in `stream_views`
+    enlarged:bool=False, # scores of the head on the embedding enlarged to the image, as in the release?
 ): # iterator: (H,W) uint8 of each image, in order; one without any label stays unlabelled
     "Label maps of training images after the random walk"
     check_start(start)
@@ -139,7 +140,7 @@ def stream_labels(
     looks = list(dict.fromkeys(first + both))
     samples, ahead = tee(samples)
     images = (s.image for s in ahead if s.tags.any())
-    seen = stream_views(model, images, looks, crop, mirror, not first and scores is None, bs)
+    seen = stream_views(model, images, looks, crop, mirror, not first and scores is None, bs, enlarged)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         of = dict(zip(looks, next(seen)))

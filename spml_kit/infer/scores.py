@@ -34,10 +34,12 @@ def stream_head(
     crop:int=None,    # side of sliding windows
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     bs:int=None, # views held at a time, as in `stream_views`
+    enlarged:bool=False, # on the embedding enlarged to the image, as in the release?
 ): # iterator: (C,H,W) probabilities of each image, in order
     "Class probabilities of many images by the head"
     images, ahead = tee(map(as_image, images))
-    for image, seen in zip(images, stream_views(model, ahead, views(scales, flip), crop, mirror, bs=bs)):
+    for image, seen in zip(images, stream_views(model, ahead, views(scales, flip), crop, mirror, bs=bs,
+                                                   enlarged=enlarged)):
         yield sum(resize_maps(logits, image.shape[:2]).softmax(0) for _, logits in seen)/len(seen)
 
 def head_scores(

@@ -43,10 +43,11 @@ def swap_sides(
     return maps if mirror is None else maps[torch.as_tensor(mirror[:len(maps)].astype(np.int64), device=maps.device)]
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f5a1
-def _forward(model, x, head):
+def _forward(model, x, head, enlarged=False):
     "Unit embedding and logits (None without `head`) at the size of x (B,3,H,W)"
     up = lambda o: F.interpolate(o.float(), x.shape[-2:], mode='bilinear', align_corners=False)
     if not head: return unit(up(model.embed(x)), 1), None
+    if enlarged: return (v := unit(up(model.embed(x)), 1)), model.head(v).float()
     emb, logits = model(x)
     return unit(up(emb), 1), up(logits)
 
@@ -62,13 +63,13 @@ def _shown(model, image, scale, flip, crop):
     pad = [(max(n, least) if crop else math.ceil(n/least)*least) - n for n in (h, w)]
     return (F.pad(x - mean, (0, pad[1], 0, pad[0])) + mean)[0], (h, w)
 
-def _windows(model, x, head, crop):
+def _windows(model, x, head, crop, enlarged=False):
     "As `_forward`, from windows that overlap: the mean direction and the mean of the logits"
     sums, count = None, x.new_zeros(1, 1, *x.shape[-2:])
     for y in window_ends(crop, crop, x.shape[-2]):
         for z in window_ends(crop, crop, x.shape[-1]):
             at = (..., slice(y - crop, y), slice(z - crop, z))
-            outs = [o for o in _forward(model, x[at], head) if o is not None]
+            outs = [o for o in _forward(model, x[at], head, enlarged) if o is not None]
             if sums is None: sums = [o.new_zeros(*o.shape[:2], *x.shape[-2:]) for o in outs]
             for s, o in zip(sums, outs): s[at] += o
             count[at] += 1
@@ -117,11 +118,14 @@ def stream_views(
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     head:bool=True,     # logits too? the embedding alone is quicker
     bs:int=None,        # views held at a time, >= 1; of these, one padded size is one batch. None: 1 (CPU), 16 (GPU)
+    enlarged:bool=False, # does the head see the embedding enlarged to the image, as in the release, or as in training?
 ): # iterator: of each image, in order, a list with (D,h,w) unit embedding and (C,h,w) logits (or None) of each view
     "The views of many images, through the network in batches"
     model.eval()
     bs = views_at_once(model, bs)
-    forward = partial(_windows, crop=crop) if crop else _forward
+    if enlarged and getattr(model.head, 'sees_features', False):
+        raise SpmlError("enlarged: this head sees the backbone's maps, which are not enlarged; leave it away")
+    forward = partial(_windows, crop=crop, enlarged=enlarged) if crop else partial(_forward, enlarged=enlarged)
     for some in chunked(images, max(1, bs//len(looks))):
         shown = [(*_shown(model, image, *look, crop), look[1]) for image in some for look in looks]
         seen = {}

@@ -151,6 +151,7 @@ class Recipe:
     head_scale:tuple = () # range of the random resize for the second head; (): as `scale`
     head_grey:float = 0.  # probability with which the second head sees an image in grey
     head_blur:float = 0.  # and blurred
+    head_enlarged:bool = False # does it predict on the embedding enlarged to the image, as in the release?
 
     def __post_init__(self): _check_recipe(self)
 
@@ -158,7 +159,7 @@ class Recipe:
 @patch
 def settings(self:Recipe)->dict:
     "The entries, as json holds them; those that earlier versions had not, only where they are used"
-    later = 'drops', 'reference_scale', 'own_negative', 'head_scale', 'head_grey', 'head_blur'
+    later = 'drops', 'reference_scale', 'own_negative', 'head_scale', 'head_grey', 'head_blur', 'head_enlarged'
     return {k: v for k, v in asdict(self).items() if k not in later or v}
 
 @patch
@@ -174,7 +175,8 @@ def but(self:Recipe, **changes)->'Recipe':
 
 # %% ../../nbs/api/method/58_recipes.ipynb #133380a6
 # what the released scripts do and the paper does not say: an entry of `Recipe.but` (**RELEASE_CHANGES)
-RELEASE_CHANGES = dict(reference_scale=True, own_negative=True, head_scale=(.5, 2.), head_grey=.3, head_blur=.5)
+RELEASE_CHANGES = dict(reference_scale=True, own_negative=True, head_scale=(.5, 2.), head_grey=.3, head_blur=.5,
+                       head_enlarged=True)
 PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5e-4, warmup=100, bs=16, crop=512,
                       scale=(.5, 1.5))
 RECIPES = {

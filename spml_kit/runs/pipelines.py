@@ -358,7 +358,7 @@ def walk_labels(
 
     Of tags whose seeds come from elsewhere, without class maps, the head's scores walk."""
     own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride, crop=pipe.window,
-               mirror=pipe.weak.classes.mirrored)
+               mirror=pipe.weak.classes.mirrored, enlarged=pipe.recipe.head_enlarged)
     if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
     if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
     return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | how)

@@ -12,9 +12,10 @@ from spml_kit.core import SpmlError
 from spml_kit.data.batches import recolour, weak_dls
 from spml_kit.data.images import FolderSet, SceneSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.infer.scores import stream_retrieval, stream_segments, training_index
+from spml_kit.infer.scores import head_scores, stream_retrieval, stream_segments, training_index
+from spml_kit.infer.views import stream_views
 from spml_kit.learn.learner import create_model, spml_learner
-from spml_kit.method.nets import locations, unit, with_location
+from spml_kit.method.nets import image_tensor, locations, unit, with_location
 from spml_kit.method.recipes import RECIPES, RELEASE_CHANGES, SCRIPT_WEIGHTS
 from spml_kit.method.segments import cluster_means, start_grid
 from spml_kit.runs.cli import spml_run
@@ -113,6 +114,19 @@ def test_retrieval_in_windows_on_a_canvas():
     scores = next(stream_retrieval(model, images, made[True], weak.c, grid=(4, 4), crop=64, canvas=True))
     assert scores.shape == (weak.c, 48, 64) and torch.allclose(scores.sum(0), torch.ones(48, 64))
     with pytest.raises(SpmlError, match="crop is none"): training_index(model, images, labels, weak.c, canvas=True)
+
+
+@pytest.mark.parametrize("crop", [None, 64])
+def test_the_head_on_the_enlarged_embedding(crop):
+    "One window: the plain definition; and the embedding is the same"
+    torch.manual_seed(0)
+    model, image = create_model(TINY, 13).eval(), SceneSet(1, size=64).image(0)
+    (v, logits), (w, plain) = (next(stream_views(model, [image], crop=crop, enlarged=e))[0] for e in (True, False))
+    with torch.no_grad():
+        up = torch.nn.functional.interpolate(model.embed(image_tensor(image)), (64, 64), mode="bilinear", align_corners=False)
+        wanted = model.head(unit(up, 1))[0]
+    assert torch.allclose(logits, wanted, atol=1e-5) and torch.equal(v, w) and not torch.allclose(plain, wanted, atol=1e-3)
+    assert torch.allclose(head_scores(model, image, crop=crop, enlarged=True), wanted.softmax(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("size, wanted", [((30, 40), (48, 64)), ((100, 50), (64, 32)), ((64, 64), (64, 64))])

@@ -1,4 +1,4 @@
-"""What a cache of features saves: seconds of training steps with the whole network, with a frozen backbone that looks at every image again, and from cached features.
+"""What a cache of features saves: seconds of the processor for training steps with the whole network, with a frozen backbone that looks at every image again, and from cached features.
 
     python benchmarks/frozen.py                # EfficientNet-Lite0 and a DINOv2-sized transformer, 192 pixels: a table and benchmarks/frozen.json
     python benchmarks/frozen.py --steps 300    # measure all 300 steps, where else some are measured and 300 are reckoned
@@ -26,27 +26,27 @@ SIZE, IMAGES, BS = 192, 16, 8
 
 
 def per_step(way, name, steps, weak, valid):
-    "Seconds a step after a warm-up, and those of filling the cache"
+    "Processor seconds a step after a warm-up, and those of filling the cache, an image"
     embed = dict(backbone=name, **NETS[name])
     recipe = RECIPES['small'].but(embed=embed, network='EmbedNet' if way == 'whole' else 'FrozenNet', crop=SIZE, scale=(1., 1.), bs=BS)
     dls, filled = weak_dls(weak, valid, bs=BS, crop=SIZE, steps=steps + 2, scale=(1., 1.)), 0.
     if way == 'cached':
         seed_everything(0)
-        cache, start = FeatureCache(Path(tempfile.mkdtemp())/'features', create_model(recipe, dls.c).embed, name), time.perf_counter()
+        cache, start = FeatureCache(Path(tempfile.mkdtemp())/'features', create_model(recipe, dls.c).embed, name), time.process_time()
         cache.fill(weak.images, progress=False)
-        filled = time.perf_counter() - start
+        filled = time.process_time() - start
         dls = with_features(dls, cache)
     learn, times = spml_learner(dls, recipe=recipe, path=tempfile.mkdtemp()), []
     learn.model.train()
     for batch in dls.train:
-        start = time.perf_counter()
+        start = time.process_time()
         learn.loss_func.images = batch[0]
         learn.loss_func.train()
         loss = learn.loss_func(learn.model(batch[0]), *batch[1:])
         loss.backward()
         for p in learn.model.parameters(): p.grad = None
         learn.loss_func.after_step()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return sum(times[2:])/steps, filled/IMAGES
 
 

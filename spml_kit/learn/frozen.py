@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError, VOID, rng_of
 from ..files import claim_folder, inside, is_there, save_tensors
-from ..data.batches import MEAN_COLOUR, RoundLoader
+from ..data.batches import MEAN_COLOUR, BatchLoader, RoundLoader
 from ..data.images import ImageSet
 from ..data.weak import Sample, WeakSet
 from ..method.nets import FrozenNet, image_tensor
@@ -42,6 +42,8 @@ class FeatureCache:
         self.folder, self.net = Path(folder), net
         self.key, self.strides, self.unit = net.key, net.strides, max(net.strides)
         claim_folder(self.folder, dict(kind='features', backbone=name, key=self.key, strides=self.strides))
+
+    def __getstate__(self): return vars(self) | dict(net=None) # processes that load batches only read
 
     def path(self,
         name:str, # of an image
@@ -189,6 +191,10 @@ class FeatureLoader(RoundLoader):
                             f"{cache.unit}; take {max(1, round(self.crop/cache.unit))*cache.unit}")
         if tuple(self.scale) != (1, 1):
             raise SpmlError(f"scale={self.scale}: cached features have one size; set scale=(1, 1)")
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        own = {k: getattr(self, k) for k in RoundLoader.settings}
+        return BatchLoader.new(self, dataset, cls, **{'cache': self.cache, **own, **kwargs})
 
     def create_item(self, at):
         position, i = at

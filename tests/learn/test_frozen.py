@@ -174,6 +174,15 @@ def test_batches_are_checked(tmp_path):
     with other.no_bar(), other.no_logging(), pytest.raises(SpmlError, match="features of another backbone"): other.fit_poly(1)
 
 
+def test_loaders_can_be_made_anew_and_sent_to_workers(tmp_path):
+    cache = FeatureCache(tmp_path, net_of()).fill(SCENES, progress=False)
+    first = batches(cache).train
+    for other in first.new(steps=2), pickle.loads(pickle.dumps(first)), batches(cache, num_workers=1).train:
+        for a, b in zip(first, other):
+            assert torch.equal(a[0], b[0]) and all(torch.equal(x, y) for x, y in zip(a[0].features, b[0].features)) and a[0].features_of == b[0].features_of == cache.key
+        first.round = other.round = 0
+
+
 def test_too_little_space_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr("spml_kit.learn.frozen.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(SpmlError, match="features of 4 images take .* MB are free"): FeatureCache(tmp_path, net_of()).fill(SCENES, progress=False)

@@ -65,6 +65,7 @@ from .infer.crf_loss import *
 from .infer.views import *
 from .infer.scores import *
 from .infer.pseudo import *
+from .infer.bundle import *
 from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *

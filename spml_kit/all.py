@@ -74,6 +74,7 @@ from .runs.sweep import *
 from .runs.tables import *
 from .runs.captions import *
 from .runs.cli import *
+from .runs.predict import *
 from .look.plot import *
 from .look.explain import *
 from .look.widgets import *

@@ -75,6 +75,7 @@ from .runs.tables import *
 from .runs.captions import *
 from .runs.cli import *
 from .runs.predict import *
+from .runs.export import *
 from .look.plot import *
 from .look.explain import *
 from .look.widgets import *

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Pictures', 'show_rows', 'check_loaders', 'KitLearner']
 
-# %% ../../nbs/api/learn/62a_verbs.ipynb #9a8e4878
+# %% ../../nbs/api/learn/62a_verbs.ipynb #7210051e
 import math
 
-import fastai.callback.progress # gives Learner its bar and `no_bar`
-import fastai.callback.schedule # and these `fit_one_cycle` and `lr_find`
+import fastai.callback.hook # gives Learner its `summary`
+import fastai.callback.progress # its bar and `no_bar`
+import fastai.callback.schedule # `fit_one_cycle` and `lr_find`
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ class Pictures:
         classes:Classes, # of those that look at them
     ): self.items, self.classes = list(items), classes
     def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.image(i)
     def image(self,
         i:int, # which
     )->np.ndarray: # (H,W,3) uint8
@@ -139,16 +141,12 @@ def lr_find(self:KitLearner, *args, **kwargs):
 
 @patch
 def get_preds(self:KitLearner, *args, with_loss=False, **kwargs):
-    "fastai's; where images have one size"
+    "fastai's, without a loss for each image; predictions of several sizes come as a list"
     if with_loss:
         raise SpmlError("a loss for each image, which get_preds(with_loss=True) and the interpretations of fastai ask for: here pixels are compared with "
                         "segments of the other images of a batch, so none has a loss of its own; `score([predict_head(learn.model, o) for o in images], "
                         "images)` gives a Confusion for each image, and learn.show_results() shows them")
-    try: return Learner.get_preds(self, *args, with_loss=False, **kwargs)
-    except RuntimeError as e:
-        if 'Sizes of tensors' not in str(e): raise
-        raise SpmlError("get_preds puts all predictions into one tensor, and these images have several sizes: call learn.predict(image) for each, "
-                        "or `stream_head(learn.model, images)`") from None
+    return Learner.get_preds(self, *args, with_loss=False, **kwargs)
 
 # %% ../../nbs/api/learn/62a_verbs.ipynb #23cae0ac
 def _padded(x):

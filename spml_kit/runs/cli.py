@@ -159,6 +159,7 @@ def _run(args):
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
+    if (final.parent/'model.spml').exists(): print(f"label new pictures: spml_predict {final.parent} IMAGES --out DIR")
     if args.copy_to: copy_run(final.parent, args.copy_to)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #5e7a19c4

@@ -24,14 +24,12 @@ from ..core import SpmlError, Classes, named_device, warn
 from ..files import atomic_path, check_file, claim_folder, disk_fault, holds_ids, inside, is_there, read_index_png
 from ..files import read_json, write_index_png
 from ..pictures import read_image
-from ..data.batches import chosen_device
 from ..data.images import resize
 from ..data.listing import IMAGE_SUFFIXES, foreign_among, images_by_name, name_of
 from ..infer.bundle import LabelModel, architecture, load_model
 from ..method.recipes import Recipe
 from .cli import DEVICE_OPTION, command_parser, finish_command, whole_number
 from .experiment import RunFailed
-from .shards import trained_model
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #a186cf30
 def _last_head(run):
@@ -49,6 +47,7 @@ def _from_checkpoint(run):
         raise SpmlError(f"{run}: no model.spml in it, nor the steps of a run; give the folder of a finished `spml_run`, or its model.spml")
     if not is_there(run/'metrics.json'):
         raise SpmlError(f"{run}: this run is not finished; the command that began it goes on with it")
+    from spml_kit.runs.shards import trained_model # here: it imports fastai, for which nobody else should wait
     said, last = read_json(run/'metrics.json').get('conditions', {}), _last_head(run)
     if last is None or not all(k in said for k in ('classes', 'size', 'recipe')):
         raise SpmlError(f"{run}: no head was trained there, or its metrics.json is not of `single`; repeat the command of the run, which leaves model.spml")
@@ -255,6 +254,7 @@ def predict_pictures(
     dry:bool=False, # only tell what is to do?
 )->dict: # name to file of the label map
     "Label pictures with a finished run"
+    from spml_kit.data.batches import chosen_device # here: it imports fastai, and a process of `workers` needs none
     say = tqdm.write if progress else lambda text: None
     out, device = Path(out), named_device(device) if device else chosen_device()
     model, pictures = run_model(model_path, device, own_code), picture_files([*images], out)

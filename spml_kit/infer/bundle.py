@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'architecture', 'create_network', 'LabelModel', 'save_model', 'load_model']
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #24ebda14
-import inspect, json
+import inspect
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +51,8 @@ def _check_architecture(said, where, own_code):
                         f"you trust it, pass own_code=True (on the command line --own-code)")
     if ':' not in str(backbone) and not timm.is_model(str(backbone)):
         raise SpmlError(f"{where}: timm {timm.__version__} has no backbone '{backbone}'"
-                        f"{did_you_mean(backbone, timm.list_models())}; install the timm that the model was trained with")
+                        f"{did_you_mean(backbone, timm.list_models())}; install the timm that the model was trained "
+                        f"with")
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #3ff1d600
 def create_network(
@@ -65,11 +66,14 @@ def create_network(
     make = getattr(nets, said['network'])
     known = inspect.signature(make).parameters
     origin = {k: v for k, v in dict(pretrained=False, weights=None).items() if k in known}
-    try: embed = make(dim=said['dim'], **{k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()}, **origin)
+    try:
+        embed = make(dim=said['dim'], **{k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()},
+                     **origin)
     except (TypeError, AttributeError, AssertionError, ValueError) as e:
-        raise SpmlError(f"{where}: no network is made of its architecture ({e}); it is of another version of the kit or "
-                        f"of timm, or was changed") from None
-    return SegNet(embed, SoftmaxHead(said['dim'], n_classes, said['dropout'])).to(memory_format=torch.channels_last).eval()
+        raise SpmlError(f"{where}: no network is made of its architecture ({e}); it is of another version of the kit "
+                        f"or of timm, or was changed") from None
+    net = SegNet(embed, SoftmaxHead(said['dim'], n_classes, said['dropout']))
+    return net.to(memory_format=torch.channels_last).eval()
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #9e8692e9
 @dataclass
@@ -87,10 +91,14 @@ class LabelModel:
     card:dict=field(default_factory=dict) # what it was trained on and how it scored, as json holds it
 
     def __repr__(self):
-        backbone = self.said['embed'].get('backbone', 'tf_efficientnet_lite0' if self.said['network'] == 'EmbedNet' else self.said['network'])
-        told = [f"LabelModel: {backbone}, {len(self.classes)} classes ({', '.join(self.classes.names[:6])}{', …' if len(self.classes) > 6 else ''})",
-                f"pictures at {f'{self.size} pixels at most' if self.size else 'their own size'}, scales {[*self.scales]}{', mirrored too' if self.flip else ''}",
-                'no segments: it labels by the head' if self.index is None else f'{len(self.index)} segments of {len(self.names)} training images']
+        backbone = self.said['embed'].get('backbone', 'tf_efficientnet_lite0' if self.said['network'] == 'EmbedNet'
+                                          else self.said['network'])
+        told = [f"LabelModel: {backbone}, {len(self.classes)} classes "
+                f"({', '.join(self.classes.names[:6])}{', …' if len(self.classes) > 6 else ''})",
+                f"pictures at {f'{self.size} pixels at most' if self.size else 'their own size'}, scales "
+                f"{[*self.scales]}{', mirrored too' if self.flip else ''}",
+                'no segments: it labels by the head' if self.index is None else
+                f'{len(self.index)} segments of {len(self.names)} training images']
         return '\n  '.join([*told, *(f'{k}: {v}' for k, v in self.card.items() if not isinstance(v, (dict, list)))])
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #a95a8539
@@ -111,7 +119,8 @@ def _crop(image, window):
     return window if window and max(image.shape[:2]) > window else None
 
 @patch
-def _asks_index(self:LabelModel):
+def segments(self:LabelModel)->SegmentIndex:
+    "The training segments; a model without any is refused"
     if self.index is None:
         raise SpmlError("this model holds no training segments, so retrieval has nobody to ask: use by='head', or "
                         "repeat the command of the run, which leaves them in model.spml and repeats nothing else")
@@ -133,7 +142,7 @@ def scores(self:LabelModel,
     view = dict(scales=tuple(scales or self.scales), flip=self.flip if flip is None else flip,
                 mirror=self.classes.mirrored, crop=_crop(image, window))
     if by == 'head': maps = head_scores(self.net, image, **view)
-    else: maps = retrieval_scores(self.net, image, self._asks_index(), len(self.classes), k=k, grid=self.grid, **view)
+    else: maps = retrieval_scores(self.net, image, self.segments(), len(self.classes), k=k, grid=self.grid, **view)
     return dense_crf(image, maps) if crf else maps
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #9d0cabf4
@@ -168,7 +177,7 @@ def witnesses(self:LabelModel,
     k:int=20,        # neighbours that vote
 )->tuple: # (h,w) segment of each pixel in the first view; DataFrame, a row for each vote
     "The training segments that vote, when a picture is labelled by retrieval"
-    image, index = as_image(image), self._asks_index()
+    image, index = as_image(image), self.segments()
     seen = [*retrieval_witnesses(self.net, image, index, k, tuple(scales or self.scales),
                                  self.flip if flip is None else flip, self.grid, _crop(image, window))]
     rows = pd.concat([_rows(*view, index, self.names, self.classes) for view in seen], ignore_index=True)
@@ -194,12 +203,14 @@ def save_model(
                         f"`model.net.state_dict()` and keep the code")
     weights = {k.replace('embed.embed.', 'embed.', 1): v for k, v in net.state_dict().items()} # of a second head
     tensors = {f'model.{k}': v for k, v in weights.items()}
-    if model.index is not None: tensors |= {f'index.{k}': getattr(model.index, k) for k in ('mu', 'label', 'image', 'row')}
+    if model.index is not None:
+        tensors |= {f'index.{k}': getattr(model.index, k) for k in ('mu', 'label', 'image', 'row')}
     colours = [net.embed.mean, getattr(net.embed, 'std', getattr(getattr(net.embed, 'embed', None), 'std', None))]
     mean, std = ([float(v) for v in o.flatten()] for o in colours)
     table = model.classes
     save_tensors(path, tensors, kind='LabelModel', version=FORMAT, architecture=model.said, classes=list(table.names),
-                 swaps=[list(p) for p in table.swaps], palette=table.palette[:len(table)].tolist(), size=int(model.size or 0),
+                 swaps=[list(p) for p in table.swaps], palette=table.palette[:len(table)].tolist(), size=int(model.size
+                         or 0),
                  grid=list(model.grid), scales=list(model.scales), flip=bool(model.flip), names=list(model.names),
                  card=model.card, mean=mean, std=std, wide=_wide(weights))
 
@@ -216,7 +227,9 @@ def _check_file(path, meta):
     if not wrong: wrong = [k for k, kind in _ARCHITECTURE.items() if not isinstance(meta['architecture'].get(k), kind)]
     if not wrong and not (len(meta['grid']) == 2 and meta['scales'] and all(isinstance(v, (int, float)) and v > 0
             for v in (*meta['grid'], *meta['scales'])) and meta['size'] >= 0): wrong = ['grid, scales or size']
-    if wrong: raise SpmlError(f"{path}: {wrong[0]} is missing in its metadata, or of another kind; it was changed: make it anew")
+    if wrong:
+        raise SpmlError(f"{path}: {wrong[0]} is missing in its metadata, or of another kind; it was changed: make it "
+                        f"anew")
 
 def _index_of(path, tensors, meta):
     "The training segments of a file"
@@ -225,7 +238,8 @@ def _index_of(path, tensors, meta):
     if {*part} != {'mu', 'label', 'image', 'row'} or part['row'].shape != part['label'].shape:
         raise SpmlError(f"{path}: of its training segments only {sorted(part)} are there; make it anew")
     index = SegmentIndex(part['mu'], part['label'], part['image'], len(meta['classes']))
-    if len(index) != len(part['row']): raise SpmlError(f"{path}: its training segments have classes that it does not name; make it anew")
+    if len(index) != len(part['row']):
+        raise SpmlError(f"{path}: its training segments have classes that it does not name; make it anew")
     index.row = part['row']
     return index
 
@@ -239,15 +253,17 @@ def load_model(
     tensors, meta = load_tensors(path, device)
     _check_file(path, meta)
     try: classes = Classes(tuple(meta['classes']), tuple(map(tuple, meta['swaps'])))
-    except (TypeError, SpmlError) as e: raise SpmlError(f"{path}: {e}; its classes were changed: make it anew") from None
+    except (TypeError, SpmlError) as e:
+        raise SpmlError(f"{path}: {e}; its classes were changed: make it anew") from None
     net = create_network(meta['architecture'], len(classes), path, own_code)
     weights = {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}
     wrong = unlike(weights, net.state_dict())
     if wrong:
         raise SpmlError(f"{path}: its tensors are not those of the network that it names: {len(wrong)} differ, first "
-                        f"{wrong[0]}; it was changed, or this timm builds {meta['architecture']['embed'].get('backbone', 'the backbone')} otherwise")
+                        f"{wrong[0]}; it was changed, or this timm builds the backbone otherwise")
     net.load_state_dict(weights)
     for name, p in net.named_parameters():
         if p.ndim == 4 and name not in meta['wide']: p.data = p.data.contiguous()
-    return LabelModel(net.to(device).eval(), classes, meta['architecture'], _index_of(path, tensors, meta), meta['size'],
+    return LabelModel(net.to(device).eval(), classes, meta['architecture'], _index_of(path, tensors, meta),
+                      meta['size'],
                       tuple(meta['grid']), tuple(meta['scales']), meta['flip'], tuple(meta['names']), meta['card'])

@@ -199,7 +199,8 @@ Scorer = Callable # (H,W,3) uint8 image -> (C,H,W) scores, >= 0, the larger the 
 
 def stream_predictions(
     scorers:dict, # name to `Scorer`
-    images,       # (H,W,3) uint8 arrays, or what `as_image` takes; one at a time, since the scores of thousands would not fit
+    # (H,W,3) uint8 arrays, or what `as_image` takes; one at a time, since the scores of thousands would not fit
+    images,
     crf:bool=False, # each also with borders by the CRF, as name_crf?
 ): # iterator: dict of name to (H,W) uint8 class ids, for each image
     "Label maps of many images by several systems"

@@ -119,7 +119,9 @@ def stream_views(
     head:bool=True,     # logits too? the embedding alone is quicker
     bs:int=None,        # views held at a time, >= 1; of these, one padded size is one batch. None: 1 (CPU), 16 (GPU)
     embedding:bool=True, # the embedding too? the logits alone take less memory
-): # iterator: of each image, in order, a list with (D,h,w) unit embedding (or None) and (C,h,w) logits (or None) of each view
+# iterator: of each image, in order, a list with (D,h,w) unit embedding (or None) and (C,h,w) logits (or None) of each
+# view
+):
     "The views of many images, through the network in batches"
     model.eval()
     bs = views_at_once(model, bs)

@@ -19,7 +19,6 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastcore.basics import patch
-from fastcore.foundation import L
 from matplotlib import pyplot as plt
 
 from ..core import VOID, SpmlError, Classes
@@ -51,7 +50,8 @@ class Pictures:
 
 @patch
 def new(self:ScoreLoader, dataset=None, cls=None, **kwargs):
-    if dataset is not None and not isinstance(dataset, (ImageSet, WeakSet, Pictures)): dataset = Pictures(dataset, self.dataset.classes)
+    if dataset is not None and not isinstance(dataset, (ImageSet, WeakSet, Pictures)):
+        dataset = Pictures(dataset, self.dataset.classes)
     return DataLoader.new(self, dataset, cls, **kwargs)
 
 # %% ../../nbs/api/learn/62a_verbs.ipynb #b49863e4
@@ -84,17 +84,22 @@ def show_batch(self:BatchLoader,
     **kwargs,       # of `show_rows`
 ):
     "Images of a batch, their labels and regions"
-    if unique: raise SpmlError("show_batch(unique=True): a batch is a piece of a seeded stream of images; `dls.train.names_at(round, step)` names those of a batch")
+    if unique:
+        raise SpmlError("show_batch(unique=True): a batch is a piece of a seeded stream of images; "
+                        "`dls.train.names_at(round, step)` names those of a batch")
     image, labels, regions, tags = self.one_batch() if b is None else b
-    rows = [[_pixels(x), _coloured(y, self.dataset.classes), _regions(r)] for x, y, r in zip(image[:max_n], labels, regions)]
+    rows = [[_pixels(x), _coloured(y, self.dataset.classes), _regions(r)]
+            for x, y, r in zip(image[:max_n], labels, regions)]
     show_rows(rows, ['image', 'labels', 'regions'], **kwargs)
 
 @patch
 def __repr__(self:BatchLoader):
     said = getattr(self.dataset, 'annotation', 'masks')
-    what = f"{len(self.dataset)} images, {said if isinstance(said, str) else 'annotation of your own'}, {len(self.dataset.classes)} classes"
+    said = said if isinstance(said, str) else 'annotation of your own'
+    what = f"{len(self.dataset)} images, {said}, {len(self.dataset.classes)} classes"
     if not isinstance(self, RoundLoader): return f"{type(self).__name__}: {what}, batches of {self.bs} whole images"
-    return f"{type(self).__name__}: {what}, rounds of {self.steps} batches of {self.bs} windows of {self.crop}x{self.crop} pixels"
+    return (f"{type(self).__name__}: {what}, rounds of {self.steps} batches of {self.bs} windows of "
+            f"{self.crop}x{self.crop} pixels")
 
 # %% ../../nbs/api/learn/62a_verbs.ipynb #760b7210
 def check_loaders(
@@ -103,15 +108,18 @@ def check_loaders(
     "Refuse loaders of images and masks alone"
     train = getattr(dls, 'train', None)
     if isinstance(train, TfmdDL) or not hasattr(dls, 'c') or not hasattr(dls, 'classes'):
-        raise SpmlError(f"{type(dls).__name__}: these batches hold images and masks, and a learner of the kit wants (image, labels, regions, "
-                        f"tags): `weak_dls(WeakSet(images, annotation), valid)` makes such loaders, with annotation='full' of masks")
+        raise SpmlError(f"{type(dls).__name__}: these batches hold images and masks, and a learner of the kit wants "
+                        f"(image, labels, regions, tags): `weak_dls(WeakSet(images, annotation), valid)` makes such loaders, with "
+                        f"annotation='full' of masks")
 
 class KitLearner(Learner):
     "A fastai Learner whose verbs know the kit's batches"
     def add_cb(self, cb):
         if isinstance(cb() if isinstance(cb, type) else cb, MixHandler):
-            raise SpmlError(f"{(cb if isinstance(cb, type) else type(cb)).__name__} blends two images, and with them their labels: but a label here is a class id, a region or a "
-                            f"set of tags, of which there is no blend, and a segment of two images has no prototype. Leave it away; `weak_dls` scales and flips")
+            raise SpmlError(f"{(cb if isinstance(cb, type) else type(cb)).__name__} blends two images, and with them "
+                            f"their labels: but a label here is a class id, a region or a set of tags, "
+                            f"of which there is no blend, and a segment of two images has no prototype. "
+                            f"Leave it away; `weak_dls` scales and flips")
         return super().add_cb(cb)
 
     def freeze(self):
@@ -143,8 +151,10 @@ def lr_find(self:KitLearner, *args, **kwargs):
 def get_preds(self:KitLearner, *args, with_loss=False, **kwargs):
     "fastai's, without a loss for each image; predictions of several sizes come as a list"
     if with_loss:
-        raise SpmlError("a loss for each image, which get_preds(with_loss=True) and the interpretations of fastai ask for: here pixels are compared with "
-                        "segments of the other images of a batch, so none has a loss of its own; `score([predict_head(learn.model, o) for o in images], "
+        raise SpmlError("a loss for each image, which get_preds(with_loss=True) and the interpretations of fastai ask "
+                        "for: here pixels are compared with segments "
+                        "of the other images of a batch, so none has a loss of its own; "
+                        "`score([predict_head(learn.model, o) for o in images], "
                         "images)` gives a Confusion for each image, and learn.show_results() shows them")
     return Learner.get_preds(self, *args, with_loss=False, **kwargs)
 
@@ -165,7 +175,9 @@ def _decode(out, size):
 def predict(self:KitLearner,
     item, # a picture: (H,W,3) uint8, or what `as_image` takes, a path too
     **kwargs, # of fastai's, without effect here
-)->tuple: # (H,W) uint8 class ids as an array, the same as a tensor, (C,H,W) probabilities; of a learner of tags names, (C-1,) bool, (C-1,)
+# (H,W) uint8 class ids as an array, the same as a tensor, (C,H,W) probabilities; of a learner of tags the names that it
+# finds, (C-1,) bool, (C-1,) probabilities
+)->tuple:
     "Label a picture"
     image, model = as_image(item), self.model.eval()
     x = image_tensor(image, next(model.parameters()).device)
@@ -194,10 +206,13 @@ def show_results(self:KitLearner,
     prob = _decode(model(wide), wide.shape[-2:])
     if prob.ndim == 2:
         names = self.dls.classes.names
-        for x, p, t in zip(image, prob, tags): print('said:', [n for n, o in zip(names[1:], t[1:]) if o], 'found:', [n for n, o in zip(names[1:], p) if o > .5])
+        for x, p, t in zip(image, prob, tags):
+            print('said:', [n for n, o in zip(names[1:], t[1:]) if o], 'found:',
+                  [n for n, o in zip(names[1:], p) if o > .5])
         return
     found = prob[..., :image.shape[-2], :image.shape[-1]].argmax(1)
-    rows = [[_pixels(x), _coloured(y, self.dls.classes), _coloured(z, self.dls.classes)] for x, y, z in zip(image, labels, found)]
+    rows = [[_pixels(x), _coloured(y, self.dls.classes), _coloured(z, self.dls.classes)]
+            for x, y, z in zip(image, labels, found)]
     show_rows(rows, ['image', 'labels' if ds_idx == 0 else 'mask', 'network'], **kwargs)
 
 # %% ../../nbs/api/learn/62a_verbs.ipynb #8d5e8d8e
@@ -210,11 +225,13 @@ def export(self:KitLearner,
     fname='export.pkl', # below `learn.path`
     **kwargs, # of fastai's
 ):
-    "Write the learner without its images, for fastai's `load_learner`; which runs what the file says: for others, `save_model`"
+    "Write the learner without its images, for fastai's `load_learner`, which runs what the file says"
+    # for others there is `save_model`
     full = self.dls
     empty = ScoreLoader(Pictures([], full.classes), full.valid.bs, device=torch.device('cpu'))
     self.dls = _Exported(empty, empty, device=torch.device('cpu'))
-    self.dls.c, self.dls.classes, self.dls.n_inp, self.dls.score_name = full.c, full.classes, 1, getattr(full, 'score_name', 'miou')
+    self.dls.c, self.dls.classes, self.dls.n_inp = full.c, full.classes, 1
+    self.dls.score_name = getattr(full, 'score_name', 'miou')
     held = {k: v for k, v in vars(self.loss_func).items() if k in ('images', 'protos')} # of the last batch
     for k in held: delattr(self.loss_func, k)
     try: Learner.export(self, fname, **kwargs)

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from ..core import SpmlError, Classes, named_device, warn
-from ..files import atomic_path, check_file, claim_folder, disk_fault, holds_ids, inside, is_there, read_index_png
-from ..files import read_json, write_index_png
+from ..files import atomic_path, check_file, claim_folder, holds_ids, inside, is_there, read_index_png
+from ..files import read_bytes, read_json, write_index_png
 from ..pictures import read_image
 from ..data.images import resize
 from ..data.listing import IMAGE_SUFFIXES, foreign_among, images_by_name, name_of
@@ -35,7 +34,8 @@ from .experiment import RunFailed
 def _last_head(run):
     "The checkpoint of the last step that trained a head"
     said = read_json(run/'spml'/'settings.json')
-    if not all(isinstance(said.get(k), list) for k in ('plan', 'skip')): said = dict(plan=['embedding', 'head', 'head again'], skip=[])
+    if not all(isinstance(said.get(k), list) for k in ('plan', 'skip')):
+        said = dict(plan=['embedding', 'head', 'head again'], skip=[])
     names = [n for n in said['plan'] if n not in said['skip'] and n != 'classifier']
     return next((p for n in reversed(names) if (p := run/'spml'/n/'checkpoint.safetensors').is_file()), None)
 
@@ -44,15 +44,18 @@ def _from_checkpoint(run):
     kept = sorted(p.parent.name for p in run.glob('*/model.spml'))
     if kept: raise SpmlError(f"{run}: trained by {', '.join(kept)}, each with a model of its own: give {run/kept[0]}")
     if not is_there(run/'spml'/'settings.json'):
-        raise SpmlError(f"{run}: no model.spml in it, nor the steps of a run; give the folder of a finished `spml_run`, or its model.spml")
+        raise SpmlError(f"{run}: no model.spml in it, nor the steps of a run; give the folder of a finished "
+                        f"`spml_run`, or its model.spml")
     if not is_there(run/'metrics.json'):
         raise SpmlError(f"{run}: this run is not finished; the command that began it goes on with it")
     from spml_kit.runs.shards import trained_model # here: it imports fastai, for which nobody else should wait
     said, last = read_json(run/'metrics.json').get('conditions', {}), _last_head(run)
     if last is None or not all(k in said for k in ('classes', 'size', 'recipe')):
-        raise SpmlError(f"{run}: no head was trained there, or its metrics.json is not of `single`; repeat the command of the run, which leaves model.spml")
+        raise SpmlError(f"{run}: no head was trained there, or its metrics.json is not of `single`; repeat the command "
+                        f"of the run, which leaves model.spml")
     recipe = Recipe(**said['recipe'])
-    return LabelModel(trained_model(last), Classes(tuple(said['classes'])), architecture(recipe), None, said['size'], tuple(recipe.infer_grid),
+    return LabelModel(trained_model(last), Classes(tuple(said['classes'])), architecture(recipe), None, said['size'],
+                      tuple(recipe.infer_grid),
                       tuple(said.get('scales', [1.])), bool(said.get('flip', False)), card=dict(step=last.parent.name))
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #a4b2fe08
@@ -73,7 +76,7 @@ def _digest(path):
     "Sixteen letters for the weights that a run or a file holds"
     path = Path(path)
     file = path if path.is_file() else path/'model.spml' if (path/'model.spml').is_file() else _last_head(path)
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16] if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()[:16]
+    return hashlib.sha256(read_bytes(file)).hexdigest()[:16]
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #d6d39b20
 def _matched(word):
@@ -82,10 +85,15 @@ def _matched(word):
     if path.is_dir(): return [*images_by_name(path).values()]
     if is_there(path): return [path]
     found = [Path(p) for p in sorted(glob.glob(str(word), recursive=True)) if os.path.isfile(p)]
-    if not found: raise SpmlError(f"{word}: no such file or folder{', and nothing matches it' if glob.has_magic(str(word)) else ''}")
+    if not found:
+        raise SpmlError(f"{word}: no such file or "
+                        f"folder{', and nothing matches it' if glob.has_magic(str(word)) else ''}")
     kept = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not kept: raise SpmlError(f"{word}: none of the {len(found)} files that match is a picture; known suffixes are {sorted(IMAGE_SUFFIXES)}{foreign_among(found)}")
-    if foreign := foreign_among([p for p in found if p not in kept]): warn(f"{word}: some pictures are left out{foreign}")
+    if not kept:
+        raise SpmlError(f"{word}: none of the {len(found)} files that match is a picture; known suffixes are "
+                        f"{sorted(IMAGE_SUFFIXES)}{foreign_among(found)}")
+    if foreign := foreign_among([p for p in found if p not in kept]):
+        warn(f"{word}: some pictures are left out{foreign}")
     return kept
 
 def picture_files(
@@ -100,7 +108,9 @@ def picture_files(
         found = {}
         for p in paths:
             name = name_of(p.absolute(), above)
-            if name in found: raise SpmlError(f"{p}: another picture has the same name, {found[name]}; label maps are named as pictures, without ending: rename one, or label them one after the other")
+            if name in found:
+                raise SpmlError(f"{p}: another picture has the same name, {found[name]}; label maps are named as "
+                                f"pictures, without ending: rename one, or label them one after the other")
             found[name] = p
     inner = Path(out).resolve() if out else None
     return {n: p for n, p in found.items() if inner is None or inner not in p.resolve().parents}
@@ -123,15 +133,20 @@ class Wanted:
 
     def __post_init__(self):
         if self.by not in ('head', 'retrieval'): raise SpmlError(f"by '{self.by}': head or retrieval is wanted")
-        if self.explain and self.by != 'retrieval': raise SpmlError("explain tells which training segments voted, and the head asks none: take by='retrieval' (--by retrieval)")
-        if self.scales is not None and not (len(self.scales) and all(.1 <= s <= 10 for s in self.scales)): raise SpmlError(f"scales {list(self.scales)}: relative sizes from 0.1 to 10 are wanted")
+        if self.explain and self.by != 'retrieval':
+            raise SpmlError("explain tells which training segments voted, and the head asks none: take by='retrieval' "
+                            "(--by retrieval)")
+        if self.scales is not None and not (len(self.scales) and all(.1 <= s <= 10 for s in self.scales)):
+            raise SpmlError(f"scales {list(self.scales)}: relative sizes from 0.1 to 10 are wanted")
         if self.window is not None and self.window < 32: raise SpmlError(f"window {self.window}: at least 32 pixels")
 
 def _files(out, name, wanted):
     "What is written of a picture; the label map comes last"
-    kinds = dict(overlay=('overlays', '.jpg'), confidence=('confidence', '.png'), probabilities=('probabilities', '.npz'))
+    kinds = dict(overlay=('overlays', '.jpg'), confidence=('confidence', '.png'),
+                 probabilities=('probabilities', '.npz'))
     files = {k: inside(out/folder, name, end) for k, (folder, end) in kinds.items() if getattr(wanted, k)}
-    if wanted.explain: files |= dict(votes=inside(out/'witnesses', name, '.csv'), segments=inside(out/'segments', name, '.png'))
+    if wanted.explain:
+        files |= dict(votes=inside(out/'witnesses', name, '.csv'), segments=inside(out/'segments', name, '.png'))
     return files | dict(labels=inside(out/'labels', name, '.png'))
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #210a6721
@@ -159,12 +174,14 @@ def label_picture(
     maps = model.scores(seen, wanted.by, crf=wanted.crf, **view)
     labels = resize(maps.argmax(0).byte().cpu().numpy(), image.shape[:2])
     if 'overlay' in files:
-        with atomic_path(files['overlay']) as tmp: Image.fromarray(overlay(image, labels, model.classes)).save(tmp, 'JPEG', quality=90)
+        with atomic_path(files['overlay']) as tmp:
+            Image.fromarray(overlay(image, labels, model.classes)).save(tmp, 'JPEG', quality=90)
     if 'confidence' in files:
         sure = (255*maps.amax(0).clamp(0, 1)).round().byte().cpu().numpy()
         with atomic_path(files['confidence']) as tmp: Image.fromarray(resize(sure, image.shape[:2])).save(tmp, 'PNG')
     if 'probabilities' in files:
-        with atomic_path(files['probabilities']) as tmp, open(tmp, 'wb') as f: np.savez(f, scores=maps.cpu().numpy().astype(np.float16), classes=np.array(model.classes.names))
+        with atomic_path(files['probabilities']) as tmp, open(tmp, 'wb') as f:
+            np.savez(f, scores=maps.cpu().numpy().astype(np.float16), classes=np.array(model.classes.names))
     if wanted.explain:
         segments, votes = model.witnesses(seen, **view)
         with atomic_path(files['votes']) as tmp: votes.round({'similarity': 4}).to_csv(tmp, index=False)
@@ -201,7 +218,8 @@ def _todo(out, pictures, wanted):
         files = _files(out, name, wanted)
         known = done.get(name) if is_there(files['labels']) else None
         if known and is_there(path) and known['print'] != _fingerprint(path):
-            raise SpmlError(f"{files['labels']}: the label map of another picture, or of an earlier {path}; delete it, or choose another folder")
+            raise SpmlError(f"{files['labels']}: the label map of another picture, or of an earlier {path}; delete it, "
+                            f"or choose another folder")
         if not (known and all(map(is_there, files.values())) and holds_ids(files['labels'])): todo[name] = path
     return todo
 
@@ -214,7 +232,9 @@ def _start_worker(model_path, device, own_code, threads, out, wanted):
 
 def _attempt(model, name, path, out, wanted):
     "What is to be recorded, or what is wrong with the picture"
-    try: return dict(name=name, file=Path(path).name, print=_fingerprint(path)) | label_picture(model, path, name, out, wanted)
+    try:
+        said = dict(name=name, file=Path(path).name, print=_fingerprint(path))
+        return said | label_picture(model, path, name, out, wanted)
     except SpmlError as e: return str(e)
 
 def _at_worker(name, path): return name, _attempt(_worker['model'], name, path, _worker['out'], _worker['wanted'])
@@ -225,11 +245,15 @@ def _in_processes(todo, workers, given):
     with ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (*given[:3], threads, *given[3:])) as pool:
         try:
             for f in as_completed([pool.submit(_at_worker, n, p) for n, p in todo.items()]): yield f.result()
-        except BrokenProcessPool: raise RunFailed("a process died, perhaps for want of memory; what is done stays: the same command goes on, with fewer --workers") from None
+        except BrokenProcessPool:
+            raise RunFailed("a process died, perhaps for want of memory; what is done stays: the same command goes on, "
+                            "with fewer --workers") from None
         finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #25e2a0d0
-def _span(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+def _span(seconds):
+    if seconds < 90: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
 def _each(model, todo, out, wanted, workers, given, say):
     "(name, record or error) of every picture; how long all will take is told after the first"
@@ -239,7 +263,9 @@ def _each(model, todo, out, wanted, workers, given, say):
         yield name, _attempt(model, name, todo[name], out, wanted)
         took, left = time.perf_counter() - start, names[i + 1:]
         if i: continue
-        if left: say(f"{took:.2g} s for the first; about {_span(took*len(left)/max(1, workers))} for {len(left)} more, if they are like it")
+        if left:
+            say(f"{took:.2g} s for the first; about {_span(took*len(left)/max(1, workers))} for {len(left)} more, if "
+                f"they are like it")
         if workers > 1 and len(left) > 1: yield from _in_processes({n: todo[n] for n in left}, workers, given); return
 
 def predict_pictures(
@@ -258,21 +284,25 @@ def predict_pictures(
     say = tqdm.write if progress else lambda text: None
     out, device = Path(out), named_device(device) if device else chosen_device()
     model, pictures = run_model(model_path, device, own_code), picture_files([*images], out)
-    if wanted.by == 'retrieval' and model.index is None: model.scores(np.zeros((32, 32, 3), np.uint8), 'retrieval') # refuses
+    if wanted.by == 'retrieval': model.segments() # refused now, not at the first picture
     if not dry: _claim(out, model, model_path, wanted)
     todo = _todo(out, pictures, wanted)
     say(f"{model!r}\n{len(pictures)} pictures, {len(pictures) - len(todo)} of them done")
     if dry: return {}
     failed, given = [], (str(model_path), str(device), own_code, out, wanted)
-    for name, said in tqdm(_each(model, todo, out, wanted, workers, given, say), 'labelling', len(todo), disable=not progress or not todo):
+    for name, said in tqdm(_each(model, todo, out, wanted, workers, given, say), 'labelling', len(todo),
+                           disable=not progress or not todo):
         if isinstance(said, dict): _record(out, said)
         else: failed.append(said)
-    if failed: raise SpmlError(f"{len(failed)} of {len(pictures)} pictures could not be labelled, the others are in {out}: {'; '.join(failed[:5])}")
+    if failed:
+        raise SpmlError(f"{len(failed)} of {len(pictures)} pictures could not be labelled, the others are in {out}: "
+                        f"{'; '.join(failed[:5])}")
     return {name: inside(out/'labels', name, '.png') for name in pictures}
 
 def _claim(out, model, model_path, wanted):
     "Take the folder, for this model and this way"
-    how = {k: v for k, v in asdict(wanted).items() if k in ('by', 'size', 'scales', 'flip', 'window', 'crf') + ('k',)*(wanted.by == 'retrieval')}
+    deciding = ('by', 'size', 'scales', 'flip', 'window', 'crf') + ('k',)*(wanted.by == 'retrieval')
+    how = {k: v for k, v in asdict(wanted).items() if k in deciding}
     claim_folder(out, dict(kind='label maps', model=_digest(model_path), classes=list(model.classes.names)) | how)
     with atomic_path(out/'classes.txt') as tmp: tmp.write_text('\n'.join(model.classes.names) + '\n', encoding='utf-8')
 
@@ -297,7 +327,8 @@ def contact_sheet(
         x, y = i % columns*(2*side + 12), i//columns*(side + line + 6)
         ids = read_index_png(labels[name])
         found[np.unique(ids)] = True
-        image, coloured = _thumb(read_image(path), side, Image.BILINEAR), _thumb(classes.colour(ids), side, Image.NEAREST)
+        image = _thumb(read_image(path), side, Image.BILINEAR)
+        coloured = _thumb(classes.colour(ids), side, Image.NEAREST)
         sheet.paste(image, (x, y + line)); sheet.paste(coloured, (x + side + 2, y + line))
         draw.text((x, y), ascii(name)[1:-1][-40:], 'black')
     x, y = 0, sheet.height - line
@@ -314,40 +345,56 @@ def _write_sheets(out, pictures, made, classes, each=24):
     parts = [names[i:i + each] for i in range(0, len(names), each)]
     for k, part in enumerate(parts, 1):
         path = out/('sheet.jpg' if len(parts) == 1 else f'sheet_{k}.jpg')
-        with atomic_path(path) as tmp: contact_sheet({n: pictures[n] for n in part}, made, classes).save(tmp, 'JPEG', quality=90)
+        with atomic_path(path) as tmp:
+            contact_sheet({n: pictures[n] for n in part}, made, classes).save(tmp, 'JPEG', quality=90)
     return [out/'sheet.jpg'] if len(parts) == 1 else [out/f'sheet_{k + 1}.jpg' for k in range(len(parts))]
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #41d716a5
 def _predict(args):
-    wanted = Wanted(args.by, args.size, args.scales and tuple(args.scales), args.flip, args.window, args.k, args.crf, args.overlay, args.confidence, args.probabilities, args.explain)
-    made = predict_pictures(args.model, args.images, args.out, wanted, args.workers, args.device, args.own_code, dry=args.dry)
+    wanted = Wanted(args.by, args.size, args.scales and tuple(args.scales), args.flip, args.window, args.k, args.crf,
+                    args.overlay, args.confidence, args.probabilities, args.explain)
+    made = predict_pictures(args.model, args.images, args.out, wanted, args.workers, args.device, args.own_code,
+                            dry=args.dry)
     if args.dry: return print('nothing is written (--dry)')
     print(f"{len(made)} label maps are in {args.out/'labels'}")
     if args.sheet:
-        sheets = _write_sheets(args.out, picture_files(args.images, args.out), made, Classes(tuple(read_json(args.out/'settings.json')['classes'])))
+        sheets = _write_sheets(args.out, picture_files(args.images, args.out), made,
+                               Classes(tuple(read_json(args.out/'settings.json')['classes'])))
         print('contact sheet:', *sheets)
 
 def _side(text): return 0 if text == 'full' else whole_number(1)(text)
 
 def _parser():
-    p = command_parser('spml_predict', "Label new pictures with a finished run: a palette PNG of class ids for each, of its size. A second call makes only what is missing.",
+    p = command_parser('spml_predict', "Label new pictures with a finished run: a palette PNG of class ids for each, "
+                       "of its size. A second call makes only what is missing.",
                        "spml_predict runs/mine photos --out labelled --overlay --sheet")
     p.add_argument('model', type=Path, metavar='RUN_OR_MODEL', help="folder of a finished run, or its model.spml")
-    p.add_argument('images', nargs='+', metavar='IMAGES', help="picture files, folders of them, or patterns in quotes, such as 'photos/*.jpg'")
-    p.add_argument('--out', type=Path, required=True, metavar='DIR', help="folder of the results, new, empty, or of the same model and options: labels/, classes.txt and what else is asked for")
-    p.add_argument('--by', choices=['head', 'retrieval'], default='head', help="who labels: the network's head (default), or the nearest training segments")
+    p.add_argument('images', nargs='+', metavar='IMAGES', help="picture files, folders of them, or patterns in quotes, "
+                   "such as 'photos/*.jpg'")
+    p.add_argument('--out', type=Path, required=True, metavar='DIR', help="folder of the results, new, empty, or of "
+                   "the same model and options: labels/, classes.txt and what else is asked for")
+    p.add_argument('--by', choices=['head', 'retrieval'], default='head', help="who labels: the network's head "
+                   "(default), or the nearest training segments")
     p.add_argument('--crf', action='store_true', help="borders by the CRF")
-    p.add_argument('--size', type=_side, metavar='PIXELS', help="longer side to which larger pictures are reduced (default: as in training); full: as they are, for which --window is meant")
-    p.add_argument('--window', type=whole_number(32), metavar='PIXELS', help="see a larger picture in windows of this side: memory for the network stays the same, whatever the picture's size")
-    p.add_argument('--scales', type=float, nargs='+', metavar='RATIO', help="relative sizes at which a picture is seen, averaged (default: those of the run)")
-    p.add_argument('--flip', action=argparse.BooleanOptionalAction, help="see its mirror image too (default: as the run)")
-    p.add_argument('--k', type=whole_number(1), default=20, metavar='N', help="training segments that vote, for --by retrieval (default 20)")
+    p.add_argument('--size', type=_side, metavar='PIXELS', help="longer side to which larger pictures are reduced "
+                   "(default: as in training); full: as they are, for which --window is meant")
+    p.add_argument('--window', type=whole_number(32), metavar='PIXELS', help="see a larger picture in windows of this "
+                   "side: memory for the network stays the same, whatever the picture's size")
+    p.add_argument('--scales', type=float, nargs='+', metavar='RATIO', help="relative sizes at which a picture is "
+                   "seen, averaged (default: those of the run)")
+    p.add_argument('--flip', action=argparse.BooleanOptionalAction, help="see its mirror image too (default: as the "
+                   "run)")
+    p.add_argument('--k', type=whole_number(1), default=20, metavar='N', help="training segments that vote, for --by "
+                   "retrieval (default 20)")
     p.add_argument('--overlay', action='store_true', help="overlays/: the pictures with their labels in colour")
     p.add_argument('--confidence', action='store_true', help="confidence/: grey PNGs, how sure the winner is, 0 to 255")
-    p.add_argument('--probabilities', action='store_true', help="probabilities/: scores of all classes, .npz, at the size at which the picture was seen")
-    p.add_argument('--explain', action='store_true', help="witnesses/: which training segments voted, for --by retrieval")
+    p.add_argument('--probabilities', action='store_true', help="probabilities/: scores of all classes, .npz, at the "
+                   "size at which the picture was seen")
+    p.add_argument('--explain', action='store_true', help="witnesses/: which training segments voted, for --by "
+                   "retrieval")
     p.add_argument('--sheet', action='store_true', help="sheet.jpg: all pictures beside their labels")
-    p.add_argument('--workers', type=whole_number(0), default=0, metavar='N', help="processes, each with the model (default 0: this one)")
+    p.add_argument('--workers', type=whole_number(0), default=0, metavar='N', help="processes, each with the model "
+                   "(default 0: this one)")
     p.add_argument('--device', **DEVICE_OPTION)
     p.add_argument('--own-code', action='store_true', help="the model's backbone is code of your own: import it")
     p.add_argument('--dry', action='store_true', help="only tell what is to do")

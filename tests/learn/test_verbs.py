@@ -90,7 +90,7 @@ def test_freeze_of_a_second_head_and_of_a_tag_learner(learn):
 
 
 def test_fine_tune_keeps_the_multipliers():
-    learn, seen = make(), []
+    learn = make()
     with redirect_stdout(io.StringIO()), learn.no_bar():
         learn.fine_tune(1, 1e-3)
     rates = [h["lr"] for h in learn.opt.hypers]

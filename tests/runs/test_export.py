@@ -1,6 +1,5 @@
 "A network for other programs and labels for other trainers: equal numbers, right layouts, nothing written over."
 import json
-import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,9 +10,7 @@ from safetensors.torch import load_file
 
 from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.files import read_index_png, write_index_png, write_json
-from spml_kit.data.formats import read_annotation
 from spml_kit.data.images import SceneSet, VocSet
-from spml_kit.data.importers import import_annotations
 from spml_kit.infer.bundle import LabelModel, architecture, create_network, save_model
 from spml_kit.infer.scores import head_scores
 from spml_kit.method.nets import DepthwiseDilated
@@ -27,7 +24,7 @@ TABLE = SceneSet(1).classes
 
 @pytest.fixture(scope="module", params=["aspp", "psp"])
 def model(request):
-    recipe = RECIPES["small"].but(embed=dict(pretrained=False, head=request.param))
+    recipe = RECIPES["small"].but(embed=dict(backbone="mobilenetv3_small_050", pretrained=False, head=request.param))
     torch.manual_seed(0)
     net = create_network(architecture(recipe), len(TABLE))
     assert any(type(m) is DepthwiseDilated for m in net.modules())

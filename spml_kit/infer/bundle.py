@@ -126,6 +126,7 @@ def segments(self:LabelModel)->SegmentIndex:
                         "repeat the command of the run, which leaves them in model.spml and repeats nothing else")
     return self.index
 
+# %% ../../nbs/api/infer/79_bundle.ipynb #2132ea10
 @patch
 def scores(self:LabelModel,
     image,           # (h,w,3) uint8, or what `as_image` takes; seen at this size

@@ -92,6 +92,7 @@ def show_batch(self:BatchLoader,
             for x, y, r in zip(image[:max_n], labels, regions)]
     show_rows(rows, ['image', 'labels', 'regions'], **kwargs)
 
+# %% ../../nbs/api/learn/62a_verbs.ipynb #f8a47709
 @patch
 def __repr__(self:BatchLoader):
     said = getattr(self.dataset, 'annotation', 'masks')

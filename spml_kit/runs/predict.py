@@ -268,6 +268,7 @@ def _each(model, todo, out, wanted, workers, given, say):
                 f"they are like it")
         if workers > 1 and len(left) > 1: yield from _in_processes({n: todo[n] for n in left}, workers, given); return
 
+# %% ../../nbs/api/runs/96a_predict.ipynb #d9dbbe6c
 def predict_pictures(
     model_path, # folder of a finished run, or a model.spml
     images,     # files, folders and patterns, a list
@@ -339,6 +340,7 @@ def contact_sheet(
         x += 24 + round(draw.textlength(word))
     return sheet
 
+# %% ../../nbs/api/runs/96a_predict.ipynb #a97e0bbf
 def _write_sheets(out, pictures, made, classes, each=24):
     "sheet.jpg, or sheet_1.jpg and so on"
     names = [*pictures]
@@ -364,6 +366,7 @@ def _predict(args):
 
 def _side(text): return 0 if text == 'full' else whole_number(1)(text)
 
+# %% ../../nbs/api/runs/96a_predict.ipynb #5aacf267
 def _parser():
     p = command_parser('spml_predict', "Label new pictures with a finished run: a palette PNG of class ids for each, "
                        "of its size. A second call makes only what is missing.",
@@ -400,6 +403,7 @@ def _parser():
     p.add_argument('--dry', action='store_true', help="only tell what is to do")
     return p
 
+# %% ../../nbs/api/runs/96a_predict.ipynb #f7439e10
 def spml_predict(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code

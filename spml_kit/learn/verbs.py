@@ -110,8 +110,8 @@ def check_loaders(
     train = getattr(dls, 'train', None)
     if isinstance(train, TfmdDL) or not hasattr(dls, 'c') or not hasattr(dls, 'classes'):
         raise SpmlError(f"{type(dls).__name__}: these batches hold images and masks, and a learner of the kit wants "
-                        f"(image, labels, regions, tags): `weak_dls(WeakSet(images, annotation), valid)` makes such loaders, with "
-                        f"annotation='full' of masks")
+                        f"(image, labels, regions, tags): `weak_dls(WeakSet(images, annotation), valid)` makes such "
+                        f"loaders, with annotation='full' of masks")
 
 class KitLearner(Learner):
     "A fastai Learner whose verbs know the kit's batches"

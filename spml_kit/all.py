@@ -73,6 +73,7 @@ from .infer.crf_loss import *
 from .infer.views import *
 from .infer.scores import *
 from .infer.pseudo import *
+from .infer.bundle import *
 from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *
@@ -81,6 +82,8 @@ from .runs.sweep import *
 from .runs.tables import *
 from .runs.captions import *
 from .runs.cli import *
+from .runs.predict import *
+from .runs.export import *
 from .look.plot import *
 from .look.explain import *
 from .look.widgets import *

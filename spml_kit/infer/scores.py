@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Scorer', 'stream_head', 'head_scores', 'predict_head', 'stream_segments', 'image_segments', 'majority_labels',
-           'training_index', 'stream_retrieval', 'retrieval_scores', 'predict_retrieval', 'stream_predictions', 'score']
+           'training_index', 'stream_retrieval', 'retrieval_scores', 'predict_retrieval', 'retrieval_witnesses',
+           'stream_predictions', 'score']
 
 # %% ../../nbs/api/infer/77_scores.ipynb #bd683e9c
 from collections.abc import Callable
@@ -38,8 +39,8 @@ def stream_head(
 ): # iterator: (C,H,W) probabilities of each image, in order
     "Class probabilities of many images by the head"
     images, ahead = tee(map(as_image, images))
-    for image, seen in zip(images, stream_views(model, ahead, views(scales, flip), crop, mirror, bs=bs,
-                                                   enlarged=enlarged)):
+    seen_of = stream_views(model, ahead, views(scales, flip), crop, mirror, bs=bs, embedding=False, enlarged=enlarged)
+    for image, seen in zip(images, seen_of):
         yield sum(resize_maps(logits, image.shape[:2]).softmax(0) for _, logits in seen)/len(seen)
 
 def head_scores(
@@ -183,6 +184,23 @@ def predict_retrieval(
 )->np.ndarray: # (H,W) uint8 class ids
     "Label map by retrieval"
     return retrieval_scores(model, image, index, n_classes, **kwargs).argmax(0).byte().cpu().numpy()
+
+# %% ../../nbs/api/infer/77_scores.ipynb #9894e986
+@torch.no_grad()
+def retrieval_witnesses(
+    model:SegNet,     # embedding network
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
+    index:SegmentIndex, # of the training set
+    k:int=20,         # neighbours that vote
+    scales:tuple=(1.,), # relative sizes
+    flip:bool=False,  # each also mirrored?
+    grid:tuple=(12, 12), # k-means clusters down and across
+    crop:int=None,    # side of sliding windows
+): # iterator: of each view (scale, flip), (h,w) segment of each pixel, (M,k) similarity, (M,k) place in the index
+    "Training segments that vote, view by view"
+    looks = views(scales, flip)
+    for look, (own, mu) in zip(looks, _stream_both(model, [image], looks, grid, crop, None)):
+        yield look, own, *index.nearest(mu, k)
 
 # %% ../../nbs/api/infer/77_scores.ipynb #7b10a011
 Scorer = Callable # (H,W,3) uint8 image -> (C,H,W) scores, >= 0, the larger the surer

@@ -43,13 +43,15 @@ def swap_sides(
     return maps if mirror is None else maps[torch.as_tensor(mirror[:len(maps)].astype(np.int64), device=maps.device)]
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f5a1
-def _forward(model, x, head, enlarged=False):
-    "Unit embedding and logits (None without `head`) at the size of x (B,3,H,W)"
+def _forward(model, x, head, embedding=True, enlarged=False):
+    "Unit embedding (None without `embedding`) and logits (None without `head`) at the size of x (B,3,H,W)"
     up = lambda o: F.interpolate(o.float(), x.shape[-2:], mode='bilinear', align_corners=False)
     if not head: return unit(up(model.embed(x)), 1), None
-    if enlarged: return (v := unit(up(model.embed(x)), 1)), model.head(v).float()
+    if enlarged:
+        v = unit(up(model.embed(x)), 1)
+        return v if embedding else None, model.head(v).float()
     emb, logits = model(x)
-    return unit(up(emb), 1), up(logits)
+    return unit(up(emb), 1) if embedding else None, up(logits)
 
 def _shown(model, image, scale, flip, crop):
     "What the network is shown of a view: (3,H,W) with the mean colour around it; the size of the view in it"
@@ -63,17 +65,18 @@ def _shown(model, image, scale, flip, crop):
     pad = [(max(n, least) if crop else math.ceil(n/least)*least) - n for n in (h, w)]
     return (F.pad(x - mean, (0, pad[1], 0, pad[0])) + mean)[0], (h, w)
 
-def _windows(model, x, head, crop, enlarged=False):
+def _windows(model, x, head, crop, embedding=True, enlarged=False):
     "As `_forward`, from windows that overlap: the mean direction and the mean of the logits"
     sums, count = None, x.new_zeros(1, 1, *x.shape[-2:])
     for y in window_ends(crop, crop, x.shape[-2]):
         for z in window_ends(crop, crop, x.shape[-1]):
             at = (..., slice(y - crop, y), slice(z - crop, z))
-            outs = [o for o in _forward(model, x[at], head, enlarged) if o is not None]
-            if sums is None: sums = [o.new_zeros(*o.shape[:2], *x.shape[-2:]) for o in outs]
-            for s, o in zip(sums, outs): s[at] += o
+            outs = _forward(model, x[at], head, embedding, enlarged)
+            if sums is None: sums = [o if o is None else o.new_zeros(*o.shape[:2], *x.shape[-2:]) for o in outs]
+            for s, o in zip(sums, outs):
+                if o is not None: s[at] += o
             count[at] += 1
-    return unit(sums[0], 1), sums[1]/count if head else None
+    return unit(sums[0], 1) if embedding or not head else None, sums[1].div_(count) if head else None
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f53b
 def alike(
@@ -98,7 +101,7 @@ def _cut(v, logits, size, flip, mirror):
     "A view without what stands around it, mirrored back"
     v, logits = (o if o is None else o[:, :size[0], :size[1]] for o in (v, logits))
     if not flip: return v, logits
-    return v.flip(-1), logits if logits is None else swap_sides(logits.flip(-1), mirror)
+    return v if v is None else v.flip(-1), logits if logits is None else swap_sides(logits.flip(-1), mirror)
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f53a
 def views(
@@ -118,8 +121,11 @@ def stream_views(
     mirror:np.ndarray=None, # class ids as a mirror image has them (`Classes.mirrored`); None: the same
     head:bool=True,     # logits too? the embedding alone is quicker
     bs:int=None,        # views held at a time, >= 1; of these, one padded size is one batch. None: 1 (CPU), 16 (GPU)
+    embedding:bool=True, # the embedding too? the logits alone take less memory
     enlarged:bool=False, # does the head see the embedding enlarged to the image, as in the release, or as in training?
-): # iterator: of each image, in order, a list with (D,h,w) unit embedding and (C,h,w) logits (or None) of each view
+# iterator: of each image, in order, a list with (D,h,w) unit embedding (or None) and (C,h,w) logits (or None) of each
+# view
+):
     "The views of many images, through the network in batches"
     model.eval()
     bs = views_at_once(model, bs)
@@ -131,8 +137,9 @@ def stream_views(
         seen = {}
         for same in alike(shown, lambda o: o[0].shape):
             for part in chunked(same, bs):
-                v, logits = forward(model, torch.stack([shown[i][0] for i in part]), head=head)
-                for j, i in enumerate(part): seen[i] = _cut(v[j], logits[j] if head else None, *shown[i][1:], mirror)
+                v, logits = forward(model, torch.stack([shown[i][0] for i in part]), head=head, embedding=embedding)
+                for j, i in enumerate(part):
+                    seen[i] = _cut(*(o if o is None else o[j] for o in (v, logits)), *shown[i][1:], mirror)
         yield from chunked((seen.pop(i) for i in range(len(shown))), len(looks))
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f53e

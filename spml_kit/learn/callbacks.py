@@ -96,13 +96,14 @@ class LossCB(Callback):
 class HistoryCB(Callback):
     "One row per round in `learn.history`: steps, mean loss, its parts, metrics"
     order, far = 55, 10 # a loss so many times that of the first step is called diverged
-    def after_create(self): self.learn.history = []
+    def after_create(self): self.learn.history, self.losses = [], []
     def before_train(self): self.losses = []
     def after_batch(self):
         if self.training: self.losses.append(self.loss.detach())
 
     def after_epoch(self):
-        if self.epoch < len(self.learn.history): return # a round that a resumed run skips
+        # a round that a resumed run skips, or `validate` alone
+        if self.epoch < len(self.learn.history) or not self.losses: return
         row = dict(round=self.epoch, steps=(self.epoch + 1)*len(self.dls.train),
                    loss=float(all_mean(torch.stack(self.losses).mean())))
         begun = self.learn.history[0]['loss'] if self.learn.history else float(self.losses[0])

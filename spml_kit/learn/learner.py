@@ -25,6 +25,7 @@ from .distributed import ProcessesCB, rank
 from .losses import CrossEntropy, MultiTermLoss, SpmlLoss
 from .callbacks import HistoryCB, LossCB, MeanIoU, TermMetric, ScheduleCB
 from .checkpoint import CheckpointCB, load_run, read_run
+from .verbs import KitLearner, check_loaders
 
 # %% ../../nbs/api/learn/63_learner.ipynb #cc92cb15
 def spml_splitter(
@@ -76,11 +77,12 @@ def kit_learner(
     **kwargs,        # further arguments of `Learner`
 )->Learner:
     "The Learner of every system of the kit: its losses, history, weight decay (none on biases) and settings"
+    check_loaders(dls)
     groups = len(splitter(model))
     if len(recipe.multipliers) != groups:
         raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} "
                         f"groups of parameters")
-    learn = Learner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter, path=path,
+    learn = KitLearner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter, path=path,
                     metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics], cbs=[LossCB(), HistoryCB()],
                     wd=[0 if k % 2 else recipe.wd for k in range(groups)], wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
@@ -116,6 +118,7 @@ def spml_learner(
     "A fastai Learner for weak labels"
     if not isinstance(method, MultiTermLoss) and method not in ('spml', 'cross_entropy'):
         raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
+    check_loaders(dls)
     seed_everything(seed)
     model = create_model(recipe, dls.c, detach=method == 'spml')
     if isinstance(method, MultiTermLoss): loss = method

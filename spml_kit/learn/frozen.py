@@ -151,6 +151,7 @@ def window(self:FeatureCache,
             out.append(F.pad(m, (0, n - m.shape[2], 0, n - m.shape[1])))
     return out
 
+# %% ../../nbs/api/learn/65_frozen.ipynb #b0d70012
 def grid_window(
     sample:Sample, # of any size
     rng,           # NumPy generator

@@ -154,6 +154,7 @@ def answers(
     asking.join(seconds)
     return bool(heard)
 
+# %% ../../nbs/api/method/38_weights.ipynb #b0a70014
 def check_download(
     name:str, # timm name, whose weights are not here, or hf-hub:owner/name
 ):

@@ -25,7 +25,7 @@ from ..files import write_index_png, write_json
 from ..data.exporters import coco_json, to_drawing
 from ..data.sources import named_source
 from ..infer.bundle import LabelModel
-from ..method.nets import DepthwiseDilated
+from ..method.backbones import DepthwiseDilated
 from .cli import command_parser, finish_command
 from .experiment import RunFailed, find_notebook, notebook_parameters
 from .predict import run_model

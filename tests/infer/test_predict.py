@@ -351,7 +351,7 @@ def test_masks_stay_closed(net):
 def test_windows_reach_what_walks(net, monkeypatch):
     "The start from segments looks through the same windows as the walk"
     seen, real = [], room._windows
-    monkeypatch.setattr(room, "_windows", lambda model, x, head, embedding, crop: seen.append((tuple(x.shape), crop)) or real(model, x, head, embedding, crop))
+    monkeypatch.setattr(room, "_windows", lambda model, x, head, crop, **how: seen.append((tuple(x.shape), crop)) or real(model, x, head, crop, **how))
     weak = WeakSet(scenes := SceneSet(1, size=64), lambda i: sparse(scenes, i))
     pseudo_labels(net, weak, progress=False, start="nearest", grid=(3, 3), steps=2, crop=32)
     assert seen == [((1, 3, 64, 64), 32)]*2 # the image and its mirror, once each

@@ -13,7 +13,7 @@ from spml_kit.files import read_index_png, write_index_png, write_json
 from spml_kit.data.images import SceneSet, VocSet
 from spml_kit.infer.bundle import LabelModel, architecture, create_network, save_model
 from spml_kit.infer.scores import head_scores
-from spml_kit.method.nets import DepthwiseDilated
+from spml_kit.method.backbones import DepthwiseDilated
 from spml_kit.method.recipes import RECIPES
 from spml_kit.runs.export import LAYOUTS, ProbabilityNet, export_labels, export_network, plain_convolutions, spml_export
 

@@ -26,7 +26,7 @@ from .retrieval import SegmentIndex
 from .scores import head_scores, retrieval_scores, retrieval_witnesses
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #1ded2d34
-_NETWORKS = 'EmbedNet', 'paper_deeplab', 'paper_pspnet'
+_NETWORKS = 'EmbedNet', 'FrozenNet', 'paper_deeplab', 'paper_pspnet'
 _ORIGIN = 'pretrained', 'weights' # of an embedding network's arguments: where it starts from, not what it is
 # of `timm.create_model`: what leads to other files
 _LEADS = 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only'
@@ -64,7 +64,7 @@ def create_network(
     "The network of an architecture"
     _check_architecture(said, where, own_code)
     make = getattr(nets, said['network'])
-    known = inspect.signature(make).parameters
+    known = inspect.signature(nets.EmbedNet if make is nets.FrozenNet else make).parameters
     origin = {k: v for k, v in dict(pretrained=False, weights=None).items() if k in known}
     try:
         embed = make(dim=said['dim'], **{k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()},

@@ -196,10 +196,11 @@ def retrieval_witnesses(
     flip:bool=False,  # each also mirrored?
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None,    # side of sliding windows
+    canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
 ): # iterator: of each view (scale, flip), (h,w) segment of each pixel, (M,k) similarity, (M,k) place in the index
     "Training segments that vote, view by view"
     looks = views(scales, flip)
-    for look, (own, mu) in zip(looks, _stream_both(model, [image], looks, grid, crop, None)):
+    for look, (own, mu) in zip(looks, _stream_both(model, [image], looks, grid, crop, None, canvas)):
         yield look, own, *index.nearest(mu, k)
 
 # %% ../../nbs/api/infer/77_scores.ipynb #7b10a011

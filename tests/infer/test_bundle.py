@@ -63,6 +63,14 @@ def test_what_comes_back_labels_the_same(model, file, by, size):
     assert torch.equal(again.index.row, model.index.row)
 
 
+@pytest.mark.parametrize("network, backbone", [("FrozenNet", "mobilenetv3_small_050"), ("EmbedNet", "vit_tiny_patch16_224"), ("FrozenNet", "vit_tiny_patch16_224")])
+def test_every_network_comes_back(network, backbone, tmp_path):
+    recipe = RECIPE.but(network=network, embed=dict(backbone=backbone, pretrained=False))
+    model, image = LabelModel(net_of(recipe), TABLE, architecture(recipe), size=64), photo(64, 50)
+    save_model(tmp_path / "model.spml", model)
+    assert torch.equal(load_model(tmp_path / "model.spml").scores(image), model.scores(image))
+
+
 def test_it_labels_as_the_functions_do(model):
     image = photo(80, 72)
     view = dict(scales=(1., .5), flip=True, mirror=TABLE.mirrored)

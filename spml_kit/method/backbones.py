@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_RESNET', 'CAN_SERVE', 'DepthwiseDilated', 'on_grid', 'Neck', 'Pyramid', 'parameters_upto', 'AdaptedNet',
-           'colours_of', 'create_backbone', 'CheckpointedBlocks', 'checkpoint_blocks']
+           'image_norm', 'create_backbone', 'CheckpointedBlocks', 'checkpoint_blocks']
 
 # %% ../../nbs/api/method/39_backbones.ipynb #b0b70004
 from contextlib import contextmanager, nullcontext
@@ -290,7 +290,7 @@ def _of_timm(name, output_stride, download, kwargs):
     raise SpmlError(f"backbone '{name}': it cannot be made with output_stride {output_stride} nor without, as a "
                     f"network of feature maps ({type(unknown).__name__}: {unknown}); {CAN_SERVE}")
 
-def colours_of(
+def image_norm(
     backbone, # its name, or the module itself
     net:nn.Module, # what was made of it
 )->tuple: # mean and deviation that the images of its weights had, three numbers each

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core import SpmlError
 from ..pictures import as_image
-from .backbones import (CAN_SERVE, PAPER_RESNET, AdaptedNet, Pyramid, checkpoint_blocks, colours_of,
+from .backbones import (CAN_SERVE, PAPER_RESNET, AdaptedNet, Pyramid, checkpoint_blocks, image_norm,
                                          create_backbone, parameters_upto)
 
 # %% ../../nbs/api/method/40_nets.ipynb #5a28a3aa
@@ -127,7 +127,7 @@ class BackboneNet(nn.Module):
         self.precision = precision
         if checkpointing: checkpoint_blocks(self.backbone, not freeze_bn)
         if compiled: self.compile()
-        for name, colours in zip(('mean', 'std'), colours_of(backbone, self.backbone)):
+        for name, colours in zip(('mean', 'std'), image_norm(backbone, self.backbone)):
             self.register_buffer(name, torch.tensor(colours).view(3, 1, 1), persistent=False)
 
     def train(self, mode=True):

@@ -14,7 +14,7 @@ from torch import nn
 from spml_kit.cams.classifier import TagNet, class_maps, tag_splitter
 from spml_kit.core import SpmlError
 from spml_kit.learn.learner import spml_splitter
-from spml_kit.method.backbones import AdaptedNet, Neck, Pyramid, checkpoint_blocks, colours_of, create_backbone, on_grid, parameters_upto
+from spml_kit.method.backbones import AdaptedNet, Neck, Pyramid, checkpoint_blocks, image_norm, create_backbone, on_grid, parameters_upto
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone .* takes images of")
@@ -285,8 +285,8 @@ def test_what_cannot_serve_is_refused_by_name():
 def test_colours():
     for name in "test_vit", "vit_small_patch14_dinov2.lvd142m", "swin_tiny_patch4_window7_224":
         cfg = timm.get_pretrained_cfg(name)
-        assert [tuple(c) for c in colours_of(name, nn.Identity())] == [tuple(cfg.mean), tuple(cfg.std)]
-    assert colours_of("x.y:Own", Own()) == ([.1, .2, .3], [.4, .5, .6])
+        assert [tuple(c) for c in image_norm(name, nn.Identity())] == [tuple(cfg.mean), tuple(cfg.std)]
+    assert image_norm("x.y:Own", Own()) == ([.1, .2, .3], [.4, .5, .6])
 
 
 # classifiers of tags

@@ -140,7 +140,8 @@ def stream_labels(
     looks = list(dict.fromkeys(first + both))
     samples, ahead = tee(samples)
     images = (s.image for s in ahead if s.tags.any())
-    seen = stream_views(model, images, looks, crop, mirror, not first and scores is None, bs, enlarged)
+    seen = stream_views(model, images, looks, crop, mirror, not first and scores is None, bs,
+                        enlarged=enlarged)
     for s in samples:
         if not s.tags.any(): yield s.labels; continue
         of = dict(zip(looks, next(seen)))

@@ -82,9 +82,10 @@ def kit_learner(
     if len(recipe.multipliers) != groups:
         raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} "
                         f"groups of parameters")
-    learn = KitLearner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter, path=path,
-                    metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics], cbs=[LossCB(), HistoryCB()],
-                    wd=[0 if k % 2 else recipe.wd for k in range(groups)], wd_bn_bias=True, train_bn=False, **kwargs)
+    learn = KitLearner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter,
+                       path=path, metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics],
+                       cbs=[LossCB(), HistoryCB()], wd=[0 if k % 2 else recipe.wd for k in range(groups)],
+                       wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
     learn.settings = run_settings(learn, name, seed)
     return learn

@@ -124,8 +124,6 @@ def test_long_lines_are_seen():
 
 
 UNSHOWN = { # public functions and classes without an example: none may come, and who shows one takes it out here
-    "62_classifier": "TagTermsLoss",
-    "14d_layouts": "ade20k_set cityscapes_set",
     "78_pipelines": "fit_run make_seeds train_classifier train_embedding train_head",
 }
 

@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test one check newest faults test-browser bench lab docs sync readme clean
+.PHONY: help setup demo test test-long one check newest faults test-browser bench lab docs sync readme clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -26,11 +26,14 @@ $(STAMP): settings.ini setup.py
 demo: $(STAMP) ## train on scribbles, compare with plain training; results in runs/quickstart
 	@$(BIN)/spml_run quickstart --out runs/quickstart
 
-test: $(STAMP) ## run every notebook and every test
+test: $(STAMP) ## run every notebook, and every test but the long ones
 	@echo "== notebooks (nbdev_test); lessons run among the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	@echo "== tests (pytest)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder -m 'not browser' tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder -m 'not browser and not long' tests
+
+test-long: $(STAMP) ## the whole commands that `make test` leaves out for the sake of time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 -m long tests
 
 one: $(STAMP) ## NB=50_relations: run one notebook, and the tests of its module
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py $(NB)

@@ -15,6 +15,7 @@ from spml_kit.files import write_index_png
 def pytest_configure(config):
     os.environ["SPML_DEVICE"] = "cpu" # equal bits are asked for; what needs a GPU names it
     config.addinivalue_line("markers", "browser: needs Chromium; run by `make test-browser`")
+    config.addinivalue_line("markers", "long: whole commands, half a minute and more each; run by `make test-long`")
     config.addinivalue_line("markers", "faults(kind): what goes wrong on a machine; counted in the last line, and run at "
                             "length by `make faults`")
 

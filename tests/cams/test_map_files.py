@@ -149,6 +149,7 @@ def test_steps_that_lack_what_they_look_at_are_refused(tmp_path, kind, changes, 
     with pytest.raises(SpmlError, match=words): make(tmp_path, kind, weak=weak, **changes).run()
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path):
     scenes = SceneSet(6, seed=3, size=64)
     root, maps, seeds = tmp_path/"own", tmp_path/"maps", tmp_path/"seeds"

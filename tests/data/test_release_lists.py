@@ -89,6 +89,7 @@ def test_without_the_word_such_codes_are_refused(root):
     with pytest.raises(SpmlError, match="is not a label"): WeakSet(Listed(root, 64, train_split="train.txt").train(), root/"VOC2012"/"scribble").sample(0)
 
 
+@pytest.mark.long
 def test_on_the_command_line(root):
     assert spml_run(["scribbles", "--data", "list", "--root", str(root), "--profile", "tiny", "-p", "train_split", "train.txt", "-p", "valid_split", "val.txt", "-p", "unlabelled", "C..253", "--out", str(root/"run")]) == 0
     said = json.loads((root/"run"/"metrics.json").read_text())

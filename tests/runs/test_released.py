@@ -146,6 +146,7 @@ def test_profiles_say_what_exists():
     assert [f"# {k} " in text for k in range(1, 10)] == [True]*8 + [False] and yaml.safe_load(text)
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path):
     "The profile of the release, on embedded scenes, two steps of each part"
     assert spml_run(["points", "--profile", "released", "--profile", "dry", "--out", str(tmp_path), "-p", "recipe_name", "small", "-p", "size", "64", "-p", "crop", "64", "-p", "window", "64", "-p", "regions", "12",

@@ -124,6 +124,7 @@ def test_faults_name_file_and_value(fault, broken, tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+@pytest.mark.long
 def test_a_frozen_backbone_from_a_file(folder, tmp_path, capsys):
     "Features are made once, of any backbone and file; a run that goes on finds them; the network predicts"
     torch.save({"model": timm.create_model("test_vit").state_dict()}, tmp_path / "vit.pth")

@@ -117,6 +117,7 @@ def test_what_is_done_is_not_repeated_and_nothing_is_mixed(trained, photos, tmp_
     assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.long
 def test_several_processes_give_the_same(trained, photos, tmp_path):
     shutil.copy(photos / "scene_000006.png", photos / "again.png")
     assert spml_predict([str(trained), str(photos), "--out", str(tmp_path / "out"), "--workers", "2"]) == 0

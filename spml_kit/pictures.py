@@ -189,6 +189,14 @@ def tiff_is_odd(
     return bool(tags := tiff_tags(path)) and _misread(tags)
 
 # %% ../nbs/api/01a_pictures.ipynb #cee5eac2
+def _check_page(path, page, pages):
+    if page is not None and not 0 <= page < pages:
+        raise SpmlError(f"{path}: there is no page {page} among {pages}, counted from 0")
+
+def _tell_pages(path, page, pages):
+    if page is None and pages > 1:
+        tell_once('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
+
 def _tell_bands(n, path):
     tell_once('bands', path,
               f'{n} bands, of which the first three are taken as red, green and blue; choose others before')
@@ -213,8 +221,7 @@ def _other_tiff(path, t, scale, page):
     import tifffile # here: few pictures need it
     try:
         with tifffile.TiffFile(path) as f:
-            if not 0 <= (page or 0) < (pages := len(f.pages)):
-                raise SpmlError(f"{path}: there is no page {page} among {pages}, counted from 0")
+            _check_page(path, page, pages := len(f.pages))
             one = f.pages[page or 0]
             a, turn = one.asarray(), one.tags.get(0x0112)
             if one.axes[:1] == 'S': a = np.moveaxis(a, 0, -1)
@@ -222,8 +229,7 @@ def _other_tiff(path, t, scale, page):
     except Exception as e: # a codec that is absent too
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise SpmlError(f"{path}: {not_decoded(t)} ({why})") from None
-    if page is None and pages > 1:
-        tell_once('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
+    _tell_pages(path, page, pages)
     if a.ndim > 3 or a.dtype.kind not in 'buif': raise SpmlError(f"{path}: {not_decoded(t)}")
     a = _TURNS.get(turn and turn.value, lambda v: v)(_bands(a, t, path))
     a = a.astype(np.float32) if a.dtype.kind == 'f' else a
@@ -246,11 +252,9 @@ def read_image(
         if tags['photometric'] == 2 and tags['bands'] > 3 and 0 in tags['extra']: _tell_bands(tags['bands'], path)
     with opened_picture(path) as im:
         pages = getattr(im, 'n_frames', 1)
-        if page is not None and not 0 <= page < pages:
-            raise SpmlError(f"{path}: there is no page {page} among {pages}, counted from 0")
+        _check_page(path, page, pages)
         if page: im.seek(page)
-        if page is None and pages > 1 and im.format not in ('MPO', 'PSD'): # whose others are previews and layers
-            tell_once('pages', path, f'the first of {pages} pages is taken; `read_image(path, page=k)` takes another')
+        if im.format not in ('MPO', 'PSD'): _tell_pages(path, page, pages) # whose others are previews and layers
         deep = _deep_colour(im, path, page)
         a, white_first = _upright(_pixels(im, path) if deep is None else deep, im), _white_first(im)
     if white_first: return 255 - _rgb(a, scale, path)

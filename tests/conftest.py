@@ -10,6 +10,8 @@ from PIL import Image
 
 from spml_kit.core import VOC_CLASSES, VOID, data_root
 from spml_kit.files import write_index_png
+from spml_kit.data.images import SceneSet
+from spml_kit.data.weak import WeakSet
 
 
 def pytest_configure(config):
@@ -101,6 +103,19 @@ def random_batch(seed=0, n_images=3, dim=5, size=(9, 8), n_classes=4, annotated=
     labels[chance > 1 - void] = 255
     tags = torch.rand(n_images, n_classes, generator=g) < .4
     return emb, labels, torch.randint(regions, shape, generator=g), tags
+
+
+def stroked_project(root, size):
+    "Eight scenes in a folder: six with strokes, two with masks to score on"
+    scenes = SceneSet(8, seed=3, size=size)
+    weak = WeakSet(scenes, "scribbles")
+    (root / "images").mkdir()
+    (root / "classes.txt").write_text("\n".join(scenes.classes.names))
+    for i, name in enumerate(scenes.names):
+        Image.fromarray(scenes.image(i)).save(root / "images" / f"{name}.png")
+        kind, labels = ("labels", weak.sample(i).labels) if i < 6 else ("masks", scenes.mask(i))
+        write_index_png(root / kind / f"{name}.png", labels, scenes.classes.palette)
+    return root
 
 
 def photo(h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)

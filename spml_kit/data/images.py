@@ -368,14 +368,14 @@ def folder_sets(
     check_project(root)
     images, labels, masks = (Path(root)/k for k in ('images', 'labels', 'masks'))
     every, drawn, train = drawn_images(root)
-    true, known = files_by_name(masks, deep=True) if masks.is_dir() else {}, {*every}
+    true = files_by_name(masks, deep=True) if masks.is_dir() else {}
     for folder, there in ((labels, drawn), (masks, true)):
-        orphans = sorted(there.keys() - known)
+        orphans = sorted(there.keys() - every.keys())
         if orphans:
             which = [f"{there[o][0].name}{why_no_image(o, images, every)}" for o in orphans[:5]]
             warn(f"{folder}: {len(orphans)} of {len(there)} files belong to no image and are left out: "
                  + ', '.join(which) + (', …' if orphans[5:] else ''))
-    test = [n for n in every if n not in drawn] or every
+    test = [n for n in every if n not in drawn] or [*every]
     scored = [n for n in test if n in true] or [n for n in every if n in true]
     closed = FolderSet(images, max_size=max_size, names=train, scale=scale)
     return closed, FolderSet(images, masks if scored else None, closed.classes, max_size, scored or test, scale)

@@ -161,25 +161,28 @@ def _coco_shapes(one, a, cat, parts):
         one.add('box', name, [(px, py), (px + w, py + h)], **more)
     elif not len(points): one.skipped.append('annotation without segmentation, bbox and keypoints')
 
+def _by_id(path, entries, what, make, skipped):
+    "Id to what is made of each entry; the second of one id is left out"
+    found = {}
+    for k, e in enumerate(entries, 1):
+        with entry(skipped, f'{what} {k} of {path.name}'):
+            if e['id'] in found: raise SpmlError(f'{what} with the id of another')
+            found[e['id']] = make(e)
+    return found
+
 def _coco_categories(path, d, skipped):
     "Id to name and names of parts, in the order of the ids"
-    found = {}
-    for k, c in enumerate(_listed(d, 'categories'), 1):
-        with entry(skipped, f'category {k} of {path.name}'):
-            if c['id'] in found: raise SpmlError('category with the id of another')
-            found[c['id']] = str(c['name']), [str(p) for p in c.get('keypoints') or []]
+    make = lambda c: (str(c['name']), [str(p) for p in c.get('keypoints') or []])
+    found = _by_id(path, _listed(d, 'categories'), 'category', make, skipped)
     return dict(sorted(found.items(), key=lambda o: (0, o[0]) if isinstance(o[0], (int, float)) else (1, str(o[0]))))
 
 def _coco_pictures(path, d, skipped):
     "Id to `Drawing`"
-    found = {}
-    for k, i in enumerate(_listed(d, 'images'), 1):
-        with entry(skipped, f'picture {k} of {path.name}'):
-            if i['id'] in found: raise SpmlError('picture with the id of another')
-            tags = [str(t) for t in (i.get('spml_kit') or {}).get('tags', [])]
-            found[i['id']] = Drawing(file_name(i['file_name']), size_of(i.get('height'), i.get('width')), source=path,
-                                     tags=tags, settings=_kit_settings(i))
-    return found
+    def make(i):
+        tags = [str(t) for t in (i.get('spml_kit') or {}).get('tags', [])]
+        return Drawing(file_name(i['file_name']), size_of(i.get('height'), i.get('width')), source=path, tags=tags,
+                       settings=_kit_settings(i))
+    return _by_id(path, _listed(d, 'images'), 'picture', make, skipped)
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #5f1a00b0
 def _panoptic_png(path, name):

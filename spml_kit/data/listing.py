@@ -274,16 +274,17 @@ def why_no_image(
 # %% ../../nbs/api/data/10d_listing.ipynb #d1a700a1
 def drawn_images(
     root, # of a project
-)->tuple: # names of all images, name to label files, names of the images that have some
+)->tuple: # name to image file, name to label files, names of the images that have some
     "Which images of a project have labels; one where none fits is refused"
     images, labels = Path(root, 'images'), Path(root, 'labels')
-    every = [*images_by_name(images)]
+    every = images_by_name(images)
     drawn = files_by_name(labels, deep=True) if labels.is_dir() else {}
     train = [n for n in every if n in drawn]
     if drawn and not train:
         first = next(iter(drawn))
-        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as {every[0]}.png; "
-                        f"{drawn[first][0].name} is not{why_no_image(first, images, every)}{other_tools_near(labels)}")
+        raise SpmlError(f"{labels}: none of these files is named as an image of {images}, such as "
+                        f"{next(iter(every))}.png; {drawn[first][0].name} is not{why_no_image(first, images, every)}"
+                        f"{other_tools_near(labels)}")
     double = next((drawn[n] for n in train if len(drawn[n]) > 1), None)
     if double:
         raise SpmlError(f"{labels}: {[p.name for p in double]} for one image; one is needed, take the others away")

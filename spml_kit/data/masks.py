@@ -16,7 +16,7 @@ import numpy as np
 from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels, did_you_mean
 from ..files import is_there, read_json, read_lines, read_raster
 from ..pictures import picture_size, tell_once
-from .listing import MASK_SUFFIXES, check_project, class_table_near, drawn_images, images_by_name, read_table_names
+from .listing import MASK_SUFFIXES, check_project, class_table_near, drawn_images, read_table_names
 
 # %% ../../nbs/api/data/10c_masks.ipynb #a6eeeddc
 def read_labelmap(
@@ -195,7 +195,6 @@ def check_drawn(
         every, drawn, train = drawn_images(root)
         classes = Classes(tuple(read_class_names(class_table_near(Path(root, 'images'), root))))
         until = time.monotonic() + seconds
-        found = {n: p for n, p in images_by_name(Path(root, 'images')).items() if n in drawn}
-        for name, image in found.items():
-            _check_ids(drawn[name][0], classes, picture_size(image))
+        for name in train:
+            _check_ids(drawn[name][0], classes, picture_size(every[name]))
             if time.monotonic() > until: break

@@ -163,8 +163,8 @@ class Csv(Source):
 
 SOURCES = {name: f'spml_kit.data.sources:{cls.__name__}'
            for name, cls in dict(scenes=Scenes, voc=Voc, folder=Folder, parts=Parts, clothes=Clothes,
-                                 densepose=DensePose, cityscapes=Cityscapes, ade20k=Ade20k, csv=Csv).items()}
-SOURCES['list'] = 'spml_kit.data.release_lists:Listed'
+                                 densepose=DensePose, cityscapes=Cityscapes, ade20k=Ade20k, csv=Csv).items()
+           } | dict(list='spml_kit.data.release_lists:Listed')
 
 def named_source(
     data:str, # one of `SOURCES`, or package.module:name

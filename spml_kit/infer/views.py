@@ -76,7 +76,8 @@ def _windows(model, x, head, crop, embedding=True, enlarged=False):
             for s, o in zip(sums, outs):
                 if o is not None: s[at] += o
             count[at] += 1
-    return unit(sums[0], 1) if embedding or not head else None, sums[1].div_(count) if head else None
+    v, logits = sums
+    return v if v is None else unit(v, 1), logits if logits is None else logits.div_(count)
 
 # %% ../../nbs/api/infer/76_views.ipynb #5d42f53b
 def alike(

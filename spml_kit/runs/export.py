@@ -79,7 +79,6 @@ def _write(model, path, to):
     if to == 'safetensors':
         save_tensors(path, net.state_dict(), kind='weights', architecture=model.said, classes=list(model.classes.names))
         return None
-    if to == 'onnx': _need_onnx()
     program = _trace(net)
     with atomic_path(path) as tmp:
         if to == 'pt2': torch.export.save(program, tmp)
@@ -193,6 +192,10 @@ def _items(splits):
             if name in masks: yield split, images, i, _flat(name), _mask(masks[name], images.image(i).shape[:2], name)
 
 # %% ../../nbs/api/runs/96b_export.ipynb #77441584
+def _write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+
 def _voc(out, items, table):
     lists = {}
     for split, images, i, name, mask in items:
@@ -200,10 +203,8 @@ def _voc(out, items, table):
         write_index_png(out/'SegmentationClass'/f'{name}.png', mask, table.palette)
         lists.setdefault(split, []).append(name)
     for split, names in lists.items():
-        path = out/'ImageSets'/'Segmentation'/f'{split}.txt'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('\n'.join(names) + '\n', encoding='utf-8')
-    (out/'classes.txt').write_text('\n'.join(table.names) + '\n', encoding='utf-8')
+        _write_lines(out/'ImageSets'/'Segmentation'/f'{split}.txt', names)
+    _write_lines(out/'classes.txt', table.names)
 
 def _mmseg(out, items, table):
     for split, images, i, name, mask in items:
@@ -223,7 +224,7 @@ def _hf(out, items, table):
         rows.setdefault(split, []).append(dict(file_name=f'images/{picture.name}',
                                                label_file_name=f'labels/{name}.png'))
     for split, said in rows.items():
-        (out/split/'metadata.jsonl').write_text('\n'.join(map(json.dumps, said)) + '\n', encoding='utf-8')
+        _write_lines(out/split/'metadata.jsonl', map(json.dumps, said))
     write_json(out/'id2label.json', {str(k): n for k, n in enumerate(table.names)})
 
 # %% ../../nbs/api/runs/96b_export.ipynb #34425340
@@ -251,12 +252,10 @@ def _yolo(out, items, table):
         _put_picture(images, i, out/'images'/split/name)
         lines = [f"{c - 1} {' '.join(f'{v:.5f}' for v in p.ravel())}"
                  for c in np.unique(mask[(mask > 0) & (mask < UNLABELLED)]) for p in _polygons(mask == c)]
-        path = out/'labels'/split/f'{name}.txt'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('\n'.join(lines) + '\n'*bool(lines), encoding='utf-8')
+        _write_lines(out/'labels'/split/f'{name}.txt', lines)
     said = ['path: .', 'train: images/train', 'val: images/train # no truth: name masks of your own', 'names:',
             *(f'  {k}: {json.dumps(n)}' for k, n in enumerate(table.names[1:]))]
-    (out/'data.yaml').write_text('\n'.join(said) + '\n', encoding='utf-8')
+    _write_lines(out/'data.yaml', said)
 
 # %% ../../nbs/api/runs/96b_export.ipynb #96f70da5
 LAYOUTS = dict(voc=_voc, mmseg=_mmseg, hf=_hf, coco=_coco, yolo=_yolo) # of whom, by name
@@ -276,7 +275,7 @@ def export_labels(
                         f"new or empty")
     splits = run_splits(run, predictions)
     flat = [_flat(n) for _, masks in splits.values() for n in masks]
-    if len({*flat}) < len(flat) and to in ('voc',): # one folder for all splits
+    if len({*flat}) < len(flat) and to == 'voc': # one folder for all splits
         learnt, (images, masks) = splits['train'], splits['predicted']
         splits = dict(train=learnt, predicted=(images, {n: p for n, p in masks.items() if n not in learnt[1]}))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -349,11 +349,11 @@ def _write_sheets(out, pictures, made, classes, each=24):
     "sheet.jpg, or sheet_1.jpg and so on"
     names = [*pictures]
     parts = [names[i:i + each] for i in range(0, len(names), each)]
-    for k, part in enumerate(parts, 1):
-        path = out/('sheet.jpg' if len(parts) == 1 else f'sheet_{k}.jpg')
+    paths = [out/('sheet.jpg' if len(parts) == 1 else f'sheet_{k}.jpg') for k in range(1, len(parts) + 1)]
+    for path, part in zip(paths, parts):
         with atomic_path(path) as tmp:
             contact_sheet({n: pictures[n] for n in part}, made, classes).save(tmp, 'JPEG', quality=90)
-    return [out/'sheet.jpg'] if len(parts) == 1 else [out/f'sheet_{k + 1}.jpg' for k in range(len(parts))]
+    return paths
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #41d716a5
 def _predict(args):

@@ -10,25 +10,17 @@ from PIL import Image
 
 from spml_kit.core import UNLABELLED
 from spml_kit.files import load_tensors, write_index_png
-from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.runs.cli import spml_run
 from spml_kit.data.body_parts import PartScenes
+
+from conftest import stroked_project
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Eight scenes: six with strokes, two with masks to score on"
-    root = tmp_path_factory.mktemp("own")
-    scenes = SceneSet(8, seed=3, size=64)
-    weak = WeakSet(scenes, "scribbles")
-    (root / "images").mkdir()
-    (root / "classes.txt").write_text("\n".join(scenes.classes.names))
-    for i, name in enumerate(scenes.names):
-        Image.fromarray(scenes.image(i)).save(root / "images" / f"{name}.png")
-        kind, labels = ("labels", weak.sample(i).labels) if i < 6 else ("masks", scenes.mask(i))
-        write_index_png(root / kind / f"{name}.png", labels, scenes.classes.palette)
-    return root
+    return stroked_project(tmp_path_factory.mktemp("own"), 64)
 
 
 def run(folder, out, *more):

@@ -7,29 +7,18 @@ import pytest
 from PIL import Image
 
 from spml_kit.core import SpmlError
-from spml_kit.files import read_index_png, write_index_png
-from spml_kit.data.images import SceneSet
-from spml_kit.data.weak import WeakSet
+from spml_kit.files import read_index_png
 from spml_kit.infer.bundle import load_model
 from spml_kit.runs.cli import spml_run
 from spml_kit.runs.predict import Wanted, picture_files, predict_pictures, run_model, spml_predict
 
-from conftest import photo
+from conftest import photo, stroked_project
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     "Eight scenes of 96 pixels, which a run sees at 64: six with strokes, two with masks"
-    root = tmp_path_factory.mktemp("own")
-    scenes = SceneSet(8, seed=3, size=96)
-    weak = WeakSet(scenes, "scribbles")
-    (root / "images").mkdir()
-    (root / "classes.txt").write_text("\n".join(scenes.classes.names))
-    for i, name in enumerate(scenes.names):
-        Image.fromarray(scenes.image(i)).save(root / "images" / f"{name}.png")
-        kind, labels = ("labels", weak.sample(i).labels) if i < 6 else ("masks", scenes.mask(i))
-        write_index_png(root / kind / f"{name}.png", labels, scenes.classes.palette)
-    return root
+    return stroked_project(tmp_path_factory.mktemp("own"), 96)
 
 
 @pytest.fixture(scope="module")

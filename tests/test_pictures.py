@@ -27,11 +27,14 @@ from spml_kit.cams.classifier import TagNet, class_maps, grad_cam
 from spml_kit.core import Classes, SpmlError
 from spml_kit.data.images import FolderSet, ImageSet
 from spml_kit.data.weak import Sample, WeakSet
+from spml_kit.data.batches import recolour
+from spml_kit.infer.bundle import LabelModel
 from spml_kit.infer.crf import KERNELS, dense_crf
 from spml_kit.infer.pseudo import nearest_segment_scores, random_walk_scores
-from spml_kit.infer.scores import (head_scores, predict_head, predict_retrieval, retrieval_scores, stream_head, stream_predictions, stream_retrieval,
+from spml_kit.infer.scores import (head_scores, predict_head, predict_retrieval, retrieval_scores, retrieval_witnesses, stream_head, stream_predictions, stream_retrieval,
     training_index)
 from spml_kit.infer.views import embed_view, stream_views
+from spml_kit.learn.frozen import FeatureCache, fingerprint
 from spml_kit.look.annotate import annotate
 from spml_kit.look.drawings import pixel_features, prepare_spread
 from spml_kit.look.explain import cross, outline
@@ -40,7 +43,7 @@ from spml_kit.look.store import crop_around, segment_store, show_neighbours
 from spml_kit.look.plot import draw_regions, overlay, show_predictions
 from spml_kit.look.thresholds import explore_regions
 from spml_kit.look.widgets import ClickImage, mosaic
-from spml_kit.method.nets import BackboneNet, EmbedNet, SegNet, SoftmaxHead, image_tensor
+from spml_kit.method.nets import BackboneNet, EmbedNet, FrozenNet, SegNet, SoftmaxHead, image_tensor
 from spml_kit.neighbours.mcof import bayes_refine, region_features
 from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
 from spml_kit.pictures import as_image, check_scale, read_image, to_bytes, value_range
@@ -48,6 +51,7 @@ from spml_kit.regions import hed
 from spml_kit.regions.contours import contour_channels, gradient_contours
 from spml_kit.regions.merging import RegionPairs, merge_regions
 from spml_kit.regions.oversegment import oversegment, prepare_regions
+from spml_kit.runs.predict import labels_over
 
 many = settings(deadline=None, max_examples=60)
 
@@ -457,6 +461,7 @@ REGIONS = np.arange(SIZE[0]*SIZE[1]).reshape(SIZE)//(8*SIZE[1])*2 + (np.arange(S
 TAGS, CLASSES, SCORES = np.array([True, True, False]), Classes(("background", "thing", "other")), np.random.default_rng(1).random((3, *SIZE))
 INDEX, STORE, INSIDE = training_index(NET, [SCENE], [LABELS], 3, grid=(3, 3)), segment_store(NET, [SCENE], [LABELS], 3, (3, 3)), LABELS == 1
 PEAK = torch.tensor([[0, 1, 2, 3]])
+MODEL, FROZEN = LabelModel(NET, CLASSES, {}, INDEX, grid=(3, 3)), FrozenNet("test_resnet", 8, pretrained=False).eval()
 
 
 class Given(ImageSet):
@@ -502,6 +507,14 @@ def neighbours_of(image):
     return np.concatenate([np.asarray(i.get_array()).ravel() for ax in fig.axes for i in ax.images])
 
 
+def frozen(image):
+    "What is kept of an image: its features, its fingerprint, and that it is held"
+    with tempfile.TemporaryDirectory() as d:
+        cache = FeatureCache(d, FROZEN).fill(Given(image), progress=False)
+        assert cache.holds("a", image)
+        return np.concatenate([np.frombuffer(fingerprint(image).encode(), np.uint8), *(m.numpy().ravel() for m in cache.make(image).values())])
+
+
 weak = lambda image: WeakSet(Given(image), lambda i: LABELS)
 DOORS = {
     "as_image": as_image, "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
@@ -523,7 +536,10 @@ DOORS = {
     "show_predictions": lambda o: np.asarray(show_predictions([o], {"a": [LABELS]}, classes=CLASSES, alpha=.5).axes[1].images[0].get_array()),
     "mosaic": lambda o: mosaic([o, o]), "ClickImage.show": shown, "picture_batch": lambda o: picture_batch([o]), "crop_around": lambda o: crop_around(o, INSIDE, 16),
     "segment_store": lambda o: segment_store(NET, [o], [LABELS], 3, (3, 3)).index.mu, "show_neighbours": neighbours_of, "explore_regions": explored,
-    "pixel_features": lambda o: pixel_features(o, NET), "prepare_spread": lambda o: prepare_spread(o, NET)[0], "ImageSet": lambda o: Given(o).image(0), "WeakSet": lambda o: weak(o).sample(0).image,
+    "pixel_features": lambda o: pixel_features(o, NET), "prepare_spread": lambda o: prepare_spread(o, NET)[0], "ImageSet": lambda o: Given(o).image(0), "FeatureCache.make": frozen,
+    "LabelModel.scores": lambda o: MODEL.scores(o), "LabelModel.predict": lambda o: MODEL.predict(o, by="retrieval"), "LabelModel.reduced": lambda o: MODEL.reduced(o, 20),
+    "LabelModel.witnesses": lambda o: MODEL.witnesses(o, k=1)[0], "retrieval_witnesses": lambda o: next(retrieval_witnesses(NET, o, INDEX, 1, grid=(3, 3)))[1],
+    "labels_over": lambda o: labels_over(o, LABELS, CLASSES), "recolour": lambda o: recolour(o, np.random.default_rng(0), 1., 1.), "WeakSet": lambda o: weak(o).sample(0).image,
 }
 
 
@@ -559,11 +575,11 @@ def test_every_door_refuses_alike(door):
 
 
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
-    "batches of tensors": {"crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces"},
-    "image sets": {"prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
+    "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces"},
+    "image sets": {"Source.regions", "DensePose.regions", "Listed.regions", "Listed.said", "FeatureCache.budget", "FeatureCache.fill", "MapFolder.__init__", "as_class_maps", "take_regions", "prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
                    "explore_regions.__init__", "SegmentStore.crop"},
     "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou"},
-    "folders, names and plans of files": {"plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},
+    "folders, names and plans of files": {"predict_pictures", "contact_sheet", "plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},
     "what the kit has drawn": {"Scene.__init__", "View.__init__"},
     "not looked at": {"PowerBackground.__call__", "OracleBackground.__call__"}}
 
@@ -580,7 +596,7 @@ def test_no_public_function_is_left_out():
             members = {name: thing} if inspect.isfunction(thing) else {f"{name}.{k}": f for k, f in vars(thing).items() if inspect.isfunction(f) and (k[0] != "_" or k in ("__init__", "__call__"))} if inspect.isclass(thing) else {}
             taking |= {k for k, f in members.items() if {"image", "images", "picture", "pictures"} & inspect.signature(inspect.unwrap(f)).parameters.keys()}
     others = set(itertools.chain(*OTHERWISE.values()))
-    known = {k.partition(",")[0] for k in DOORS} | others
+    known = {k.partition(",")[0] for k in DOORS} | {"FeatureCache.holds", "fingerprint"} | others # these two beside FeatureCache.make
     assert taking - known == set() and others - taking == set()
 
 

@@ -19,6 +19,7 @@ from scipy.ndimage import correlate1d
 from torch.utils.data import DataLoader as TorchLoader
 
 from ..core import SpmlError, UNLABELLED, VOID, named_device, rng_of
+from ..pictures import as_image
 from .annotations import tags_of
 from .weak import Sample, WeakSet
 from .tag_index import tag_index
@@ -61,13 +62,14 @@ def augment(
 
 # %% ../../nbs/api/data/16_batches.ipynb #799fcf61
 def recolour(
-    image:np.ndarray, # (H,W,3) uint8 RGB
+    image:np.ndarray, # (H,W,3) uint8 RGB, or what `as_image` takes
     rng,              # NumPy generator
     grey:float=0.,    # probability of a grey image, 0..1
     blur:float=0.,    # of a blurred one
 )->np.ndarray: # the same shape
     "Grey and blurred images, at random (reference `list_tag_dataset.py:ListTagClassifierDataset`)"
     if not grey and not blur: return image
+    image = as_image(image)
     turns_grey, is_blurred, sigma = rng.random() < grey, rng.random() < blur, rng.uniform(.1, 5)
     out = image.astype(np.float32)
     if turns_grey: out[:] = (out @ np.array([.3, .59, .11], np.float32))[..., None]

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError, VOID, rng_of
 from ..files import claim_folder, inside, is_there, save_tensors
+from ..pictures import as_image
 from ..data.batches import MEAN_COLOUR, BatchLoader, RoundLoader
 from ..data.images import ImageSet
 from ..data.weak import Sample, WeakSet
@@ -27,9 +28,10 @@ from ..method.nets import FrozenNet, image_tensor
 
 # %% ../../nbs/api/learn/65_frozen.ipynb #b0d70007
 def fingerprint(
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
 )->str: # 16 letters
     "Tells one image from another"
+    image = as_image(image)
     return hashlib.sha256(f'{image.shape}'.encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
 class FeatureCache:

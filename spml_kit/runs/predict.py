@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..core import SpmlError, Classes, named_device, warn
 from ..files import atomic_path, check_file, claim_folder, holds_ids, inside, is_there, read_index_png
 from ..files import read_bytes, read_json, write_index_png
-from ..pictures import read_image
+from ..pictures import as_image, read_image
 from ..data.images import resize
 from ..data.listing import IMAGE_SUFFIXES, foreign_among, images_by_name, name_of
 from ..infer.bundle import LabelModel, architecture, load_model
@@ -155,12 +155,13 @@ def _files(out, name, wanted):
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #210a6721
 def labels_over(
-    image:np.ndarray,  # (H,W,3) uint8
+    image:np.ndarray,  # (H,W,3) uint8, or what `as_image` takes
     labels:np.ndarray, # (H,W) class ids
     classes:Classes,   # whose colours
     share:float=.5,    # of the colours, 0..1
 )->np.ndarray: # (H,W,3) uint8; background stays as it is
     "A picture with its labels in colour"
+    image = as_image(image)
     mixed = np.rint((1 - share)*image + share*classes.colour(labels)).astype(np.uint8)
     return np.where((labels > 0)[..., None], mixed, image)
 

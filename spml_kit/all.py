@@ -56,6 +56,7 @@ from .learn.distributed import *
 from .learn.losses import *
 from .learn.callbacks import *
 from .learn.checkpoint import *
+from .learn.verbs import *
 from .learn.learner import *
 from .learn.head import *
 from .learn.frozen import *

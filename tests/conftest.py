@@ -1,4 +1,5 @@
 """Fixtures and helpers that test files share."""
+import gc
 import json
 import os
 from pathlib import Path
@@ -30,6 +31,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
         if mark := item.get_closest_marker("faults"): item.user_properties.append(("faults", mark.args[0]))
+
+
+def pytest_collection_finish():
+    gc.freeze() # what was imported stays: else every collection goes through it, and every end of a process
 
 
 @pytest.hookimpl(trylast=True)

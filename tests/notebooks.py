@@ -1,4 +1,5 @@
 """Runs every notebook but the lessons (pytest runs those) as nbdev_test does, two at a time, each in a process of its own: what one imports must change no other. The processes are forked from this one, which has imported what takes long (not fastai: it changes how fastcore compares tensors)."""
+import gc
 import os
 import re
 import sys
@@ -46,6 +47,7 @@ def main():
     # from the last to the first: tutorials take long, and the short ones fill the end
     waiting = sorted(p for p in nbs.rglob('*.ipynb') if not any(part.startswith('.') or part == 'lessons' for part in p.relative_to(nbs).parts))
     running, failed = {}, []
+    gc.freeze() # else each process takes some six seconds to clear away what was imported here
     while waiting or running:
         while waiting and len(running) < 2:
             path = waiting.pop()

@@ -8,7 +8,7 @@ __all__ = ['experiments', 'find_notebook', 'typed_values', 'notebook_parameters'
            'copy_run', 'profiles', 'profile_parameters']
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #375a2854
-import ast, contextlib, hashlib, json, math, os, platform, re, subprocess, warnings
+import ast, contextlib, hashlib, io, json, math, os, platform, re, subprocess, sys, tokenize, warnings
 from functools import cache
 from importlib import metadata, resources
 from importlib.util import resolve_name
@@ -74,14 +74,24 @@ def _cells(path):
         raise SpmlError(f"{path}: not a notebook ({type(e).__name__}: {e})") from None
     return cells
 
+def _comments(source): # number of a line to its comment
+    words = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip('#').strip() for t in words if t.type == tokenize.COMMENT}
+
 def notebook_parameters(
     path, # a notebook
 )->dict: # name to (default, comment)
-    "What the cell tagged `parameters` assigns"
-    # here: it takes a moment, and every kernel of a run would import it
-    from papermill.translators import PythonTranslator
-    cell = next((c for c in _cells(path) if 'parameters' in c['metadata'].get('tags', [])), None)
-    return {p.name: (_value(p.default), p.help.strip()) for p in (PythonTranslator.inspect(cell) if cell else [])}
+    "What the cell tagged `parameters` assigns; papermill, which would tell it too, takes seconds to import"
+    cell = next((c['source'] for c in _cells(path) if 'parameters' in c['metadata'].get('tags', [])), '')
+    cell, known = re.sub(r'(?m)^[%!].*$', '', cell), {}
+    try: body, comments = ast.parse(cell).body, _comments(cell)
+    except SyntaxError as e: raise SpmlError(f"{path}: the cell of parameters is not Python (line {e.lineno})") from None
+    for s in body:
+        targets = s.targets if isinstance(s, ast.Assign) else [s.target] if isinstance(s, ast.AnnAssign) else []
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not s.value: continue
+        said = [comments[line] for line in range(s.lineno, s.end_lineno + 1) if line in comments]
+        known[targets[0].id] = _value(ast.get_source_segment(cell, s.value)), ' '.join(said)
+    return known
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #fa234b96
 def _fits(value, default):
@@ -262,9 +272,19 @@ def _report(notebook, path, source):
     with atomic_path(path) as tmp: tmp.write_text(html, encoding='utf-8')
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #e0cff232
+def _papermill():
+    "Without the grammars of formats that no notebook has, which jsonschema takes five seconds to build"
+    grammars = 'rfc3987_syntax'
+    without = grammars not in sys.modules
+    if without: sys.modules[grammars] = None # jsonschema goes on without what cannot be imported
+    try: import papermill
+    finally:
+        if without: del sys.modules[grammars]
+    return papermill
+
 def _execute(source, final, parameters, progress, timeout):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
-    import papermill
+    papermill = _papermill()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     partial = part_beside(final)

@@ -48,6 +48,20 @@ def command(*words, cwd, **environment):
     return subprocess.run([COMMANDS / name, *rest], cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
 
 
+def test_parameters_are_what_the_cell_assigns_with_the_words_behind_it(tmp_path):
+    cell = "%matplotlib inline\ncolour: str = '#ffb000' # of strokes; # twice\nsizes = ( # of pictures\n    64,\n    128, # pixels\n)\nbare: int\nrate, more = 1, 2\nwhole = 3*4\nlast = None"
+    assert notebook_parameters(write_notebook(tmp_path / "a.ipynb", cell)) == {
+        "colour": ("#ffb000", "of strokes; # twice"), "sizes": ((64, 128), "of pictures pixels"), "whole": ("3*4", ""), "last": (None, "")}
+    with pytest.raises(SpmlError, match=r"b.ipynb: the cell of parameters is not Python \(line 2\)"):
+        notebook_parameters(write_notebook(tmp_path / "b.ipynb", "a = 1\nb = = 2"))
+
+
+def test_parameters_of_the_experiments_are_those_that_papermill_tells():
+    for path in experiments().values():
+        told = {p["name"]: p["help"].strip() for p in inspect_notebook(str(path)).values()}
+        assert {name: comment for name, (_, comment) in notebook_parameters(path).items()} == told
+
+
 def test_run_leaves_notebook_report_metrics_and_environment(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     final = run_notebook(toy, "deep/run", {"steps": 5, "root": Path("photographs")}, progress=False)

@@ -85,7 +85,8 @@ def notebook_parameters(
     cell = next((c['source'] for c in _cells(path) if 'parameters' in c['metadata'].get('tags', [])), '')
     cell, known = re.sub(r'(?m)^[%!].*$', '', cell), {}
     try: body, comments = ast.parse(cell).body, _comments(cell)
-    except SyntaxError as e: raise SpmlError(f"{path}: the cell of parameters is not Python (line {e.lineno})") from None
+    except SyntaxError as e:
+        raise SpmlError(f"{path}: the cell of parameters is not Python (line {e.lineno})") from None
     for s in body:
         targets = s.targets if isinstance(s, ast.Assign) else [s.target] if isinstance(s, ast.AnnAssign) else []
         if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not s.value: continue

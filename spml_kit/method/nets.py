@@ -261,6 +261,7 @@ class FrozenNet(EmbedNet):
         super().__init__(*args, **kwargs)
         for name, p in self.backbone.named_parameters():
             if not name.startswith('neck.'): p.requires_grad_(False)
+        self.train()
 
     def train(self, mode=True):
         super().train(mode)
@@ -308,15 +309,22 @@ def fixed(self:FrozenNet,
     return [maps[k] for k in self.used]
 
 @patch
-def features(self:FrozenNet,
+def given(self:FrozenNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1; its `features`, if it has them, are those of `fixed`, made by `features_of`
+)->list: # as `fixed`
+    "What `fixed` gives, from the images or with them"
+    made = getattr(x, 'features', None)
+    if made is None: return self.fixed(x)
+    if x.features_of == self.key: return made
+    raise SpmlError(f"features of another backbone ({x.features_of}, not {self.key}): its weights differ; make "
+                    f"features of this one in another folder")
+
+@patch
+def features(self:FrozenNet,
+    x:torch.Tensor, # as `given` takes it
 )->list: # of the backbone's maps, finest first; None for one that nobody looks at
     "Feature maps"
-    made = getattr(x, 'features', None)
-    if made is None: made = self.fixed(x)
-    elif x.features_of != self.key:
-        raise SpmlError(f"features of another backbone ({x.features_of}, not {self.key}): its weights differ; make "
-                        f"features of this one in another folder")
+    made = self.given(x)
     n = len(self.backbone.strides if isinstance(self.backbone, Pyramid) else self.backbone.feature_info.channels())
     maps = [dict(zip(self.used, made)).get(k) for k in range(n)]
     if not isinstance(self.backbone, Pyramid): return maps

@@ -1,0 +1,63 @@
+"""A second head, and classifiers straight on frozen features: what does not learn stays bit for bit, linear is linear, cached features and the network's give the same training."""
+import pytest
+import torch
+
+from conftest import quiet
+from spml_kit.core import SpmlError
+from spml_kit.data.batches import weak_dls
+from spml_kit.data.images import SceneSet
+from spml_kit.data.weak import WeakSet
+from spml_kit.learn.frozen import FeatureCache, with_features
+from spml_kit.learn.head import FeatureHead, probe_learner
+from spml_kit.method.nets import FrozenNet, image_tensor
+from spml_kit.method.recipes import RECIPES
+
+SCENES = SceneSet(4, size=64)
+NETS = {"cnn": dict(backbone="test_resnet"), "vit": dict(backbone="test_vit"), "patch 14": dict(backbone="vit_small_patch14_dinov2", embed_dim=48, depth=3, num_heads=3)}
+
+
+def recipe_of(net): return RECIPES["small"].but(network="FrozenNet", embed=dict(pretrained=False, **NETS[net]), dim=8, bs=2, crop=64, scale=(1, 1), warmup=2)
+
+
+def batches(): return weak_dls(WeakSet(SCENES, "scribbles", regions=8), SCENES, bs=2, crop=64, steps=3, scale=(1, 1))
+
+
+def test_building_a_frozen_network_leaves_its_weights_alone():
+    net = FrozenNet(dim=8, pretrained=False, **NETS["cnn"])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net.fixed(torch.zeros(1, 3, 64, 64)) # of a network that was never told to train or to predict
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("hidden", [0, 12])
+@pytest.mark.parametrize("net", NETS)
+def test_a_probe_learns_and_its_backbone_does_not(net, hidden, tmp_path):
+    learn = quiet(probe_learner(batches(), recipe_of(net), hidden, path=tmp_path))
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.fit_poly(1)
+    moved = {k for k, v in learn.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith("head.") for k in moved)
+    x = image_tensor(SCENES.image(0)[:50], "cpu")
+    assert learn.model.eval()(x)[1].shape == (1, learn.dls.c, 13, 16)
+
+
+def test_features_that_come_with_an_image_are_judged_as_its_own(tmp_path):
+    learn = probe_learner(batches(), recipe_of("cnn"), 12, path=tmp_path)
+    cached = with_features(learn.dls, FeatureCache(tmp_path / "f", learn.model.embed.net).fill(SCENES, progress=False))
+    model, image = learn.model.eval(), cached.train.one_batch()[0] # windows are as large as the images
+    seen = model(image)[1]
+    own = model(image.detach().as_subclass(torch.Tensor).clone())[1]
+    assert torch.allclose(seen, own, atol=1e-2) and seen.std() > .05
+
+
+def test_a_linear_probe_is_linear_and_one_with_a_hidden_layer_is_not():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 2, 6, 5, 4, generator=g).double()
+    for hidden, wanted in (0, True), (9, False):
+        head = FeatureHead(6, 3, hidden).double().eval()
+        f = lambda m: head([m], None)
+        assert torch.allclose(f(.3*a + .7*b), .3*f(a) + .7*f(b)) == wanted
+
+
+def test_a_backbone_that_learns_is_refused(tmp_path):
+    with pytest.raises(SpmlError, match="its backbone learns; a probe wants"): probe_learner(batches(), RECIPES["small"], path=tmp_path)

@@ -70,7 +70,10 @@ class FrozenFeatures(nn.Module):
             size = [ceil(n/4) for n in x.shape[-2:]]
             up = [F.interpolate(m, size, mode='bilinear', align_corners=False) for m in self.net.given(x)]
             return torch.cat(up, 1)
-    def look(self, x):
+    def look(self,
+        x:torch.Tensor, # (B,3,H,W) RGB, 0..1, with their features or without
+    )->tuple: # list of the one map, the map
+        "What `SegNet` asks of an embedding network"
         features = self(x)
         return [features], features
 

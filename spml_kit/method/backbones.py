@@ -61,8 +61,9 @@ class DepthwiseDilated(nn.Conv2d):
     def forward(self,
         x:torch.Tensor, # (B,C,H,W)
     )->torch.Tensor: # the same shape
-        "As `nn.Conv2d`"
-        quick = x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
+        "As `nn.Conv2d`; where nobody wants gradients, and for `torch.jit.trace`, it is one"
+        traced = torch.jit.is_tracing() or not torch.is_grad_enabled()
+        quick = x.device.type == 'cpu' and not traced and not torch.is_autocast_enabled('cpu')
         return _DepthwiseDilated.apply(x, self.weight, self.dilation[0]) if quick else super().forward(x)
 
 # %% ../../nbs/api/method/39_backbones.ipynb #b0b70007

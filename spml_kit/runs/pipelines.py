@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWS', 'FEWEST', 'MOST', 'DECIDING', 'CLASSIFIER', 'SEEDS', 'EMBEDDING', 'HEAD', 'WALK', 'NEIGHBOURS', 'PIPELINES',
            'PLANS', 'fit_run', 'steps_for', 'Step', 'Pipeline', 'train_classifier', 'make_seeds', 'train_embedding',
-           'train_head', 'walk_labels', 'neighbour_labels', 'walk_again']
+           'train_head', 'walk_labels', 'neighbour_labels', 'walk_again', 'control_plan']
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #9f022acb
 from collections.abc import Callable
@@ -331,9 +331,10 @@ def make_seeds(
 def train_embedding(
     pipe:Pipeline, # whose labels so far it learns
     folder, # of the step
+    method='spml', # or 'cross_entropy', or a loss of one's own: see `spml_learner`
 )->Learner:
     "SPML with a joint head"
-    make = lambda dls, path: spml_learner(dls, pipe.annotation, recipe=pipe.recipe, seed=pipe.seed, path=path)
+    make = lambda dls, path: spml_learner(dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path)
     heads = sum(s.do is train_head and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 
@@ -402,3 +403,11 @@ PIPELINES = { # the paper's
 }
 PLANS = dict(refined='spml_kit.neighbours.drs:refined_plan', # functions that give the steps of a pipeline,
              mcof='spml_kit.neighbours.mcof:mcof_spml_plan') # by their names on the command line
+
+# %% ../../nbs/api/runs/78_pipelines.ipynb #78000042
+def control_plan(
+    plan:tuple, # of `Step`, such as one of `PIPELINES`
+)->tuple: # of `Step`
+    "The same steps with cross-entropy in the place of SPML's loss"
+    plain = partial(train_embedding, method='cross_entropy')
+    return tuple(replace(s, do=plain) if s.do is train_embedding else s for s in plan)

@@ -1,15 +1,16 @@
 """Label maps from class maps: tags and boxes against their plain versions, gaps, faults."""
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from test_background import CLASSES, some_maps
 from spml_kit.cams.background import tag_scores
 from spml_kit.cams.labels import box_labels, tag_labels, unlabelled_share, winning_class
 from spml_kit.cams.seeds import seed_quality
-from spml_kit.core import rng_of, SpmlError, UNLABELLED
+from spml_kit.core import UNLABELLED, SpmlError, rng_of
 from spml_kit.data.annotations import Boxes
+from test_background import CLASSES, some_maps
 
 some_tags = arrays(bool, CLASSES).filter(lambda t: t.any())
 

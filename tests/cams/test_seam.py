@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from test_classifier import learner, network, SIZE
 from spml_kit.cams.classifier import TagNet
-from spml_kit.cams.seam import scaled_maps, SeamLoss, seed_maps, share_evidence
+from spml_kit.cams.seam import SeamLoss, scaled_maps, seed_maps, share_evidence
+from test_classifier import SIZE, learner, network
 
 
 def test_shared_evidence_is_a_weighted_mean():

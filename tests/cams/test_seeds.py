@@ -2,12 +2,12 @@
 import numpy as np
 import pytest
 
-from test_background import CLASSES
-from test_labels import random_maps
 from spml_kit.cams.labels import tag_labels, unlabelled_share
 from spml_kit.cams.seeds import label_quality, seed_quality, threshold_labels, threshold_plane
-from spml_kit.core import rng_of, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, VOID, rng_of
 from spml_kit.metrics import Confusion
+from test_background import CLASSES
+from test_labels import random_maps
 
 
 def test_quality_of_labels_without_gaps_is_that_of_the_confusion_matrix():

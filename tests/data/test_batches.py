@@ -1,18 +1,19 @@
 """Augmentation, greys and blurs, and the stream of batches."""
+import fastai.callback.progress  # noqa: F401, brings no_bar
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-import fastai.callback.progress # noqa: F401, brings no_bar
 from fastai.learner import Learner
 from fastai.torch_core import default_device
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from conftest import photo
-from spml_kit.core import rng_of, SpmlError, VOC_CLASSES, VOID
+from spml_kit.core import VOC_CLASSES, VOID, SpmlError, rng_of
 from spml_kit.data.annotations import Points
-from spml_kit.data.batches import augment, chosen_device, MEAN_COLOUR, recolour, RoundLoader, weak_dls
+from spml_kit.data.batches import MEAN_COLOUR, RoundLoader, augment, chosen_device, recolour, weak_dls
 from spml_kit.data.body_parts import PartScenes
 from spml_kit.data.images import FolderSet, SceneSet
 from spml_kit.data.scenes import PART_CLASSES, SCENE_CLASSES

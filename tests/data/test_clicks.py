@@ -2,12 +2,12 @@
 import numpy as np
 import pytest
 
-from test_weak import ANIMALS
-from spml_kit.core import Classes, SpmlError, VOID
+from spml_kit.core import VOID, Classes, SpmlError
 from spml_kit.data.clicks import animal_clicks
 from spml_kit.data.images import VocSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.files import write_json
+from test_weak import ANIMALS
 
 
 @pytest.fixture

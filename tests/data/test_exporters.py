@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
-from test_importers import CLASSES, H, picture, quick, SIZE, TRUTH, W
-from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.annotations import Boxes, Keypoints, Points, Scribbles, Tags
 from spml_kit.data.exporters import coco_json, export_drawings, labelme_json, to_drawing
 from spml_kit.data.formats import drawn_labels, read_annotation
@@ -15,6 +15,7 @@ from spml_kit.data.importers import import_annotations
 from spml_kit.data.json_tools import COCO, LABELME
 from spml_kit.data.shapes import fit_drawing, to_kit
 from spml_kit.files import read_index_png, write_index_png
+from test_importers import CLASSES, SIZE, TRUTH, H, W, picture, quick
 
 xy = st.tuples(st.floats(0, W), st.floats(0, H)).map(lambda p: tuple(round(v, 3) for v in p))
 ids = st.integers(0, 2)

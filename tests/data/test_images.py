@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from test_importers import labelme, picture, shape, SQUARE
-from conftest import photo, FIXTURES
+from test_importers import SQUARE, labelme, picture, shape
+from conftest import FIXTURES, photo
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 

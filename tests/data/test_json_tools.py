@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from hypothesis import given, strategies as st
 
-from test_importers import H, labels_of, picture, quick, SIZE, W
+from spml_kit.core import UNLABELLED, VOID, SpmlError
+from spml_kit.data.importers import plan_import
+from spml_kit.data.json_tools import COCO, SUPERVISELY, VIA, pack_brush, unpack_brush
+from spml_kit.data.shapes import kit_labels
+from test_importers import SIZE, H, W, labels_of, picture, quick
 from test_readers import told
 from test_shapes import masks
-from spml_kit.core import SpmlError, UNLABELLED, VOID
-from spml_kit.data.importers import plan_import
-from spml_kit.data.json_tools import COCO, pack_brush, SUPERVISELY, unpack_brush, VIA
-from spml_kit.data.shapes import kit_labels
 
 
 def test_tasks_without_a_picture_and_captions(tmp_path):

@@ -1,11 +1,12 @@
 """Pairs of images and masks against the plain definition, and names of a table of files."""
 import numpy as np
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from test_sources import numbers, photo, save, write_csv
-from spml_kit.core import Classes, VOID
+from spml_kit.core import VOID, Classes
 from spml_kit.data.layouts import PairSet, read_table
 from spml_kit.files import write_index_png
+from test_sources import numbers, photo, save, write_csv
 
 
 def test_names_of_a_table_stay_apart(tmp_path):

@@ -3,7 +3,7 @@ import os
 import unicodedata
 
 import pytest
-from hypothesis import given, settings, strategies as st, HealthCheck
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from test_importers import picture
 from spml_kit.core import SpmlError

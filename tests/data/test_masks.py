@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from conftest import FIXTURES
-from test_importers import picture, SIZE
+from test_importers import SIZE, picture
 from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels
 from spml_kit.data.images import FolderSet
 from spml_kit.files import write_index_png
-from spml_kit.data.masks import ids_of_colours, read_labelmap, read_mask, check_drawn, labelmap_near
+from spml_kit.data.masks import check_drawn, ids_of_colours, labelmap_near, read_labelmap, read_mask
 from spml_kit.runs import cli
 
 N = 5

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from hypothesis import given, strategies as st
 
-from test_importers import CLASSES, H, labels_of, picture, quick, SIZE, TRUTH, W
-from spml_kit.core import SpmlError, UNLABELLED
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.data.importers import import_annotations, plan_import, plan_text
+from spml_kit.data.other_tools import read_csv
 from spml_kit.files import read_index_png
 from spml_kit.pictures import read_image
+from test_importers import CLASSES, SIZE, TRUTH, H, W, labels_of, picture, quick
 
 
 @pytest.mark.parametrize("wrong", ["x .5 .5 .2 .2", "0 .5", "7 .5 .5 .2 .2", "-1 .5 .5 .2 .2", "0.5 .5 .5 .2 .2", "nan .5 .5 .2 .2", "0 a b c d", "\t", "1 nan .5 .2 .2"])
@@ -145,3 +147,11 @@ def test_changed_yolo_is_read_or_refused_by_name(lines):
         (root / "labels" / "a.txt").write_text("\n".join(lines))
         try: labels_of(plan_import(root, tool="yolo"))
         except SpmlError as e: assert "a.txt" in str(e) or str(root) in str(e) and "no shape" in str(e)
+
+
+@pytest.mark.parametrize("text, says", [("a,b\n1,2\n3\n", "row 2 has more or fewer entries"), ("a,b\n1,2,3\n", "row 1 has more or fewer entries"), ('a,b\n"1,2\n', "not CSV")])
+def test_tables_that_were_cut_short_are_refused(text, says, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(SpmlError, match=f"a.csv: {says}"): read_csv(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text('a,b\n"1,\n2",3\n', encoding="utf-16")
+    assert read_csv(tmp_path / "a.csv") == [{"a": "1,\n2", "b": "3"}]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from conftest import FIXTURES
-from test_importers import CLASSES, DOCUMENTS, SIZE, TOOLS
 from spml_kit.core import SpmlError
 from spml_kit.data.formats import read_annotation
-from spml_kit.data.readers import LOADERS, named_reader, open_export, read_xml, READERS, recognise_tool
-from spml_kit.data.shapes import fit_drawing, Reason
+from spml_kit.data.readers import LOADERS, READERS, named_reader, open_export, read_xml, recognise_tool
+from spml_kit.data.shapes import Reason, fit_drawing
+from test_importers import CLASSES, DOCUMENTS, SIZE, TOOLS
 
 
 def fitted(export):

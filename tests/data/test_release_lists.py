@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spml_kit.core import SpmlError, UNLABELLED
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.release_lists import Listed, listed_regions, read_list
 from spml_kit.data.weak import WeakSet

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.annotations import tags_of
 from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import *

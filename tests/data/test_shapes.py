@@ -3,11 +3,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
-from test_importers import quick, SIZE
-from spml_kit.core import Classes, SpmlError, UNLABELLED, VOID
-from spml_kit.data.shapes import Drawing, entry, fit_drawing, kit_labels, mask_of_runs, pack_runs, runs_of, Shape, shape_mask, to_kit, told_reason, unpack_runs, VOID_NAME
+from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError
+from spml_kit.data.shapes import VOID_NAME, Drawing, Shape, entry, fit_drawing, kit_labels, mask_of_runs, pack_runs, runs_of, shape_mask, to_kit, told_reason, unpack_runs
+from test_importers import SIZE, quick
 
 
 def test_equal_reasons_are_counted_and_the_first_is_named():

@@ -1,13 +1,14 @@
 """The simulated person: strokes and points lie on their class, repeat with their key, and cover every class."""
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
-from spml_kit.core import rng_of, SpmlError, UNLABELLED, VOC_CLASSES, VOID
+from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, SpmlError, rng_of
 from spml_kit.data.annotations import tags_of
 from spml_kit.data.formats import read_voc_boxes
-from spml_kit.data.scenes import make_scene, SCENE_CLASSES
+from spml_kit.data.scenes import SCENE_CLASSES, make_scene
 from spml_kit.data.simulate import simulate_points, simulate_scribbles
 from spml_kit.files import read_index_png
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_importers import H, labelme, picture, shape, SQUARE, W
-from conftest import photo, FIXTURES
+from test_importers import H, SQUARE, W, labelme, picture, shape
+from conftest import FIXTURES, photo
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -19,7 +19,7 @@ from spml_kit.data.body_parts import PartScenes
 from spml_kit.data.formats import drawn_labels, write_annotation
 from spml_kit.data.images import FolderSet, SceneSet, VocSet, folder_sets, reduce_labels, resize
 from spml_kit.data.keypoints import scaled, simulate_keypoints
-from spml_kit.data.weak import WeakSet, check_weak_set, drawn_at, label_file, rescale, codes_as_unlabelled
+from spml_kit.data.weak import WeakSet, check_weak_set, codes_as_unlabelled, drawn_at, label_file, rescale
 from spml_kit.look.drawings import Mark, to_annotations, write_drawing
 from spml_kit.regions.oversegment import oversegment, prepare_regions
 

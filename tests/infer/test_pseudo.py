@@ -4,9 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from test_scores import two_colours
-from test_views import close, make, mirrored, picture, Pointwise
-from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.body_parts import PartScenes
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import Sample, WeakSet
@@ -19,6 +17,8 @@ from spml_kit.learn.learner import create_model
 from spml_kit.method.recipes import RECIPES
 from spml_kit.method.segments import make_segments
 from spml_kit.regions.pooling import region_mean
+from test_scores import two_colours
+from test_views import Pointwise, close, make, mirrored, picture
 
 
 def test_spread_by_the_definition():

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from test_views import close, make, mirrored, photographs, picture, Pointwise, SIZES
-from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.infer.pseudo import random_walk_scores
@@ -15,6 +15,7 @@ from spml_kit.infer.scores import head_scores, image_segments, majority_labels, 
 from spml_kit.infer.views import embed_view, views
 from spml_kit.method.nets import locations, unit, with_location
 from spml_kit.method.segments import cluster_means, start_grid
+from test_views import SIZES, Pointwise, close, make, mirrored, photographs, picture
 
 
 @pytest.mark.parametrize("size", SIZES)

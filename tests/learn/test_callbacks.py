@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spml_kit.core import SpmlError
-from test_learner import learner, Probe, ROUNDS, STEPS, TINY
+from test_learner import ROUNDS, STEPS, TINY, Probe, learner
 from spml_kit.learn import callbacks
 from spml_kit.learn.callbacks import TimeCB, lr_poly
 

@@ -10,12 +10,12 @@ import torch
 from fastai.callback.core import Callback
 
 from conftest import assert_equal, weights
-from test_learner import learner, ROUNDS, scenes, STEPS, TINY
 from spml_kit.core import SpmlError
 from spml_kit.files import load_tensors, save_tensors
 from spml_kit.infer.crf_loss import CrfCrossEntropy
 from spml_kit.learn.checkpoint import load_run
 from spml_kit.method.relations import feature_affinity, image_similarity
+from test_learner import ROUNDS, STEPS, TINY, learner, scenes
 
 
 class Interrupted(Exception): pass

@@ -8,7 +8,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from conftest import assert_equal, quiet, weights
-from spml_kit.core import SpmlError, UNLABELLED
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.files import load_tensors
 from spml_kit.data.batches import weak_dls
 from spml_kit.data.images import SceneSet

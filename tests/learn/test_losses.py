@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from conftest import random_batch
-from test_learner import learner
 from spml_kit.core import UNLABELLED, VOID
-from spml_kit.learn.losses import labelled_cross_entropy, SpmlLoss
+from spml_kit.learn.losses import SpmlLoss, labelled_cross_entropy
 from spml_kit.method.contrast import relation_loss
 from spml_kit.method.relations import image_similarity, semantic_annotation, semantic_cooccurrence
 from spml_kit.method.segments import make_segments
+from test_learner import learner
 
 
 def test_total_is_the_weighted_sum():

@@ -1,14 +1,15 @@
 """Drawings and their files, the palette, and labels that spread."""
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from hypothesis import given, settings, strategies as st
 
-from test_annotate import CLASSES, SIZE
 from spml_kit.core import UNLABELLED
 from spml_kit.data.images import FolderSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.look.drawings import class_colours, drawn_labels, KEYS, Mark, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
+from spml_kit.look.drawings import KEYS, Mark, class_colours, drawn_labels, prepare_spread, read_drawing, spread_labels, to_annotations, to_marks, write_drawing
+from test_annotate import CLASSES, SIZE
 
 inside = st.tuples(st.integers(0, 10 * (SIZE[1] - 1)).map(lambda v: v / 10), st.integers(0, 10 * (SIZE[0] - 1)).map(lambda v: v / 10))
 ids = st.integers(0, 2)

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from test_explore import said, SIZE
 from spml_kit.core import SpmlError
 from spml_kit.learn.learner import spml_learner
 from spml_kit.look.embedding import explore_embedding, snapshots
 from spml_kit.look.widgets import GAP
+from test_explore import SIZE, said
 
 
 def test_embedding_over_steps(world):

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from conftest import random_batch
-from test_explore import C
-from spml_kit.core import SpmlError, VOID
+from spml_kit.core import VOID, SpmlError
 from spml_kit.data.scenes import SCENE_CLASSES
-from spml_kit.look.explain import colour_distances, cross, deuteranopia, division_errors, forces_table, memory_strip, outline, paint_forces, pixel_forces, PULL, PUSH, rgb_of, View, view_figure
+from spml_kit.look.explain import PULL, PUSH, View, colour_distances, cross, deuteranopia, division_errors, forces_table, memory_strip, outline, paint_forces, pixel_forces, rgb_of, view_figure
 from spml_kit.method.contrast import contrast_plain
 from spml_kit.method.memory import MemoryBank
-from spml_kit.method.relations import feature_affinity, image_similarity, Relation, relation_sets, semantic_annotation, semantic_cooccurrence
+from spml_kit.method.relations import Relation, feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence
 from spml_kit.method.segments import make_segments
+from test_explore import C
 
 RELATIONS = [semantic_annotation(), semantic_cooccurrence(), image_similarity(), feature_affinity(), Relation("silent", lambda p: torch.full_like(p.label, -1), 6.), Relation("alone", lambda p: torch.arange(len(p)), 9.)]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from spml_kit.data.batches import weak_dls
 from spml_kit.method.contrast import relation_loss
-from spml_kit.core import SpmlError, VOID
+from spml_kit.core import VOID, SpmlError
 from spml_kit.data.images import FolderSet, SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.method.nets import location_colours

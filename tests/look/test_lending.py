@@ -2,12 +2,12 @@
 import numpy as np
 import pytest
 
-from test_explore import said, SIZE
 from spml_kit.core import UNLABELLED
 from spml_kit.data.weak import WeakSet
 from spml_kit.learn.learner import spml_learner
 from spml_kit.look.lending import explore_affinity
 from spml_kit.method.relations import feature_affinity, semantic_annotation
+from test_explore import SIZE, said
 
 
 @pytest.mark.parametrize("unmatched, words", [("all", "is positive to every segment"), ("out", "is left out"), (None, "is positive to every segment")])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_explore import C, said, SIZE
 from spml_kit.core import SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import SCENE_CLASSES
@@ -14,6 +13,7 @@ from spml_kit.look.explain import PUSH, rgb_of
 from spml_kit.look.nearness import explore_retrieval
 from spml_kit.look.store import CROP, on_map
 from spml_kit.look.widgets import GAP
+from test_explore import SIZE, C, said
 
 
 def seen(ex, k): return np.array(Image.open(io.BytesIO(ex.pictures[k].png)))

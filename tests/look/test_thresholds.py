@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
-from test_explore import C, said, SIZE
 from spml_kit.cams.labels import tag_labels
-from spml_kit.core import SpmlError, UNLABELLED
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import SCENE_CLASSES
 from spml_kit.data.weak import WeakSet
-from spml_kit.look.thresholds import explore_background, explore_regions, PLANE_CELL
+from spml_kit.look.thresholds import PLANE_CELL, explore_background, explore_regions
+from test_explore import SIZE, C, said
 
 
 def box_maps(s):

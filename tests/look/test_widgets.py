@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_thresholds import box_maps
 from spml_kit.data.weak import WeakSet
 from spml_kit.look.embedding import explore_embedding
 from spml_kit.look.explore import explore_relations
 from spml_kit.look.thresholds import explore_background, explore_regions
 from spml_kit.look.widgets import mosaic, mosaic_at
+from test_thresholds import box_maps
 
 
 @pytest.mark.parametrize("n,columns,size", [(1, 1, (5, 7)), (4, 2, (8, 6)), (5, 3, (4, 4))])

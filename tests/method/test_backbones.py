@@ -14,7 +14,7 @@ from torch import nn
 from spml_kit.cams.classifier import TagNet, class_maps, tag_splitter
 from spml_kit.core import SpmlError
 from spml_kit.learn.learner import spml_splitter
-from spml_kit.method.backbones import AdaptedNet, Neck, Pyramid, checkpoint_blocks, image_norm, create_backbone, on_grid, parameters_upto, DepthwiseDilated
+from spml_kit.method.backbones import AdaptedNet, DepthwiseDilated, Neck, Pyramid, checkpoint_blocks, create_backbone, image_norm, on_grid, parameters_upto
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone .* takes images of")

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from spml_kit.core import SpmlError
-from spml_kit.method.recipes import paper_relations, paper_weights, RECIPES, RELEASE_CHANGES
+from spml_kit.method.recipes import RECIPES, RELEASE_CHANGES, paper_relations, paper_weights
 
 
 @pytest.mark.parametrize("annotation", ["tags", "boxes", "points", "scribbles", "keypoints"])

@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
-from test_oversegment import noise
 from spml_kit.core import SpmlError
 from spml_kit.data.scenes import make_scene
 from spml_kit.regions.contours import contour_channels, gradient_contours
+from test_oversegment import noise
 
 
 @pytest.mark.parametrize('size', [(16, 16), (16, 50), (33, 47), (2, 40), (128, 128)])

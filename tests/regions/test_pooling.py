@@ -1,8 +1,11 @@
 """Means of regions against the plain loop, with gradients."""
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from spml_kit.core import SpmlError
 from spml_kit.regions.pooling import region_mean, region_pool
 
 
@@ -19,3 +22,14 @@ def test_pooling_and_spreading_is_a_projection_that_keeps_the_total(seed):
     torch.testing.assert_close(region_pool(features, ids), plain)
     weight = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=plain.shape))
     torch.testing.assert_close(*(torch.autograd.grad((o*weight).sum(), features, retain_graph=True)[0] for o in (region_pool(features, ids), plain)))
+
+
+def test_an_id_that_is_nowhere_has_the_mean_zero():
+    features, ids = torch.tensor([[[2., 4.], [6., 8.]]]), torch.tensor([[0, 3], [3, 3]], dtype=torch.int32)
+    assert region_pool(features, ids).tolist() == [[2.], [0.], [0.], [6.]] and region_mean(features, ids).tolist() == [[[2., 6.], [6., 6.]]]
+
+
+@pytest.mark.parametrize("size", [(3, 2), (2, 4), (6,)])
+def test_regions_of_another_size_are_refused(size):
+    for f in (region_pool, region_mean):
+        with pytest.raises(SpmlError, match=r"features are \(2, 3\), the regions .*must agree"): f(torch.zeros(1, 2, 3), torch.zeros(size, dtype=torch.long))

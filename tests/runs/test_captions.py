@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from test_tables import run
 from spml_kit.core import SpmlError
 from spml_kit.files import write_json
 from spml_kit.runs.captions import captioned_table, tables_by_setting
 from spml_kit.runs.tables import collect_runs
+from test_tables import run
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -16,7 +16,7 @@ from spml_kit.data.annotations import Boxes
 from spml_kit.data.formats import read_annotation
 from spml_kit.data.readers import recognise_tool
 from spml_kit.runs import cli
-from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_run, spml_import
+from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_import, spml_run
 
 
 @pytest.fixture

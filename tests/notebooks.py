@@ -36,7 +36,7 @@ def one(name):
     room = re.sub(r'^\d+[a-z]?_', '', found[0].stem)
     files = [*tests.rglob(f'test_{room}.py')]
     if files: os.execv(sys.executable, [sys.executable, '-m', 'pytest', '-q', *map(str, files)])
-    print(f"it exports no module with tests of its own: there is no test_{room}.py")
+    print(f"no tests but its own cells: there is no test_{room}.py")
 
 
 def main():

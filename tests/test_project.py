@@ -143,7 +143,7 @@ ORDER = "core", "files", "arrays", "pictures", "metrics", "regions", "data", "me
 
 
 def imported(path):
-    "Modules that a file of tests imports, by their whole names; what runs in processes of its own counts"
+    "Whole names of the modules that a file imports, wherever it does"
     nodes = [*ast.walk(ast.parse(path.read_text()))]
     froms = [(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
     return {m for m, _ in froms} | {f"{m}.{a}" for m, a in froms} | {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}

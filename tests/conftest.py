@@ -82,6 +82,39 @@ def deeplab():
     return paper_deeplab()
 
 
+@pytest.fixture(scope="session")
+def net():
+    "A real network, small and untrained"
+    from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
+    torch.manual_seed(0)
+    return SegNet(EmbedNet("test_resnet", 8, pretrained=False), SoftmaxHead(8, 13)).eval()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    "What explorers look at: a weak set, held-out scenes, a learner after a few steps and its snapshots"
+    from spml_kit.data.batches import weak_dls
+    from spml_kit.learn.learner import spml_learner
+    from spml_kit.look.embedding import SnapshotCB
+    from spml_kit.method.recipes import RECIPES
+    size, folder = 64, tmp_path_factory.mktemp("snapshots")
+    weak, held_out = WeakSet(SceneSet(6, seed=3, size=size), "scribbles", regions=12), SceneSet(3, seed=3, size=size, start=100)
+    recipe = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), dim=8, grid=(4, 4), iterations=3, crop=size)
+    learn = spml_learner(weak_dls(weak, held_out, bs=3, crop=size, steps=2, device=torch.device("cpu")), recipe=recipe, path=tmp_path_factory.mktemp("run"))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_poly(2, cbs=SnapshotCB(folder))
+    return weak, held_out, learn, folder
+
+
+@pytest.fixture(scope="session")
+def retrieval(world):
+    "The explorer of nearness, and the masks that its votes come from"
+    from spml_kit.look.nearness import explore_retrieval
+    weak, held_out, learn, _ = world
+    masks = [weak.images.mask(i) for i in range(len(weak))]
+    return explore_retrieval(learn, weak, held_out, masks, grid=(4, 4)), masks
+
+
 def quiet(learn):
     "Without bar and table"
     learn.remove_cb(learn.progress)
@@ -121,6 +154,9 @@ def stroked_project(root, size):
         kind, labels = ("labels", weak.sample(i).labels) if i < 6 else ("masks", scenes.mask(i))
         write_index_png(root / kind / f"{name}.png", labels, scenes.classes.palette)
     return root
+
+
+FIXTURES = Path(__file__).parent / "fixtures" / "importers" # files of other tools
 
 
 def photo(h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)

@@ -142,6 +142,13 @@ def test_public_names_are_shown(path):
 ORDER = "core", "files", "arrays", "pictures", "metrics", "regions", "data", "method", "learn", "cams", "infer", "runs", "look", "neighbours", "renamed"
 
 
+def imported(path):
+    "Whole names of the modules that a file imports, wherever it does"
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    froms = [(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
+    return {m for m, _ in froms} | {f"{m}.{a}" for m, a in froms} | {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+
+
 @each_module
 def test_a_folder_uses_those_above_it_and_nothing_private(path):
     place = path.relative_to(ROOT / "spml_kit").with_suffix("").parts
@@ -152,6 +159,14 @@ def test_a_folder_uses_those_above_it_and_nothing_private(path):
         if name[0] != "spml_kit" or len(name) < 2: continue
         assert ORDER.index(name[1]) <= ORDER.index(place[0]), f"{'.'.join(place)} uses {'.'.join(name)}"
         assert [a.name for a in n.names if a.name.startswith("_") and a.name != "__version__"] == []
+
+
+@each_module
+def test_a_module_has_a_file_of_tests(path):
+    "tests/<wing>/test_<module>.py, which `make one` runs"
+    place = path.relative_to(ROOT / "spml_kit")
+    tests = ROOT / "tests" / place.with_name(f"test_{place.name}")
+    assert tests.exists() and f"spml_kit.{'.'.join(place.with_suffix('').parts)}" in imported(tests), f"{relative(tests)} tests {relative(path)}"
 
 
 def undocumented(name, thing):

@@ -1,7 +1,6 @@
 """Properties P1-P18 that any correct implementation has, on random batches."""
 from fractions import Fraction
 
-import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 
@@ -11,7 +10,7 @@ from spml_kit.core import UNLABELLED, VOID
 from spml_kit.method.nets import locations, unit, with_location
 from spml_kit.learn.losses import SpmlLoss
 from spml_kit.method.memory import MemoryBank
-from spml_kit.method.relations import feature_affinity, image_similarity, nearest_labels, relation_sets, semantic_annotation, semantic_cooccurrence
+from spml_kit.method.relations import feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence
 from spml_kit.method.segments import cluster_means, grid_labels, make_segments, spherical_kmeans
 
 S, C, I, A = RELATIONS = [semantic_annotation(6), semantic_cooccurrence(12), image_similarity(16), feature_affinity(12)]
@@ -245,21 +244,3 @@ def test_p18_scale_of_the_weights():
     for small, large in zip(total_and_gradient(.3, .3, .1, .3), total_and_gradient(1, 1, 1/3, 1)):
         assert large.any()
         torch.testing.assert_close(small.double(), .3*large.double(), rtol=1e-6, atol=1e-9)
-
-
-@seeds
-@few
-@pytest.mark.parametrize("across", [False, True])
-@pytest.mark.parametrize("threshold", [-1., .3, .95])
-def test_nearest_labels_by_their_definition(across, threshold, seed):
-    "segment by segment; in some images nobody has a label, in some everybody"
-    g = torch.Generator().manual_seed(seed)
-    mu, image = unit(torch.randn(30, 4, generator=g, dtype=torch.float64)), torch.randint(5, (30,), generator=g)
-    label = torch.where(torch.rand(30, generator=g) < torch.rand(5, generator=g).round(decimals=1)[image], torch.randint(3, (30,), generator=g), UNLABELLED)
-    found, lender, cosine = nearest_labels(mu, label, image, threshold, across)
-    for i in range(30):
-        lenders = [j for j in range(30) if label[j] < UNLABELLED and (across or image[i] == image[j])]
-        if label[i] < UNLABELLED: near, who = 1., i
-        else: near, who = max(((float(mu[i] @ mu[j]), j) for j in lenders), default=(-float("inf"), -1))
-        assert int(lender[i]) == who and float(cosine[i]) == pytest.approx(near)
-        assert int(found[i]) == (int(label[who]) if near >= threshold else -1)

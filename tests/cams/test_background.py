@@ -1,28 +1,14 @@
-"Label maps from class maps: golden numbers, properties, boxes, faults, and how labels with gaps are judged."
+"Background from class maps: golden numbers, properties."
 import numpy as np
-import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spml_kit.cams.background import background_map, tag_scores
-from spml_kit.cams.labels import box_labels, tag_labels, unlabelled_share, winning_class
-from spml_kit.core import UNLABELLED, VOID, SpmlError, rng_of
-from spml_kit.data.annotations import Boxes
-from spml_kit.metrics import Confusion
-from spml_kit.cams.seeds import label_quality, seed_quality, threshold_labels, threshold_plane
+from spml_kit.cams.labels import tag_labels, unlabelled_share, winning_class
 
 CLASSES = 4
 some_maps = arrays(np.float32, (CLASSES, 3, 5), elements=st.floats(0, 1, width=32)).map(lambda m: np.concatenate([0*m[:1], m[1:]]))
-some_tags = arrays(bool, CLASSES).filter(lambda t: t.any())
 
-
-def random_maps(seed=0, size=(7, 9), n_classes=CLASSES, dtype=np.float32):
-    maps = rng_of(seed, "maps").random((n_classes, *size)).astype(dtype)
-    maps[0] = 0
-    return maps
-
-
-# golden numbers
 
 def test_background_of_the_reference(vectors):
     v = vectors["V21"]
@@ -40,8 +26,6 @@ def test_background_of_the_reference(vectors):
     assert unlabelled_share(tag_labels(fine, [True, True], threshold=.23, normalise="none")) > 0
 
 
-# properties
-
 @given(some_maps, st.floats(.5, 16))
 @settings(max_examples=50, deadline=None)
 def test_background_is_what_the_classes_leave(maps, alpha):
@@ -52,155 +36,3 @@ def test_background_is_what_the_classes_leave(maps, alpha):
     maps[2, 1, 1] = 1
     assert background_map(maps, alpha)[1, 1] == 0
     np.testing.assert_array_equal(tag_scores(maps, alpha)[1:], maps[1:])
-
-
-@given(some_maps, some_tags, st.floats(0, 1), st.sampled_from(["none", "sum"]))
-@settings(max_examples=80, deadline=None)
-def test_labels_are_classes_of_the_image_background_or_gaps(maps, tags, threshold, normalise):
-    labels = tag_labels(maps, tags, threshold=threshold, normalise=normalise)
-    assert labels.dtype == np.uint8 and labels.shape == maps.shape[1:]
-    assert set(np.unique(labels)) <= {0, *np.flatnonzero(tags), UNLABELLED}
-    more = tag_labels(maps, tags, threshold=min(1, threshold + .2), normalise=normalise)
-    assert unlabelled_share(more) >= unlabelled_share(labels)
-    kept = more != UNLABELLED
-    np.testing.assert_array_equal(more[kept], labels[kept])
-
-
-@given(some_maps, some_tags)
-@settings(max_examples=50, deadline=None)
-def test_a_share_is_never_below_that_of_a_draw(maps, tags):
-    share = winning_class(maps, tags, normalise="sum")[1]
-    assert share.min() >= 1/(1 + tags[1:].sum()) - 1e-6 and share.max() <= 1 + 1e-6
-
-
-def test_absent_classes_do_not_count():
-    maps = random_maps()
-    tags = np.array([True, True, False, True])
-    maps[2] = 1
-    scores = tag_scores(maps[[0, 1, 3]])
-    label, share = winning_class(maps, tags)
-    np.testing.assert_array_equal(label, np.array([0, 1, 3])[scores.argmax(0)])
-    np.testing.assert_allclose(share, scores.max(0)/scores.sum(0), rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_types(dtype):
-    maps = random_maps(dtype=dtype)
-    assert tag_labels(maps, [1, 1, 1, 1]).dtype == np.uint8
-    assert tag_scores(maps).dtype == dtype
-
-
-# boxes
-
-def plain_box_labels(maps, boxes, threshold):
-    "Pixel by pixel: the smallest box that holds it decides"
-    out = np.zeros(maps.shape[1:], np.uint8)
-    for y, x in np.ndindex(*out.shape):
-        inside = [(int((b[2] - b[0])*(b[3] - b[1])), -i) for i, b in enumerate(boxes.boxes) if b[0] <= x < b[2] and b[1] <= y < b[3]]
-        if not inside:
-            continue
-        i = -min(inside)[1]
-        x0, y0, x1, y1 = boxes.boxes[i].astype(int)
-        part = maps[boxes.classes[i], y0:y1, x0:x1]
-        high = part.max() > part.min() and maps[boxes.classes[i], y, x] - part.min() >= threshold*(part.max() - part.min())
-        out[y, x] = boxes.classes[i] if high else UNLABELLED
-    return out
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("threshold", [0, .5, 1])
-def test_boxes_against_the_plain_version(seed, threshold):
-    rng = rng_of(seed, "boxes")
-    corner = np.sort(rng.permuted(np.tile(np.arange(12), (5, 2, 1)), axis=2)[..., :2], 2)  # two different numbers an axis
-    boxes = Boxes(np.stack([corner[:, 0, 0], corner[:, 1, 0], corner[:, 0, 1], corner[:, 1, 1]], 1), rng.integers(1, CLASSES, 5))
-    maps = random_maps(seed, (12, 12))
-    np.testing.assert_array_equal(box_labels(maps, boxes, threshold), plain_box_labels(maps, boxes, threshold))
-
-
-def test_the_smaller_box_wins_whatever_the_order():
-    maps = random_maps(size=(8, 8))
-    one, two = Boxes([[0, 0, 8, 8], [2, 2, 5, 5]], [1, 2]), Boxes([[2, 2, 5, 5], [0, 0, 8, 8]], [2, 1])
-    labels = box_labels(maps, one)
-    np.testing.assert_array_equal(labels, box_labels(maps, two))
-    assert set(np.unique(labels[2:5, 2:5])) <= {2, UNLABELLED} and 2 in labels
-
-
-def test_a_flat_map_says_nothing():
-    boxes = Boxes([[1, 1, 4, 4]], [1])
-    for flat in (0, 1):
-        maps = np.zeros((2, 6, 6))
-        maps[1] = flat
-        np.testing.assert_array_equal(box_labels(maps, boxes), boxes.to_labels((6, 6)))
-
-
-# faults
-
-@pytest.mark.parametrize("call, words", [
-    (lambda m: tag_labels(m*np.nan, [1]*4), "not finite"),
-    (lambda m: box_labels(m*np.nan, Boxes([[0, 0, 2, 2]], [1])), "not finite"),
-    (lambda m: tag_labels(m - 1, [1]*4), "0..1"),
-    (lambda m: tag_labels(m[0], [1]*4), "(C,H,W)"),
-    (lambda m: tag_labels(m, [1]*3), "one flag per class"),
-    (lambda m: tag_labels(m, [0]*4), "without any tag"),
-    (lambda m: tag_labels(m, [1]*4, threshold=1.1), "threshold 1.1"),
-    (lambda m: tag_labels(m, [1]*4, threshold=-.1), "threshold -0.1"),
-    (lambda m: tag_labels(m, [1]*4, threshold=float("nan")), "threshold nan"),
-    (lambda m: tag_labels(m, [1]*4, alpha=0), "alpha 0"),
-    (lambda m: tag_labels(m, [1]*4, normalise="max"), "normalise 'max'"),
-    (lambda m: box_labels(m, Boxes([[0, 0, 20, 4]], [1])), "20"),
-    (lambda m: box_labels(m, Boxes([[-3, 0, 2, 4]], [1])), "-3"),
-    (lambda m: box_labels(m, Boxes([[0, 0, 2, 2]], [4])), "class 4"),
-    (lambda m: box_labels(m, Boxes([[0, 0, 2, 2]], [1]), threshold=2), "threshold 2"),
-    (lambda m: seed_quality([m, m], [np.zeros((7, 9), np.uint8)]), "2 maps for 1 masks"),
-    (lambda m: seed_quality([m, m], [np.zeros((7, 9), np.uint8)]*2, thresholds=(.5, 1.5)), "0..1"),
-    (lambda m: seed_quality([m, m], [np.zeros((7, 8), np.uint8)]*2), "must agree"),
-])
-def test_faults_are_named(call, words):
-    with pytest.raises(SpmlError) as e:
-        call(random_maps())
-    assert words in str(e.value)
-
-
-# quality
-
-def test_quality_of_labels_without_gaps_is_that_of_the_confusion_matrix():
-    rng = rng_of(0, "labels")
-    labels, masks = rng.integers(0, CLASSES, (2, 3, 8, 8)).astype(np.uint8)
-    masks[0, 0] = VOID
-    q = label_quality(labels, masks, CLASSES)
-    assert q["miou"] == pytest.approx(Confusion(CLASSES).add(labels, masks).mean_iou(present_only=True))
-    assert q["unlabelled"] == 0
-    objects = (masks > 0) & (masks < CLASSES)
-    assert q["recall"] == pytest.approx(100*(labels == masks)[objects].mean())
-    assert q["coverage"] == pytest.approx(100*(labels > 0)[objects].mean())
-    assert q["precision"] == pytest.approx(100*(labels == masks)[(labels > 0) & (masks < CLASSES)].mean())
-
-
-def test_gaps_cost_coverage_and_not_miou():
-    mask = rng_of(0, "mask").integers(0, CLASSES, (8, 8)).astype(np.uint8)
-    gaps = mask.copy()
-    gaps[:, :4] = UNLABELLED
-    q = label_quality([gaps], [mask], CLASSES)
-    assert q["miou"] == 100 and q["precision"] == 100 and q["unlabelled"] == 50 and q["coverage"] == q["recall"] < 100
-
-
-def test_the_threshold_comes_from_the_tuning_images_alone():
-    mask = np.zeros((4, 4), np.uint8)
-    mask[:2] = 1
-    at = lambda low, high: np.stack([np.zeros((4, 4)), np.where(mask == 1, high, low)])
-    maps = [at(.1, .3), at(.6, .9)]  # separated by .2, and by .7
-    q = seed_quality(maps, [mask, mask], thresholds=(.2, .7))
-    assert q["threshold"] == .2 and q["precision"] == 50 and q["recall"] == 100
-    q = seed_quality(maps[::-1], [mask, mask], thresholds=(.2, .7))
-    assert q["threshold"] == .7 and q["recall"] == 0
-
-
-def test_every_cell_of_the_plane_is_one_labelling():
-    maps = [random_maps(i) for i in range(3)]
-    masks = [threshold_labels(m, .6) for m in maps]
-    tags = [np.ones(CLASSES, bool)]*3
-    plane = threshold_plane(maps, masks, tags, alphas=(2., 6.), thresholds=(.2, .5), normalise="sum")
-    for (i, j), value in np.ndenumerate(plane["miou"]):
-        labels = [tag_labels(m, t, plane["alphas"][i], plane["thresholds"][j]) for m, t in zip(maps, tags)]
-        q = label_quality(labels, masks, CLASSES)
-        assert value == q["miou"] and plane["unlabelled"][i, j] == q["unlabelled"] == pytest.approx(100*unlabelled_share(labels))

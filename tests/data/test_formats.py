@@ -123,7 +123,6 @@ def test_what_is_wrong_with_xml_is_said(tmp_path, text, says):
     with pytest.raises(SpmlError, match=f"a.xml: .*{says}"): read_annotation(tmp_path / "a.xml", VOC_CLASSES)
 
 
-
 # PASCAL VOC's XML as it occurs
 
 def voc_xml(*objects, size=(40, 60)):
@@ -199,3 +198,21 @@ def test_drawings_are_boxes_strokes_dots(tmp_path_factory, seed):
         more = a.to_labels(size)
         plain[more != UNLABELLED] = more[more != UNLABELLED]
     assert (drawn_labels(kept, size) == plain).all()
+
+
+@pytest.mark.parametrize("ann", [Tags([1, 2]), Boxes([(1, 2, 30, 20)], [1]), Points([(3, 4), (5, 6.5)], [0, 2]), Points([(3, 4)], [0], width=9),
+    Scribbles([[(1, 1), (2, 9)], [(4, 4)]], [2, 0]), Keypoints([(3, 4), (8, 9)], [1, 14], [1, 2])], ids=lambda a: type(a).__name__)
+def test_files_round_trip(ann, tmp_path):
+    write_annotation(tmp_path/"a.json", ann)
+    again = read_annotation(tmp_path/"a.json")
+    assert again == ann and again.to_json() == read_json(tmp_path/"a.json")
+    assert (again.to_labels((40, 60)) == ann.to_labels((40, 60))).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("width", [0, -1, 1e9, float("nan"), float("inf"), 501])
+@pytest.mark.parametrize("kind", ["points", "scribbles"])
+def test_marks_have_a_width_that_can_be_drawn(tmp_path, kind, width):
+    said = {"spml_kit": 1, "kind": kind, "classes": [1], "width": width} | ({"xy": [[3, 4]]} if kind == "points" else {"strokes": [[[3, 4]]]})
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    with pytest.raises(SpmlError, match="a.json: .*pixels wide"): read_annotation(tmp_path / "a.json")

@@ -1,12 +1,9 @@
-"""Other tools' files: shapes, readers, projects made of them, and the way back."""
+"""Other tools' files become projects: pictures, classes, what is missing or broken."""
 import base64
 import io
 import json
-import re
 import sys
 import tempfile
-import types
-import zlib
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
+from conftest import FIXTURES
 from spml_kit.core import *
 from spml_kit.files import *
 from spml_kit.pictures import *
@@ -23,22 +21,18 @@ from spml_kit.data import importers
 from spml_kit.data.annotations import *
 from spml_kit.data.batches import weak_dls
 from spml_kit.data.formats import *
-from spml_kit.data.exporters import *
-from spml_kit.data.images import FolderSet, folder_sets
+from spml_kit.data.images import folder_sets
 from spml_kit.data.importers import *
 from spml_kit.data.json_tools import *
-from spml_kit.data.other_tools import *
-from spml_kit.data.readers import *
 from spml_kit.data.shapes import *
 from spml_kit.data.weak import WeakSet, check_weak_set
 from spml_kit.learn.learner import spml_learner
 from spml_kit.look.drawings import mend_labels, read_drawing
-from spml_kit.runs.cli import spml_import
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "importers"
 TOOLS = sorted(p.name for p in FIXTURES.iterdir())
 CLASSES = Classes(("background", "cat", "dog"))
 SIZE = H, W = 60, 80
+SQUARE = [[10, 10], [40, 10], [40, 40], [10, 40]]
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 TRUTH = np.full(SIZE, UNLABELLED, np.uint8)  # what is drawn in every fixture
@@ -48,22 +42,19 @@ TRUTH[10:40, 10:40], TRUTH[20:55, 50:70] = 1, 2
 def iou(a, b): return (a & b).sum() / max(1, (a | b).sum())
 
 
-def picture(path, size=SIZE, **save):
+def picture(path, size=SIZE, value=90, **save):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path, **save)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path, **save)
     return path
 
 
-def shape(label, kind, points, **more): return dict(label=label, points=points, shape_type=kind) | more
+def shape(label, kind="polygon", points=SQUARE, **more): return dict(label=label, points=points, shape_type=kind) | more
 
 
 def labelme(path, *shapes, size=SIZE, picture="a.png", **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(imagePath=picture, imageHeight=size[0], imageWidth=size[1], shapes=shapes) | more))
     return path
-
-
-SQUARE = [[10, 10], [40, 10], [40, 40], [10, 40]]
 
 
 def labels_of(plan, k=0): return kit_labels(plan.annotations(plan.pictures[k]), plan.pictures[k].drawing.size)
@@ -112,31 +103,6 @@ def test_what_a_polygon_means_is_the_users_to_say(tool, meaning):
         for c in (1, 2): assert (TRUTH[labels == c] == c).all() or tool == "voc"
 
 
-def test_every_reader_has_a_file_here_and_recognises_nobody_elses():
-    assert {*READERS} == {*TOOLS, "hugging_face"}
-    for tool in TOOLS:
-        files = [FIXTURES / tool, *(p for p in (FIXTURES / tool).rglob("*") if p.suffix in LOADERS)]
-        assert {recognise_tool(f) for f in files} - {""} == {tool}
-
-
-def test_hugging_face_columns(tmp_path, monkeypatch):
-    "With a stand-in for the library, which need not be there"
-    class Rows(list):
-        features = dict(image=type("Image", (), {})(), label=type("Image", (), {})(), caption=type("Value", (), {})())
-    ids = np.where(TRUTH == UNLABELLED, 0, TRUTH)
-    rows = Rows([dict(image=Image.fromarray(np.full((*SIZE, 3), 7, np.uint8)), label=Image.fromarray(ids))])
-    for name in ("dataset_info.json", "state.json"): (tmp_path / name).write_text("{}")
-    with monkeypatch.context() as m:
-        m.setitem(sys.modules, "datasets", None)
-        with pytest.raises(SpmlError, match="pip install datasets"): plan_import(tmp_path)
-    (tmp_path / "id2label.json").write_text('{"1": "cat", "2": "dog"}')
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_from_disk=lambda path: rows))
-    plan = import_annotations(tmp_path, tmp_path.parent / f"{tmp_path.name}_out")
-    out = tmp_path.parent / f"{tmp_path.name}_out"
-    assert plan.tool == "hugging_face" and plan.classes == CLASSES
-    assert (read_index_png(out / "labels" / "image_000000.png") == ids).all() and read_image(out / "images" / "image_000000.png")[0, 0, 0] == 7
-
-
 def my_reader(path, data): return ToolExport([Drawing("a.png", shapes=[Shape("box", "cat", [(1, 1), (9, 9)])], source=path)])
 
 
@@ -145,167 +111,6 @@ def test_a_reader_of_ones_own(tmp_path, monkeypatch):
     picture(tmp_path / "a.png")
     (tmp_path / "a.json").write_text("[1]")
     assert plan_import(tmp_path / "a.json", tool="mine:my_reader").annotations(plan_import(tmp_path / "a.json", tool="mine:my_reader").pictures[0])["boxes"] == Boxes([(1, 1, 9, 9)], [1])
-
-
-# ---- run lengths, brushes, pixels
-
-masks = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(lambda t: np.random.default_rng(t[2]).random(t[:2]) < t[3])
-
-
-@given(masks)
-@quick
-def test_run_lengths_against_their_definition(mask):
-    counts, now = [0], False
-    for x in range(mask.shape[1]):
-        for y in range(mask.shape[0]):
-            if mask[y, x] != now: counts.append(0); now = not now
-            counts[-1] += 1
-    assert runs_of(mask) == counts and unpack_runs(pack_runs(counts)) == counts
-    assert (mask_of_runs(counts, mask.shape) == mask).all() and (mask_of_runs(pack_runs(counts), mask.shape) == mask).all()
-
-
-@given(st.lists(st.integers(0, 10**9), max_size=20))
-@quick
-def test_compressed_text_of_any_lengths(counts): assert unpack_runs(pack_runs(counts)) == counts
-
-
-@given(masks)
-@quick
-def test_run_lengths_are_those_of_pycocotools(mask):
-    coco = pytest.importorskip("pycocotools.mask")
-    theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    assert pack_runs(runs_of(mask)) == theirs["counts"].decode()
-    assert (coco.decode(dict(size=list(mask.shape), counts=pack_runs(runs_of(mask)).encode())) == mask).all()
-    assert (mask_of_runs(theirs["counts"], mask.shape) == mask).all()
-
-
-@pytest.mark.parametrize("counts, says", [([3, 4], "pixels"), ([-1, 5], "pixels"), ("~~", "character"), ("\x7f", "character"), ("P", "within a number"), (["a"], None)])
-def test_wrong_run_lengths_are_refused(counts, says):
-    with pytest.raises((SpmlError, ValueError), match=says): mask_of_runs(counts, (2, 2))
-
-
-@given(masks, st.lists(st.integers(1, 6), min_size=4, max_size=4), st.randoms())
-@quick
-def test_brushes_of_any_packing(mask, lengths, random):
-    "Runs and literal stretches, each with one of four widths of its length"
-    values, text, at = np.repeat(mask.ravel(), 4).astype(int)*255, "", 0
-    text = f"{len(values):032b}{7:05b}" + "".join(f"{n - 1:04b}" for n in lengths)
-    while at < len(values):
-        k = random.randrange(4)
-        n = min(random.randint(1, 2**lengths[k]), len(values) - at)
-        same = bool((values[at:at + n] == values[at]).all())
-        text += f"{int(same)}{k:02b}{n - 1:0{lengths[k]}b}" + "".join(f"{v:08b}" for v in (values[at:at + 1] if same else values[at:at + n]))
-        at += n
-    raw = [int(text[i:i + 8].ljust(8, "0"), 2) for i in range(0, len(text), 8)]
-    assert (unpack_brush(raw, mask.shape) == mask).all() and (unpack_brush(pack_brush(mask), mask.shape) == mask).all()
-
-
-def inside(x, y, ring):
-    "Is a point in a polygon? By the number of edges that a ray crosses"
-    odd = False
-    for (ax, ay), (bx, by) in zip(ring, ring[1:] + ring[:1]):
-        if (ay > y) != (by > y) and x < (bx - ax)*(y - ay)/(by - ay) + ax: odd = not odd
-    return odd
-
-
-def on_an_edge(x, y, ring):
-    "Exact, for multiples of 1/16"
-    return any((bx - ax)*(y - ay) == (by - ay)*(x - ax) for (ax, ay), (bx, by) in zip(ring, ring[1:] + ring[:1]))
-
-
-off = lambda low, high: st.integers(low*8, high*8 - 1).map(lambda v: v/8 + 1/16)  # never on the centre of a pixel
-
-
-@given(st.lists(st.tuples(off(-4, 20), off(-4, 16)), min_size=3, max_size=6), st.lists(st.tuples(off(2, 14), off(2, 10)), min_size=3, max_size=4))
-@quick
-def test_a_pixel_is_in_a_polygon_where_its_centre_is(ring, hole):
-    ours = shape_mask(Shape("polygon", "a", ring, holes=[hole]), (12, 16))
-    plain = np.array([[inside(x + .5, y + .5, ring) and not inside(x + .5, y + .5, hole) for x in range(16)] for y in range(12)])
-    either = np.array([[on_an_edge(x + .5, y + .5, ring) or on_an_edge(x + .5, y + .5, hole) for x in range(16)] for y in range(12)])
-    assert not ((ours != plain) & ~either).any()
-
-
-@given(masks, st.integers(-6, 12), st.integers(-6, 12))
-@quick
-def test_bitmaps_lie_where_they_are_put(mask, x, y):
-    plain = np.zeros((8, 8), bool)
-    for i in range(mask.shape[0]):
-        for j in range(mask.shape[1]):
-            if mask[i, j] and 0 <= y + i < 8 and 0 <= x + j < 8: plain[y + i, x + j] = True
-    assert (shape_mask(Shape("bitmap", "a", [(x, y)], mask=mask), (8, 8)) == plain).all()
-
-
-# ---- the way back
-
-xy = st.tuples(st.floats(0, W), st.floats(0, H)).map(lambda p: tuple(round(v, 3) for v in p))
-ids = st.integers(0, 2)
-box = st.tuples(st.integers(0, 70), st.integers(0, 50), st.integers(1, 10), st.integers(1, 10)).map(lambda b: (b[0] + .25, b[1], b[0] + b[2], b[1] + b[3] - .125))
-filled = lambda items: st.lists(items, min_size=1, max_size=4)
-drawings = st.fixed_dictionaries({}, optional=dict(
-    tags=st.sets(ids, min_size=1).map(lambda s: Tags(sorted(s))),
-    boxes=filled(st.tuples(box, ids)).map(lambda v: Boxes([b for b, _ in v], [c for _, c in v])),
-    scribbles=st.tuples(filled(st.tuples(st.lists(xy, min_size=1, max_size=5), ids)), st.sampled_from([1., 3., 6.5])).map(lambda v: Scribbles([s for s, _ in v[0]], [c for _, c in v[0]], v[1])),
-    points=st.tuples(filled(st.tuples(xy, ids)), st.sampled_from([2., 6.])).map(lambda v: Points([p for p, _ in v[0]], [c for _, c in v[0]], v[1]))))
-keypoints = st.tuples(filled(st.tuples(xy, ids, st.integers(1, 3), st.floats(1, 50))), st.booleans()).map(lambda v: dict(keypoints=Keypoints(
-    [p for p, *_ in v[0]], [c for _, c, *_ in v[0]], [i for _, _, i, _ in v[0]], [s for *_, s in v[0]] if v[1] else None, sigma=.2)))
-
-
-def there_and_back(said, to):
-    one = to_drawing("a.png", said, CLASSES, SIZE)
-    if to == "labelme": reader, data = LABELME, labelme_json(one, "a.png")
-    else: reader, data = COCO, coco_json([one], CLASSES)
-    again = reader.read(Path("a.json"), json.loads(json.dumps(data))).drawings[0]
-    again = fit_drawing(again, SIZE)
-    assert again.skipped == []
-    return to_kit(again, CLASSES, "keypoints" if "keypoints" in said else "full")
-
-
-def close(a, b):
-    "The same but for the last bits of half a pixel added and taken"
-    a, b = a.to_json(), b.to_json()
-    flat = lambda d: [v for k in sorted(d) for v in (np.ravel(np.concatenate([np.ravel(s) for s in d[k]]) if k == "strokes" else d[k]) if d[k] is not None else [None])]
-    return a.keys() == b.keys() and [len(s) for s in a.get("strokes", [])] == [len(s) for s in b.get("strokes", [])] and all(x == y if isinstance(x, (str, type(None))) else abs(float(x) - float(y)) < 1e-9 for x, y in zip(flat(a), flat(b), strict=True))
-
-
-@pytest.mark.parametrize("to", ["labelme", "coco"])
-@given(said=st.one_of(drawings.filter(bool), keypoints))
-@quick
-def test_nothing_is_lost_there_and_back(to, said):
-    back = there_and_back(said, to)
-    assert back.keys() == said.keys() and all(close(back[k], said[k]) for k in said)
-
-
-@pytest.mark.parametrize("to", ["labelme", "coco"])
-@given(seed=st.integers(0, 10**6))
-@quick
-def test_label_maps_survive_there_and_back(to, seed):
-    labels = np.random.default_rng(seed).choice([0, 1, 2, UNLABELLED, VOID], SIZE).astype(np.uint8)
-    assert (there_and_back(dict(full=labels), to)["full"] == labels).all()
-
-
-@pytest.mark.parametrize("to", ["labelme", "coco"])
-def test_a_project_there_and_back(to, tmp_path):
-    from spml_kit.look.drawings import write_drawing
-    root = tmp_path / "p"
-    root.mkdir()
-    (root / "classes.txt").write_text("background\ncat\ndog\nunused\n")
-    said = {"a": dict(scribbles=Scribbles([[(3, 3), (30, 20)]], [1], 5), points=Points([(50, 50)], [0], 10)), "b": dict(boxes=Boxes([(1, 2, 30, 40)], [2]), tags=Tags([2])), "c": dict(tags=Tags([0, 1]))}
-    for name, ann in said.items():
-        picture(root / "images" / f"{name}.png")
-        write_drawing(root, name, ann, drawn_labels(ann, SIZE))
-    picture(root / "images" / "d.png")
-    write_index_png(root / "labels" / "d.png", TRUTH, CLASSES.palette)
-    assert export_drawings(root, tmp_path / to, to) == 4
-    plan = import_annotations(tmp_path / to, tmp_path / "again", images=root / "images")
-    assert plan.classes.names == ("background", "cat", "dog", "unused") and not plan.skipped
-    there = lambda r: {p.relative_to(r).as_posix(): p for p in sorted(r.rglob("*")) if p.is_file() and "images" not in p.parts}
-    before, after = there(root), there(tmp_path / "again")
-    assert before.keys() == after.keys()
-    for name, p in before.items():
-        if p.suffix == ".png": assert (read_index_png(p) == read_index_png(after[name])).all()
-        elif p.suffix == ".json": assert read_annotation(p) == read_annotation(after[name])
-    with pytest.raises(SpmlError, match="written over"): export_drawings(root, tmp_path / to, to)
-    with pytest.raises(SpmlError, match="--to gif"): export_drawings(root, tmp_path / "x", "gif")
 
 
 def test_the_annotator_opens_what_was_imported(tmp_path):
@@ -370,22 +175,6 @@ def test_each_picture_of_a_file_gets_its_own_shapes(below, tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(coco))
     plan = plan_import(tmp_path / "all.json")
     assert {p.name: [s.xy.min(0).tolist() for s in p.drawing.shapes] for p in plan.pictures} == {n: [b[:2]] for n, b in boxes.items()}
-
-
-def test_what_is_ignored_beside_boxes_is_void(tmp_path):
-    drawing = Drawing("a.png", SIZE)
-    drawing.add("box", "cat", [(2, 2), (12, 12)])
-    drawing.add("box", VOID_NAME, [(20, 20), (40, 40)])
-    labels = kit_labels(to_kit(fit_drawing(drawing, SIZE), Classes(("background", "cat"))), SIZE)
-    assert (labels[20:40, 20:40] == VOID).all() and labels[5, 5] == UNLABELLED and labels[15, 15] == 0
-
-
-def test_poses_of_yolo_are_refused(tmp_path):
-    (tmp_path / "labels").mkdir()
-    picture(tmp_path / "images" / "a.png")
-    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .2 .2 .4 .4 .5 .5 .6 .6\n")
-    (tmp_path / "data.yaml").write_text("names: [person]\nkpt_shape: [3, 2]\n")
-    with pytest.raises(SpmlError, match="kpt_shape"): plan_import(tmp_path)
 
 
 def test_names_in_either_unicode_form(tmp_path):
@@ -463,110 +252,6 @@ def test_boxes_go_around_objects_of_several_parts(tmp_path):
     assert plan.annotations(plan.pictures[0])["boxes"].boxes.tolist() == [[1, 1, 30, 30], [40, 1, 45, 9]]
 
 
-def test_keypoints_of_coco(tmp_path):
-    picture(tmp_path / "a.png")
-    people = [dict(id=k, image_id=1, category_id=1, keypoints=[x, 10, 2, x, 20, 1, 0, 0, 0], bbox=[x - 5, 5, 10, 30], segmentation=[[x - 5, 5, x + 5, 5, x + 5, 35, x - 5, 35]]) for k, x in ((1, 10), (2, 50))]
-    (tmp_path / "k.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="a.png", height=H, width=W)], categories=[dict(id=1, name="person", keypoints=["nose", "hand", "foot"])], annotations=people)))
-    full, parts = plan_import(tmp_path), plan_import(tmp_path, meaning="keypoints")
-    assert full.classes.names == ("background", "person") and (labels_of(full) == 1).sum() == 600 and full.skipped == Counter({"point of a body part (--as keypoints takes them)": 4})
-    said = parts.annotations(parts.pictures[0])["keypoints"]
-    assert parts.classes.names == ("background", "nose", "hand") and said.xy.tolist() == [[10, 10], [10, 20], [50, 10], [50, 20]]
-    assert said.instances.tolist() == [1, 1, 2, 2] and np.allclose(said.scale, np.sqrt(300))
-    for p in people: del p["segmentation"], p["bbox"]
-    (tmp_path / "k.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="a.png")], categories=[dict(id=1, name="person", keypoints=["nose", "hand", "foot"])], annotations=people)))
-    assert plan_import(tmp_path).meaning == "keypoints"  # there is nothing else
-
-
-def test_tracks_of_cvat(tmp_path):
-    for k in range(6): picture(tmp_path / "images" / f"frame_{k:06}.PNG")
-    box = lambda f, x, outside=0: f'<box frame="{f}" outside="{outside}" keyframe="1" xtl="{x}" ytl="{x}" xbr="{x + 10}" ybr="{x + 10}"/>'
-    ring = lambda f, x: f'<polygon frame="{f}" outside="0" keyframe="1" points="{x},1;{x + 9},1;{x + 9},9"/>'
-    (tmp_path / "t.xml").write_text(f'<annotations><meta><task><original_size><width>{W}</width><height>{H}</height></original_size></task></meta><track id="0" label="cat">{box(0, 0)}{box(2, 8)}{box(4, 10, 1)}</track>'
-        f'<track id="1" label="dog">{ring(1, 30)}{ring(3, 40)}</track></annotations>')
-    plan = plan_import(tmp_path, meaning="boxes")
-    found = {p.name: {plan.classes.names[c]: b.tolist() for c, b in zip(a.classes, a.boxes)} for p in plan.pictures if (a := plan.annotations(p).get("boxes"))}
-    assert {k: v.get("cat") for k, v in found.items() if "cat" in v} == {"frame_000000": [0, 0, 10, 10], "frame_000001": [4, 4, 14, 14], "frame_000002": [8, 8, 18, 18], "frame_000003": [9, 9, 19, 19]}
-    assert {k: v.get("dog") for k, v in found.items() if "dog" in v} == {"frame_000001": [30, 1, 39, 9], "frame_000002": [35, 1, 44, 9], "frame_000003": [40, 1, 49, 9]}
-
-
-BOX = "<object><name>cat</name>{}<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
-
-
-@pytest.mark.parametrize("body, said", [(BOX.format("", 40.4, 20.56, 80, 49.7), [39.4, 19.56, 80, 49.7]), (BOX.format("", 41, 21, 80.3, 50), [40, 20, 80, 50]), ("<size><width>0</width><height>0</height></size>" + BOX.format("", 11, 11, 40, 40), [10, 10, 40, 40]),
-    (BOX.format("<polygon><x1>10</x1><y1>10</y1><x2>40</x2><y2>10</y2><x3>40</x3><y3>40</y3></polygon>", 10, 10, 40, 40), "full")])
-def test_xml_of_tools_that_follow_voc_loosely(body, said, tmp_path):
-    picture(tmp_path / "a.png")
-    (tmp_path / "a.xml").write_text(f"<annotation><filename>other.jpg</filename>{body}</annotation>")
-    plan = plan_import(tmp_path)
-    found = plan.annotations(plan.pictures[0])
-    assert "full" in found if said == "full" else np.allclose(found["boxes"].boxes, [said])
-
-
-def test_a_picture_of_which_voc_says_nothing(tmp_path):
-    for name, body in (("a", ""), ("b", BOX.format("", 11, 11, 40, 40))):
-        picture(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.xml").write_text(f"<annotation><filename>{name}.png</filename>{body}</annotation>")
-    assert plan_import(tmp_path).bare() == ["a"]
-
-
-def test_boxes_of_voc_that_count_from_0(tmp_path):
-    picture(tmp_path / "a.png")
-    text = "<annotation><object><name>cat</name><bndbox><xmin>{}</xmin><ymin>10</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"
-    for xmin, box in ((0, [0, 10, 40, 40]), (1, [0, 9, 40, 40])):
-        (tmp_path / "a.xml").write_text(text.format(xmin))
-        plan = plan_import(tmp_path)
-        assert plan.annotations(plan.pictures[0])["boxes"].boxes.tolist() == [box]
-
-
-# ---- straight into training
-
-def project(root, *shapes, names="background\ncat\ndog\n"):
-    picture(root / "images" / "a.jpg")
-    (root / "classes.txt").write_text(names)
-    return labelme(root / "labels" / "a.json", *shapes)
-
-
-def test_training_reads_a_file_of_one_picture_where_it_lies(tmp_path):
-    project(tmp_path, shape("cat", "polygon", SQUARE), shape("background", "linestrip", [[3, 3], [3, 56]]))
-    for size in (None, 40):
-        s = WeakSet(folder_sets(tmp_path, size)[0], tmp_path / "labels").sample(0)
-        assert abs((s.labels == 1).sum()/s.labels.size - 900/4800) < .01 and s.tags.tolist() == [True, True, False] and (s.labels == 0).any()
-    labelme(tmp_path / "labels" / "a.json", shape("dog", "rectangle", [[10, 10], [40, 40]]))
-    weak = WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels")
-    assert weak.boxes(0) == Boxes([(10, 10, 40, 40)], [2]) and weak.tags(0).tolist() == [True, False, True]
-    (tmp_path / "labels" / "a.json").write_text(next((FIXTURES / "qupath").glob("*.geojson")).read_text())
-    assert (WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels").sample(0).labels == 1).sum() == 900
-
-
-def test_names_in_files_of_other_tools_are_those_of_the_set(tmp_path):
-    "A set that keeps some classes, in another order: names decide, not numbers"
-    project(tmp_path, shape("dog", "polygon", SQUARE))
-    for file_ids in (False, True):
-        weak = WeakSet(FolderSet(tmp_path / "images", classes=("background", "dog", "cat")), tmp_path / "labels", file_ids=file_ids)
-        assert (weak.sample(0).labels == 1).sum() == 900
-
-
-@pytest.mark.parametrize("write, says", [
-    (lambda p: labelme(p, shape("cow", "polygon", SQUARE)), r"a.json: class 'cow' is not one of"), (lambda p: labelme(p), r"a.json: the annotation is empty"), (lambda p: labelme(p, shape("cat", "polygon", SQUARE), size=(W, H)), r"a.json: drawn on a picture of 60x80, .*EXIF"),
-    (lambda p: p.write_text('{"lasso": 1}'), r"a.json: not an annotation of this kit"), (lambda p: labelme(p, shape("cat", "point", [[900, 1]])), r"a.json: the annotation is empty \(1 point outside the picture\)"),
-    (lambda p: p.write_text((FIXTURES / "coco" / "instances.json").read_text().replace('"images": [', '"images": [{"id": 8, "file_name": "b.png"},')), r"a.json: looks like COCO with 2 pictures: spml_import .*a.json --out PROJECT")])
-def test_files_that_training_cannot_read_are_named(write, says, tmp_path):
-    write(project(tmp_path, shape("cat", "polygon", SQUARE)))
-    with pytest.raises(SpmlError, match=says): WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels").sample(0)
-
-
-def test_folders_with_files_of_other_tools_name_the_command(tmp_path):
-    picture(tmp_path / "images" / "a.png")
-    (tmp_path / "classes.txt").write_text("background\ncat\n")
-    labelme(tmp_path / "images" / "a.json", shape("cat", "polygon", SQUARE))
-    with pytest.raises(SpmlError, match="labels: no such folder.*a.json looks like labelme: spml_import"): folder_sets(tmp_path)
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "all.xml").write_text((FIXTURES / "cvat" / "annotations.xml").read_text())
-    with pytest.raises(SpmlError, match="all.xml looks like CVAT: spml_import"): folder_sets(tmp_path)
-    (tmp_path / "labels" / "a.xml").write_text((FIXTURES / "cvat" / "annotations.xml").read_text().replace("</annotations>", '<image name="b.png"/></annotations>'))
-    with pytest.raises(SpmlError, match="looks like CVAT with 2 pictures"): WeakSet(FolderSet(tmp_path / "images"), tmp_path / "labels").sample(0)
-
-
 # ---- files that are broken, or mean ill
 
 DOCUMENTS = {t: next(p for p in sorted((FIXTURES / t).rglob("*")) if p.suffix in (".json", ".geojson") and p.name != "meta.json") for t in ("labelme", "coco", "via", "label_studio", "supervisely", "qupath")}
@@ -633,38 +318,6 @@ def test_changed_text_is_read_or_refused_by_name(tool, data):
         only_refused(path, tool)
 
 
-@given(st.lists(st.lists(st.sampled_from(["0", "1", "7", "-1", ".5", "x", "nan", "1e400"]), max_size=9).map(" ".join), min_size=1, max_size=3))
-@quick
-def test_changed_yolo_is_read_or_refused_by_name(lines):
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        picture(root / "images" / "a.png")
-        (root / "labels").mkdir()
-        (root / "classes.txt").write_text("cat\ndog\n")
-        (root / "labels" / "a.txt").write_text("\n".join(lines))
-        try: labels_of(plan_import(root, tool="yolo"))
-        except SpmlError as e: assert "a.txt" in str(e) or str(root) in str(e) and "no shape" in str(e)
-
-
-@pytest.mark.parametrize("text", ['<!DOCTYPE annotation><annotation/>', '<!DOCTYPE a [<!ENTITY b "c">]><annotations><image name="&b;"/></annotations>', '<?xml version="1.0"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>'])
-def test_document_types_are_refused(text, tmp_path):
-    (tmp_path / "a.xml").write_text(text)
-    for encoding in ("utf-8", "utf-16"):
-        (tmp_path / "a.xml").write_text(text, encoding=encoding)
-        for read in (read_xml, open_export, lambda p: read_annotation(p, CLASSES)):
-            with pytest.raises(SpmlError, match="a.xml: XML with a document type"): read(tmp_path / "a.xml")
-
-
-def test_what_unpacks_to_very_much_is_left_out(tmp_path):
-    picture(tmp_path / "a.png")
-    bomb = base64.b64encode(zlib.compress(bytes(1 << 27))).decode()
-    item = lambda data: dict(classTitle="cat", geometryType="bitmap", bitmap=dict(origin=[0, 0], data=data))
-    one = SUPERVISELY.read(tmp_path / "a.json", dict(size=dict(height=H, width=W), objects=[item(bomb), item("AAAA"), item(3)])).drawings[0]
-    assert one.shapes == [] and one.skipped == ["bitmap that is too large", "bitmap that is damaged", "bitmap that is damaged"]
-    coco = dict(images=[dict(id=1, file_name="a.png")], categories=[dict(id=1, name="cat")], annotations=[dict(id=1, image_id=1, category_id=1, segmentation=dict(size=[10**6, 10**6], counts=[0, 10**12]))])
-    assert "mask of" in COCO.read(tmp_path / "c.json", coco).drawings[0].skipped[0]
-
-
 def test_names_that_lead_elsewhere_stay_names(tmp_path):
     picture(tmp_path / "a.png")
     labelme(tmp_path / "a.json", shape("cat", "polygon", SQUARE), picture="../../../a.png")
@@ -707,16 +360,97 @@ def test_folders_of_several_tools_or_of_none(tmp_path):
     with pytest.raises(SpmlError, match="--images names the folder"): plan_import(tmp_path, tool="via", images=tmp_path / "gone")
 
 
-def test_the_command(tmp_path, capsys):
-    words = [str(FIXTURES / "labelme"), "--out", str(tmp_path / "p")]
-    assert spml_import([*words, "--dry"]) == 0 and not (tmp_path / "p").exists()
-    said = capsys.readouterr().out
-    assert "labelme; pictures: 1, without any shape: 0" in said and "nothing is written" in said and re.search(r"dog +1 ", said)
-    assert spml_import([*words, "--as", "boxes"]) == 0 and "the box around it" in capsys.readouterr().out
-    assert read_annotation(tmp_path / "p" / "labels" / "a.json") == Boxes([(10, 10, 40, 40), (50, 20, 70, 55)], [1, 2])
-    assert (tmp_path / "p" / "images" / "a.png").is_symlink()
-    assert spml_import(words) == 2 and capsys.readouterr().err.count("\n") == 1
-    assert spml_import([words[0]]) == 2 and "--out PROJECT" in capsys.readouterr().err
-    assert spml_import([str(tmp_path / "p"), "--to", "coco", "--out", str(tmp_path / "c")]) == 0 and recognise_tool(tmp_path / "c" / "instances.json") == "coco"
-    assert spml_import([str(tmp_path / "p"), "--to", "coco"]) == 2
-    assert spml_import([str(tmp_path / "nothing"), "--out", str(tmp_path / "q")]) == 2 and not (tmp_path / "q").exists()
+def test_one_broken_file_of_a_folder_stops_no_other(tmp_path):
+    for n in "ab":
+        picture(tmp_path / f"{n}.png")
+        labelme(tmp_path / f"{n}.json", shape("cat"), picture=f"{n}.png")
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text()[:60])
+    plan = plan_import(tmp_path)
+    assert [p.name for p in plan.pictures] == ["b"] and any("a.json: not JSON" in w for w in plan.skipped)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(SpmlError, match="2 files cannot be read, first .*a.json: not JSON"): plan_import(tmp_path)
+
+
+@pytest.mark.parametrize("bad, says", [(shape("cat", "circle", [[9, 9]]), "circle of 1 points, 2 are needed"), (dict(label="cat"), "there is no 'points' in it"), (shape(None), "polygon without a class"), (None, "another kind")])
+def test_the_reason_names_the_entry(bad, says, tmp_path):
+    picture(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", shape("dog"), bad)
+    text = plan_text(plan_import(tmp_path))
+    assert says in text and "(shape 2 of a.json)" in text
+
+
+@pytest.mark.parametrize("tool", ["labelme", "coco", "yolo"])
+def test_the_same_names_in_two_folders(tool, tmp_path):
+    for k, part in enumerate(("train", "val")):
+        picture(tmp_path / "images" / part / "1.jpg", value=10*k)
+        if tool == "labelme": labelme(tmp_path / "ann" / part / "1.json", shape("cat", points=[[x + k, y] for x, y in SQUARE]), picture="1.jpg")
+        elif tool == "coco":
+            (tmp_path / "ann").mkdir(exist_ok=True)
+            (tmp_path / "ann" / f"instances_{part}2017.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="1.jpg")], categories=[dict(id=1, name="cat")], annotations=[dict(id=1, image_id=1, category_id=1, bbox=[10 + k, 10, 30, 30])])))
+        else:
+            (tmp_path / "labels" / part).mkdir(parents=True)
+            (tmp_path / "labels" / part / "1.txt").write_text(f"0 {(25 + k)/W} .5 .2 .2")
+    if tool == "yolo": (tmp_path / "classes.txt").write_text("cat\n")
+    for more in (dict(), dict(images=tmp_path / "images")):
+        plan = import_annotations(tmp_path if tool == "yolo" else tmp_path / "ann", tmp_path / f"out{len(more)}", **more)
+        assert [p.name for p in plan.pictures] == ["train_1", "val_1"] and [p.path.parent.name for p in plan.pictures] == ["train", "val"]
+        left = [p.drawing.shapes[0].xy[:, 0].min() for p in plan.pictures]
+        assert abs(left[1] - left[0] - 1) < 1e-6 and not plan.skipped
+
+
+def test_pictures_in_their_files_stay_apart(tmp_path):
+    "Two files that hold pictures of one name are two pictures"
+    import base64, io
+    for k, part in enumerate(("train", "val")):
+        raw = io.BytesIO()
+        Image.new("RGB", (W, H), (k, k, k)).save(raw, "PNG")
+        labelme(tmp_path / "in" / part / "x.json", shape("cat"), picture="1.jpg", imageData=base64.b64encode(raw.getvalue()).decode())
+    plan = import_annotations(tmp_path / "in", tmp_path / "p")
+    assert [p.name for p in plan.pictures] == ["train_1", "val_1"] and [len(p.drawing.shapes) for p in plan.pictures] == [1, 1]
+    assert [np.array(Image.open(tmp_path / "p" / "images" / f"{n}_1.png")).max() for n in ("train", "val")] == [0, 1]
+
+
+def test_advice_that_can_be_followed(tmp_path):
+    for part in ("one", "two"): picture(tmp_path / part / "a.png")
+    path = labelme(tmp_path / "c.json", shape("cat"))
+    with pytest.raises(SpmlError, match="write the folder before it in .*c.json, one/a.png, or import each annotation file by itself.*--images .*one"): plan_import(path)
+    assert plan_import(path, images=tmp_path / "one").pictures[0].path == tmp_path / "one" / "a.png"
+    assert plan_import(labelme(tmp_path / "c.json", shape("cat"), picture="one/a.png")).pictures[0].path == tmp_path / "one" / "a.png"
+
+
+@pytest.mark.parametrize("said, there, taken", [("frame.jpg", "other/frame.png", True), ("other/frame.jpg", "other/frame.png", True), ("mine/frame.jpg", "other/frame.png", False), ("mine/frame.png", "other/frame.png", True)])
+def test_another_ending_is_said_and_another_folder_refused(said, there, taken, tmp_path):
+    picture(tmp_path / there)
+    path = labelme(tmp_path / "x.json", shape("cat"), picture=said)
+    if not taken:
+        with pytest.raises(SpmlError, match="frame.png has another folder and another ending"): plan_import(path)
+        return
+    plan = plan_import(path)
+    assert any("such as frame.png for " + said in n for n in plan.notes) == (said[-3:] != there[-3:])
+
+
+def test_a_picture_of_a_kind_that_is_not_read_is_named(tmp_path):
+    picture(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", shape("cat"))
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    labelme(tmp_path / "b.json", shape("cat"), picture="b.heic")
+    assert "b.heic: HEIC is not read here: convert it to JPEG" in plan_text(plan_import(tmp_path))
+    with pytest.raises(SpmlError, match="b.heic: HEIC is not read here"): plan_import(tmp_path / "b.json")
+    Image.new("P", (W, H)).save(tmp_path / "c.GIF", "GIF")
+    labelme(tmp_path / "c.json", shape("cat"), picture="c.GIF")
+    assert [p.name for p in plan_import(tmp_path / "c.json").pictures] == ["c"]
+
+
+def test_pictures_without_objects_are_said(tmp_path):
+    for name, body in (("a", ""), ("b", "<object><name>cat</name><bndbox><xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object>")):
+        picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.xml").write_text(f"<annotation><filename>{name}.png</filename>{body}</annotation>")
+    picture(tmp_path / "c.png")
+    plan = plan_import(tmp_path)
+    assert plan.bare() == ["a"] and "without any shape: 1 (a): no label is written" in plan_text(plan)
+    assert "1 pictures that lie beside these are named by no file" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
+    plan = import_annotations(tmp_path, tmp_path / "p", background=True)
+    assert "all of it is background" in plan_text(plan)
+    assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()
+    inside = read_index_png(tmp_path / "p" / "labels" / "b.png") == UNLABELLED
+    assert inside[10:40, 10:40].all() and inside.sum() == 900  # nobody said that a box holds nothing

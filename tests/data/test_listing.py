@@ -3,10 +3,11 @@ import os
 import unicodedata
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
+from test_importers import picture
 from spml_kit.core import SpmlError
-from spml_kit.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name, find_files, images_by_name, name_of, read_names
+from spml_kit.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name, find_files, images_by_name, name_of, read_names, read_table_names, table_line
 
 stems = st.text(st.sampled_from("abcAB01_- .é\u0301üñ漢"), min_size=1, max_size=8).map(lambda s: "x" + s.strip(" .") + "y")
 FORMS = {"NFC": lambda s: unicodedata.normalize("NFC", s), "NFD": lambda s: unicodedata.normalize("NFD", s)}
@@ -86,3 +87,49 @@ def test_a_project_step_by_step(tmp_path):
     (tmp_path/"labelmap.txt").write_text("background:0,0,0\ncat:1,1,1\n")
     check_project(tmp_path)
     assert class_table_near(tmp_path/"images", tmp_path) == tmp_path/"labelmap.txt" and class_table_near(tmp_path/"images") is None
+
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=6)
+NAMES = st.lists(st.lists(NAME, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=6, unique=True)
+
+
+@given(NAMES)
+@quick
+def test_a_table_is_read_as_it_was_written(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("t") / "classes.txt"
+    path.write_text("\n".join(map(table_line, names)), encoding="utf-8")
+    assert read_table_names(path) == names
+
+
+@pytest.mark.parametrize("text, names", [
+    ("0 background\n1 cat", "background cat"), ("0: background\n1: cat", "background cat"), ("1,cat\n0,background", "background cat"), ("background,0\ncat,1", "background cat"), ("background 0\ncat 1", "background cat"),
+    ("id,name\n0,background\n1,cat", "background cat"), ("name;id\ncat;1\nbackground;0", "background cat"), ("label,class\n0,background\n1,cat", None), ("background  # nothing\ncat # pet", "background cat"), ("background\n1 cat\n2 dog", "background cat dog"),
+    ("0. background\n1) cat", "background cat"), ("name,r,g,b\nbackground,0,0,0\ncat,1,2,3", "background cat"), ("'background'\n\"cat\"", "background cat"), ("__ignore__\n_background_\ncat #1", None), ("0 - background\n1 - cat", "background cat")])
+def test_forms_of_tables(text, names, tmp_path):
+    (tmp_path / "classes.txt").write_text(text)
+    found = read_table_names(tmp_path / "classes.txt")
+    if names: assert found == names.split()
+    elif text[0] == "_": assert found == ["_background_", "cat #1"]
+    else: assert found == ["0", "1"] or found == ["background", "cat"]
+
+
+@pytest.mark.parametrize("text", ["1 background\n2 cat", "background\ncat\n2 wheeler", "background\n2 wheeler\ncar", "cat,255,0,0\ndog,0,255,0", "background, cat, dog", "cat #pet", "0 background\n2 cat", "id,name\n0,background\n1,cat,x", "id,name\n1,background\n2,cat", "background\t0\ncat\t7"])
+def test_tables_that_could_mean_two_things_are_refused(text, tmp_path):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(SpmlError, match="classes.txt: line .*Quotes keep a name"): read_table_names(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("line, name", [('"my cat.jpg"', "my cat"), ("'my cat.jpg' 1", "my cat"), ("my cat.jpg", "my cat"), ("my cat", "my cat"), ("my cat.jpg my cat.png", "my cat"), ("sub/my dog.png, x.png", "sub/my dog"), ("a a.jpg", "a"), ("a JPEGImages/a.jpg", "a"), ("a 1", "a"), ("./my cat.jpg", "my cat"), ("/data/JPEGImages/my cat.jpg /data/SegmentationClass/my cat.png", "my cat")])
+def test_names_with_blanks_in_lists(line, name, tmp_path):
+    for n in ("my cat.jpg", "a.jpg", "sub/my dog.png"): picture(tmp_path / n)
+    (tmp_path / "l.txt").write_text(line + "\n")
+    assert read_names(tmp_path / "l.txt", tmp_path) == [name]
+
+
+def test_lists_of_main_with_blanks(tmp_path):
+    for n in ("my cat.jpg", "a.jpg"): picture(tmp_path / n)
+    (tmp_path / "l.txt").write_text('my cat 1\na -1\n"b c" 0\n')
+    assert read_names(tmp_path / "l.txt", tmp_path) == ["my cat", "b c"]
+    (tmp_path / "l.txt").write_text('"my cat\n')
+    with pytest.raises(SpmlError, match="l.txt: line .*a quote that does not end"): read_names(tmp_path / "l.txt")

@@ -1,12 +1,20 @@
 """Class ids from files of ids and of colours."""
+import re
+
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from conftest import FIXTURES
+from test_importers import SIZE, picture
 from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels
+from spml_kit.data.images import FolderSet
 from spml_kit.files import write_index_png
-from spml_kit.data.masks import ids_of_colours, read_labelmap, read_mask
+from spml_kit.data.masks import check_drawn, ids_of_colours, labelmap_near, read_labelmap, read_mask
+from spml_kit.runs import cli
 
 N = 5
 CLASSES = Classes(("background", "cat", "dog", "cow", "hen"))
@@ -148,3 +156,67 @@ def test_numbers_outside_of_the_table_are_seen(tmp_path):
     Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path/"a.png")
     with pytest.raises(SpmlError, match="value 300"): check_labels(read_mask(tmp_path/"a.png", CLASSES), N, "a.png")
     with pytest.raises(SpmlError, match="JPEG changes"): read_mask(tmp_path/"a.jpg", CLASSES)
+
+
+@pytest.mark.parametrize("place, seen", [("", False), ("p", True), ("p/labels", True), ("p/labels/sub", True)])
+def test_colours_of_a_labelmap_are_those_of_its_project(place, seen, tmp_path):
+    (tmp_path / "p" / "images").mkdir(parents=True), (tmp_path / "p" / "labels" / "sub").mkdir(parents=True)
+    (tmp_path / place / "labelmap.txt").write_text("background:0,0,0\ncat:1,1,1\n")
+    path = tmp_path / "p" / "labels" / "sub" / "a.png"
+    assert (labelmap_near(path.parent) is not None) == seen
+    two, ids = Classes(("background", "cat")), np.eye(4, dtype=np.uint8)
+    Image.fromarray(ids).save(path)
+    assert (read_mask(path, two) == ids).all()
+    (tmp_path / place / "labelmap.txt").write_text("horse:7,7,7\n")  # asked by colours only
+    assert (read_mask(path, two) == ids).all()
+    Image.fromarray(two.palette[ids]).save(path)
+    if seen:
+        with pytest.raises(SpmlError, match="'horse' is not one of the classes"): read_mask(path, two)
+    else: assert (read_mask(path, two) == ids).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_of_a_true_mask_are_named(mode, tmp_path):
+    two, ids = Classes(("background", "cat")), np.repeat(np.eye(4, dtype=np.uint8), 2, 1)
+    alpha = np.full(ids.shape, 255, np.uint8)
+    alpha[0, 0] = 0
+    (tmp_path / "masks").mkdir()
+    picture(tmp_path / "images" / "a.png", (4, 8))
+    Image.fromarray(np.dstack([two.palette[ids], alpha]) if mode == "RGBA" else np.dstack([ids, alpha])).save(tmp_path / "masks" / "a.png")
+    truth = FolderSet(tmp_path / "images", tmp_path / "masks", two)
+    with pytest.raises(SpmlError, match="a.png: 3.1% of the pixels are transparent, and a true mask tells the class of each"): truth.mask(0)
+    assert read_mask(tmp_path / "masks" / "a.png", two)[0, 0] == UNLABELLED  # of a weak label
+
+
+def project(root, labels, name="a.png", classes="background\ncat\n"):
+    picture(root / "images" / "a.jpg")
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "classes.txt").write_text(classes)
+    if isinstance(labels, str): (root / "labels" / name).write_text(labels)
+    else: write_index_png(root / "labels" / name, labels)
+    return root
+
+
+GOOD = np.zeros(SIZE, np.uint8)
+KIT = json.dumps(dict(spml_kit=1, kind="boxes", boxes=[[1, 1, 9, 9]], classes=[1]))
+
+
+@pytest.mark.parametrize("labels, name, says", [(GOOD + 7, "a.png", "a.png: value 7 is not a label"), (GOOD, "b.png", "none of these files is named as an image"), (GOOD[:9], "a.png", "a.png: .*label map is"), (KIT.replace("[1]}", "[5]}"), "a.json", "a.json: value 5 is not a label"),
+    ((FIXTURES / "voc" / "Annotations" / "a.xml").read_text(), "a.xml", "a.xml: class 'dog' is not one of"), ((FIXTURES / "labelme" / "a.json").read_text(), "a.json", "a.json: class 'dog' is not one of")])
+def test_labels_are_looked_at_before_a_kernel_starts(labels, name, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_notebook", lambda *a, **k: pytest.fail("it has started"))
+    root = project(tmp_path / "p", labels, name)
+    assert cli.spml_run(["scribbles", "--data", "folder", "--root", str(root)]) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("labels, name", [(GOOD, "a.png"), (GOOD + UNLABELLED, "a.png"), (GOOD + VOID, "a.png"), (KIT, "a.json"), (json.dumps(dict(spml_kit=1, kind="keypoints", xy=[[1, 1]], parts=[1], instances=[0])), "a.json")])
+def test_good_labels_pass_the_early_look(labels, name, tmp_path): check_drawn(project(tmp_path / "p", labels, name))
+
+
+def test_a_look_takes_no_longer_than_it_may(tmp_path):
+    root = project(tmp_path / "p", GOOD)
+    picture(root / "images" / "b.jpg")
+    write_index_png(root / "labels" / "b.png", GOOD + 9)
+    check_drawn(root, seconds=0)
+    with pytest.raises(SpmlError, match="b.png: value 9"): check_drawn(root)

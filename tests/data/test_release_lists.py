@@ -3,13 +3,12 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from spml_kit.core import SpmlError, UNLABELLED, VOID
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.release_lists import Listed, listed_regions, read_list
-from spml_kit.data.weak import WeakSet, codes_as_unlabelled
+from spml_kit.data.weak import WeakSet
 from spml_kit.regions.oversegment import oversegment
 from spml_kit.runs.cli import spml_run
 
@@ -65,19 +64,6 @@ def test_lists_that_lack_something(root):
     files["scene_000001"][2] = None
     with pytest.raises(SpmlError, match="1 of 4 lines name no regions"): listed_regions(files, "train.txt")
     assert listed_regions({n: [*f[:2], None] for n, f in files.items()}, "train.txt") is None
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(2, 200), st.integers(0, 255), st.integers(0, 255))
-def test_codes(n, low, high):
-    every = np.arange(256).reshape(16, 16)
-    if n <= low <= high < VOID:
-        made = codes_as_unlabelled(every, f"{low}..{high}", n, "")
-        assert all(m == (UNLABELLED if low <= v <= high else v) for v, m in zip(every.ravel(), made.ravel()))
-    else:
-        with pytest.raises(SpmlError, match="are wanted"): codes_as_unlabelled(every, f"{low}..{high}", n, "")
-    assert np.array_equal(codes_as_unlabelled(every, "C..253", n, ""), np.where((every >= n) & (every < 254), 254, every))
-    assert codes_as_unlabelled(every, "", n, "") is every
 
 
 @pytest.mark.parametrize("codes", ["C", "C..", "c..253", "C..255", "0..253", "-1", "254..253", "21 to 253"][1:])

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from spml_kit.core import SpmlError
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.annotations import tags_of
+from spml_kit.data.images import SceneSet
 from spml_kit.data.scenes import *
 
 C, FIGURE = len(SCENE_CLASSES), SCENE_CLASSES.id("figure")
@@ -125,3 +126,17 @@ def test_colour_does_not_tell_the_class(scenes):
     table = np.bincount(gt*C + pred, minlength=C*C).reshape(C, C)
     iou = np.diag(table)/np.maximum(table.sum(0) + table.sum(1) - np.diag(table), 1)
     assert iou.mean() < .2 and iou[1:].mean() < .15
+
+
+def test_other_scenes_stay_as_they_are():
+    assert make_scene(3).mask.tobytes() == SceneSet(4).mask(3).tobytes() == make_scene(3, only=None).mask.tobytes()
+    for i, only, mean in ((3, None, (108.4, 96.1, 108.8)), (2, ("figure", "cat"), (122.1, 120.1, 133.5))):
+        np.testing.assert_allclose(make_scene(i, only=only).image.mean((0, 1)), mean, atol=.2) # as they were before figures got clothes of their own
+    with pytest.raises(SpmlError, match="nobody can draw 'dragon'"): make_scene(0, only=("dragon",))
+
+
+def test_mirror_exchanges_left_and_right():
+    ids, names = PART_CLASSES.mirrored, PART_CLASSES.names
+    assert np.array_equal(ids[ids], np.arange(256)) and ids[VOID] == VOID and ids[UNLABELLED] == UNLABELLED
+    for k, name in enumerate(names): assert names[ids[k]] == name.replace("right", "?").replace("left", "right").replace("?", "left")
+    assert [(a, b) for a, b in enumerate(ids[:15]) if a < b] == [(2, 3), (4, 5), (6, 7), (8, 9), (10, 11), (12, 13)] # the pairs of the paper's set

@@ -1,14 +1,13 @@
 """Data where well-known data sets and people keep them, through `Source`; tiny folders in each layout."""
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError
+from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.files import write_index_png
 from spml_kit.data.annotations import Points
 from spml_kit.data.formats import write_annotation
-from spml_kit.data.layouts import CITYSCAPES, PairSet, read_table
+from spml_kit.data.layouts import CITYSCAPES
 from spml_kit.data.sources import SOURCES, named_source
 from spml_kit.data.weak import WeakSet, check_weak_set
 
@@ -121,13 +120,6 @@ def test_without_a_split_labels_tell(listed):
     assert source.train().names == ["0", "1"] and source.valid().names == ["2", "3"] and not source.valid().masks
 
 
-def test_names_of_a_table_stay_apart(tmp_path):
-    for sub in "ab": save(tmp_path/sub/"1.jpg", photo(0))
-    write_index_png(tmp_path/"m.png", numbers(0, 1))
-    write_csv(tmp_path/"l.csv", [(f"{s}/1.jpg", "m.png", "train") for s in "ab"])
-    assert [*read_table(tmp_path/"l.csv")[0]] == ["a/1", "b/1"]
-
-
 @pytest.mark.parametrize("rows, says", [([("photos/9.jpg", "", "val")], "line 2: .*photos/9.jpg: no such file"), ([("photos/0.jpg", "drawn/9.png", "train")], "line 2: .*drawn/9.png: no such file"), ([("", "drawn/0.png", "train")], "line 2: no image"),
     ([("photos/0.jpg", "", "train")], "line 2: .*has no label"), ([("photos/0.jpg", "drawn/0.png", "trian")], "split 'trian' is neither 'train' nor 'val'"), ([ROWS[0], ROWS[0]], "line 3: .*listed twice"), ([ROWS[2]], "no row to train on")])
 def test_broken_tables(listed, rows, says):
@@ -155,19 +147,6 @@ def test_nested_folders(tmp_path):
     train, valid = source.train(), source.valid()
     assert train.names == ["bonn/a", "bonn/b"] and valid.names == ["ulm/a", "ulm/c"] and np.array_equal(valid.mask(1), numbers(3, 1))
     assert np.array_equal(WeakSet(train, source.said(train, "scribbles")).sample(1).labels, numbers(1, 1))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 6))
-def test_pairs_against_the_plain_definition(tmp_path_factory, seed, top, kept):
-    folder, rng = tmp_path_factory.mktemp("p"), np.random.default_rng(seed)
-    mask = numbers(seed, top); save(folder/"a.png", photo(0)); save(folder/"m.png", mask)
-    table = Classes(tuple(f"c{k}" for k in range(8)))
-    values = {int(n): int(rng.integers(8)) for n in rng.permutation(top + 1)[:kept]}
-    some = Classes(tuple(rng.permutation(table.names)[:rng.integers(2, 9)].tolist()))
-    got = PairSet({"a": (folder/"a.png", folder/"m.png")}, table, values, some, numbers=top + 1).mask(0)
-    want = [[some.names.index(table.names[values[v]]) if v in values and table.names[values[v]] in some.names else VOID for v in row] for row in mask.tolist()]
-    assert got.tolist() == want
 
 
 def test_every_source_has_a_name():

@@ -1,9 +1,13 @@
 """What was said about images: simulated, given, drawn; at the size of training."""
+import json
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo
+from test_importers import H, SQUARE, W, labelme, picture, shape
+from conftest import FIXTURES, photo
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -11,10 +15,11 @@ from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError
 from spml_kit.files import write_index_png, write_json
 from spml_kit.data.annotations import Boxes, Keypoints, Points, Scribbles, Tags
 from spml_kit.data.batches import weak_dls
+from spml_kit.data.body_parts import PartScenes
 from spml_kit.data.formats import drawn_labels, write_annotation
-from spml_kit.data.scenes import make_scene
 from spml_kit.data.images import FolderSet, SceneSet, VocSet, folder_sets, reduce_labels, resize
-from spml_kit.data.weak import WeakSet, check_weak_set, drawn_at, label_file, rescale
+from spml_kit.data.keypoints import scaled, simulate_keypoints
+from spml_kit.data.weak import WeakSet, check_weak_set, codes_as_unlabelled, drawn_at, label_file, rescale
 from spml_kit.look.drawings import Mark, to_annotations, write_drawing
 from spml_kit.regions.oversegment import oversegment, prepare_regions
 
@@ -168,14 +173,6 @@ def test_decoded_once(monkeypatch):
     assert len(painted) == n
 
 
-def test_memory_has_a_limit(monkeypatch):
-    import spml_kit.data.images as d
-    monkeypatch.setattr(d, 'CACHE_BYTES', 3*64*64*3)
-    s = SceneSet(6, size=64)
-    for i in range(6): assert np.array_equal(s.image(i), make_scene(i, 0, 64).image)
-    assert 0 < s._memory.bytes <= d.CACHE_BYTES
-
-
 def test_check_counts(folder):
     images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
     def say(i):
@@ -297,7 +294,6 @@ def test_an_error_of_any_kind_ends_no_check(folder):
 def test_agreement_is_not_called_miou(folder):
     weak = WeakSet(FolderSet(folder/'images', folder/'masks'), 'scribbles')
     assert weak_dls(weak, weak).score_name == 'agreement' and weak_dls(weak, weak.images).score_name == weak_dls(weak, WeakSet(weak.images, 'full')).score_name == 'miou'
-
 
 
 # drawings, at the size of training
@@ -434,3 +430,94 @@ def test_labels_of_0_and_255_are_asked_about(folder):
     for k in range(3): write_index_png(folder/'weak'/f'p{k}.png', 255*np.eye(24, 32, dtype=int))
     images = FolderSet(folder/'images', classes=['a', 'b', 'c'])
     with pytest.raises(SpmlError, match="only 'a' is labelled .*% is void .255.: where 255 means the object, write its class id"): check_weak_set(WeakSet(images, folder/'weak'))
+
+
+def test_settings_of_keypoints_reach_the_labels():
+    images = PartScenes(2, size=64)
+    labels = lambda **settings: WeakSet(images, "keypoints", keypoints=settings).sample(0).labels
+    part, ground = (lambda l: ((l > 0) & (l < UNLABELLED))), (lambda l: l == 0)
+    usual = labels()
+    assert np.array_equal(usual, WeakSet(images, "keypoints").sample(0).labels) and np.array_equal(usual, labels(scale="mask", sigma=.15, labelled=.65, background=.1))
+    clicks, owner = simulate_keypoints(images.mask(0), images.instances(0)), np.where(images.mask(0) > 0, images.instances(0), 0)
+    corners = [np.argwhere(owner == k) for k in np.unique(owner[owner > 0])]
+    boxes = Boxes([(*a.min(0)[::-1], *(a.max(0) + 1)[::-1]) for a in corners], np.ones(len(corners), int))
+    for scale, by in (("box", boxes), (25, 25), (12.5, 12.5)):
+        said = labels(scale=scale)
+        assert np.array_equal(said, scaled(clicks, by).to_labels(owner.shape)) and not np.array_equal(said, usual)
+    wide, strict, near = labels(sigma=.25), labels(labelled=.9), labels(background=.4)
+    assert (part(wide) >= part(usual)).all() and part(wide).sum() > part(usual).sum() and ground(wide).sum() < ground(usual).sum()
+    assert (part(strict) <= part(usual)).all() and part(strict).sum() < part(usual).sum() and np.array_equal(ground(strict), ground(usual))
+    assert (ground(near) >= ground(usual)).all() and ground(near).sum() > ground(usual).sum() and np.array_equal(part(near), part(usual))
+    for how, message in ((dict(sigmas=.1), "no 'sigmas'; did you mean 'sigma'"), (dict(scale="boxes"), "scale 'boxes' .* did you mean 'box'"), (dict(scale=0), "above 0"),
+                              (dict(sigma=0.), "above 0"), (dict(labelled=.05), "background 0.1 and labelled 0.05"), (dict(labeled=.7), "did you mean 'labelled'")):
+        with pytest.raises(SpmlError, match=message): WeakSet(images, "keypoints", keypoints=how)
+
+
+@pytest.mark.parametrize("name, text", [("a.json", json.dumps(dict(spml_kit=1, kind="tags", classes=[1]))), ("a.xml", (FIXTURES / "voc" / "Annotations" / "a.xml").read_text().replace("polygon", "ring")), ("a.xml", (FIXTURES / "scribblesup" / "a.xml").read_text()), ("a.xml", (FIXTURES / "cvat" / "annotations.xml").read_text()), ("a.json", (FIXTURES / "labelme" / "a.json").read_text())])
+def test_training_reads_a_file_once(name, text, tmp_path, monkeypatch):
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / name).write_text(text)
+    weak = WeakSet(FolderSet(tmp_path / "images", classes=("background", "cat", "dog")), tmp_path / "labels")
+    read, count = Path.read_bytes, Counter()
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (count.update([self.name]), read(self))[1])
+    assert weak.tags(0)[1]
+    assert count[name] == 1
+
+
+def labelled_project(root, *shapes, names="background\ncat\ndog\n"):
+    picture(root / "images" / "a.jpg")
+    (root / "classes.txt").write_text(names)
+    return labelme(root / "labels" / "a.json", *shapes)
+
+
+def test_training_reads_a_file_of_one_picture_where_it_lies(tmp_path):
+    labelled_project(tmp_path, shape("cat", "polygon", SQUARE), shape("background", "linestrip", [[3, 3], [3, 56]]))
+    for size in (None, 40):
+        s = WeakSet(folder_sets(tmp_path, size)[0], tmp_path / "labels").sample(0)
+        assert abs((s.labels == 1).sum()/s.labels.size - 900/4800) < .01 and s.tags.tolist() == [True, True, False] and (s.labels == 0).any()
+    labelme(tmp_path / "labels" / "a.json", shape("dog", "rectangle", [[10, 10], [40, 40]]))
+    weak = WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels")
+    assert weak.boxes(0) == Boxes([(10, 10, 40, 40)], [2]) and weak.tags(0).tolist() == [True, False, True]
+    (tmp_path / "labels" / "a.json").write_text(next((FIXTURES / "qupath").glob("*.geojson")).read_text())
+    assert (WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels").sample(0).labels == 1).sum() == 900
+
+
+def test_names_in_files_of_other_tools_are_those_of_the_set(tmp_path):
+    "A set that keeps some classes, in another order: names decide, not numbers"
+    labelled_project(tmp_path, shape("dog", "polygon", SQUARE))
+    for file_ids in (False, True):
+        weak = WeakSet(FolderSet(tmp_path / "images", classes=("background", "dog", "cat")), tmp_path / "labels", file_ids=file_ids)
+        assert (weak.sample(0).labels == 1).sum() == 900
+
+
+@pytest.mark.parametrize("write, says", [
+    (lambda p: labelme(p, shape("cow", "polygon", SQUARE)), r"a.json: class 'cow' is not one of"), (lambda p: labelme(p), r"a.json: the annotation is empty"), (lambda p: labelme(p, shape("cat", "polygon", SQUARE), size=(W, H)), r"a.json: drawn on a picture of 60x80, .*EXIF"),
+    (lambda p: p.write_text('{"lasso": 1}'), r"a.json: not an annotation of this kit"), (lambda p: labelme(p, shape("cat", "point", [[900, 1]])), r"a.json: the annotation is empty \(1 point outside the picture\)"),
+    (lambda p: p.write_text((FIXTURES / "coco" / "instances.json").read_text().replace('"images": [', '"images": [{"id": 8, "file_name": "b.png"},')), r"a.json: looks like COCO with 2 pictures: spml_import .*a.json --out PROJECT")])
+def test_files_that_training_cannot_read_are_named(write, says, tmp_path):
+    write(labelled_project(tmp_path, shape("cat", "polygon", SQUARE)))
+    with pytest.raises(SpmlError, match=says): WeakSet(folder_sets(tmp_path)[0], tmp_path / "labels").sample(0)
+
+
+def test_boxes_as_files_have_them(voc):
+    "Counted from 0, beyond the border, without a size; no object at all"
+    (voc/'Annotations').mkdir()
+    (voc/'Annotations/a.xml').write_text('<annotation><object><name>person</name><bndbox><xmin>0</xmin><ymin>3</ymin><xmax>41</xmax><ymax>20</ymax></bndbox></object></annotation>')
+    (voc/'Annotations/b.xml').write_text('<annotation><filename>b.jpg</filename></annotation>')
+    weak = WeakSet(VocSet(voc, masks=False), 'boxes')
+    assert weak.boxes(0).boxes.tolist() == [[0, 3, 40, 20]] and (weak.sample(0).labels[3:20] == UNLABELLED).all() and (weak.sample(1).labels == 0).all()
+    assert np.flatnonzero(weak.sample(1).tags).tolist() == [0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 200), st.integers(0, 255), st.integers(0, 255))
+def test_codes(n, low, high):
+    every = np.arange(256).reshape(16, 16)
+    if n <= low <= high < VOID:
+        made = codes_as_unlabelled(every, f"{low}..{high}", n, "")
+        assert all(m == (UNLABELLED if low <= v <= high else v) for v, m in zip(every.ravel(), made.ravel()))
+    else:
+        with pytest.raises(SpmlError, match="are wanted"): codes_as_unlabelled(every, f"{low}..{high}", n, "")
+    assert np.array_equal(codes_as_unlabelled(every, "C..253", n, ""), np.where((every >= n) & (every < 254), 254, every))
+    assert codes_as_unlabelled(every, "", n, "") is every

@@ -1,4 +1,4 @@
-"""Backbones: one of each kind builds, takes any size, gives its maps on the grids of its strides, trains, and is checkpointed without another number."""
+"""Backbones: one of each kind builds, takes any size, gives its maps on the grids of its strides, trains, and is checkpointed without another number; dilated depthwise convolutions have the gradients of plain ones."""
 import copy
 import pickle
 from math import ceil
@@ -14,7 +14,7 @@ from torch import nn
 from spml_kit.cams.classifier import TagNet, class_maps, tag_splitter
 from spml_kit.core import SpmlError
 from spml_kit.learn.learner import spml_splitter
-from spml_kit.method.backbones import AdaptedNet, Neck, Pyramid, checkpoint_blocks, image_norm, create_backbone, on_grid, parameters_upto
+from spml_kit.method.backbones import AdaptedNet, DepthwiseDilated, Neck, Pyramid, checkpoint_blocks, create_backbone, image_norm, on_grid, parameters_upto
 from spml_kit.method.nets import EmbedNet, SegNet, SoftmaxHead
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone .* takes images of")
@@ -64,6 +64,7 @@ def test_it_trains(name):
 
 
 NATIVE = [n for n in SMALL if n not in ("hiera_tiny_224", "levit_128s", "test_coatnet", "mixer_s32_224", "vit_small_patch14_dinov2", "eva02_tiny_patch14_224")]
+
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_maps_are_those_of_the_network(name):
@@ -307,3 +308,55 @@ def test_necks_meet_the_grids():
         for size in SIZES:
             maps = Neck(24, stride, upto)(torch.rand(1, 24, *(ceil(n/stride) for n in size)), size)
             assert {s: m.shape[-2:] for s, m in maps.items()} == {s: tuple(ceil(n/s) for n in size) for s in maps} and min(maps) == 4 and max(maps) == max(stride, upto)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])
+@pytest.mark.parametrize("kernel,dilation,size", [(3, 2, (8, 8)), (5, 2, (9, 7)), (5, 4, (3, 12)), (7, 3, (1, 1))])
+@pytest.mark.parametrize("frozen", ["nothing", "image", "kernel"])
+def test_depthwise_gradients(kernel, dilation, size, frozen, form, dtype, tolerance):
+    torch.manual_seed(kernel*dilation)
+    layer = dict(kernel_size=kernel, padding=dilation*(kernel//2), dilation=dilation, groups=5, bias=False, dtype=dtype)
+    plain, quick = nn.Conv2d(5, 5, **layer), DepthwiseDilated(5, 5, **layer)
+    assert DepthwiseDilated.fits(plain)
+    quick.load_state_dict(plain.state_dict())
+    x, away = torch.randn(2, 3, 5, *size, dtype=dtype)
+    x = x.contiguous(memory_format=form).requires_grad_(frozen != "image")
+
+    def seen(conv):
+        conv.weight.requires_grad_(frozen != "kernel")
+        y = conv(x)
+        return [y, *torch.autograd.grad((y*away).sum(), [o for o in (x, conv.weight) if o.requires_grad])]
+
+    for ours, theirs in zip(seen(quick), seen(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("change", [dict(stride=2), dict(dilation=1, padding=2), dict(padding=2), dict(bias=True), dict(groups=1), dict(padding_mode="reflect"), dict(kernel_size=4)], ids=str)
+def test_other_layers_stay(change):
+    assert not DepthwiseDilated.fits(nn.Conv2d(6, 6, **dict(kernel_size=5, padding=4, dilation=2, groups=6, bias=False) | change))
+
+
+def test_backbone_takes_them_in():
+    "the last two stages at output stride 8; names and values of the weights stay those of timm"
+    net = create_backbone(output_stride=8)
+    quick = [name for name, layer in net.named_modules() if isinstance(layer, DepthwiseDilated)]
+    assert len(quick) == sum(isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.dilation > (1, 1) for layer in net.modules()) > 5
+    plain = create_backbone(output_stride=8)
+    for layer in plain.modules():
+        if isinstance(layer, DepthwiseDilated): layer.__class__ = nn.Conv2d
+    x = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(net.eval()(x), plain.eval()(x), strict=True): torch.testing.assert_close(ours, theirs)
+
+
+def test_half_precision_is_left_to_torch():
+    layer = DepthwiseDilated(4, 4, 3, padding=2, dilation=2, groups=4, bias=False)
+    x = torch.randn(1, 4, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16): y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_what_cannot_be_checkpointed():
+    with pytest.raises(SpmlError, match="no row of blocks"): checkpoint_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))

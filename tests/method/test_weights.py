@@ -1,5 +1,6 @@
 """Weights: files as people have them give the network of the file, bit for bit, or are refused by what is wrong; nothing in them runs; without a network, nobody waits."""
 import argparse
+import math
 import os
 import time
 import warnings
@@ -173,3 +174,10 @@ def test_what_was_downloaded_before_is_read_without_a_question(tmp_path, monkeyp
     assert same(features(create_backbone("test_resnet")), reference("test_resnet", state, output_stride=16))
     monkeypatch.setattr(room, "try_to_load_from_cache", lambda *a, **k: object()) # known to be absent there
     assert cached_weights("test_resnet") is None
+
+
+@pytest.mark.parametrize("make, says", [(lambda f: torch.save({"w": torch.tensor([math.nan])}, f), "not finite"), (lambda f: torch.save([1], f), "not a state dict"), (lambda f: torch.save({"model": {"w": torch.zeros(1)}}, f), "does not fit 'test_resnet'"),
+    (lambda f: f.write_bytes(b"x"*100), "not a readable state dict"), (lambda f: f.mkdir(), "this is a folder"), (os.mkfifo, "a pipe"), (lambda f: None, "no such file")], ids=["nan", "list", "nested", "bytes", "folder", "pipe", "absent"])
+def test_weights_of_ones_own_are_looked_at(tmp_path, make, says):
+    make(tmp_path/"w.pth")
+    with pytest.raises(SpmlError, match=f"w.pth.*{says}"): EmbedNet("test_resnet", weights=str(tmp_path/"w.pth"))

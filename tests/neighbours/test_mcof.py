@@ -15,7 +15,6 @@ from spml_kit.data.weak import WeakSet
 from spml_kit.method.recipes import RECIPES
 from spml_kit.neighbours.mcof import (RegionNet, bayes_refine, colour_log_likelihood, mcof_plan, mcof_spml_plan, mine_regions, mined_labels, posterior,
                                       refined_labels, region_features, region_loss, region_seed_labels, train_region_net)
-from spml_kit.regions.pooling import region_mean, region_pool
 from spml_kit.runs.pipelines import PIPELINES, Pipeline
 
 SEEDS = st.integers(0, 10**6)
@@ -27,23 +26,6 @@ def drawn(seed, n=7, size=(9, 11), n_classes=4):
     regions = rng.integers(0, n, size)
     common = rng.choice([*range(n_classes), UNLABELLED, VOID], n)[regions]
     return regions, np.where(rng.random(size) < .3, rng.choice([*range(n_classes), UNLABELLED, VOID], size), common).astype(np.uint8)
-
-
-# property 1: pooling and spreading out again
-
-@settings(deadline=None, max_examples=30)
-@given(SEEDS)
-def test_pooling_and_spreading_is_a_projection_that_keeps_the_total(seed):
-    regions, _ = drawn(seed)
-    features = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 9, 11))).requires_grad_()
-    ids = torch.from_numpy(regions)
-    once = region_mean(features, ids)
-    torch.testing.assert_close(region_mean(once, ids), once)
-    torch.testing.assert_close(once.sum((1, 2)), features.sum((1, 2)))
-    plain = torch.stack([features[:, ids == r].mean(1) if (ids == r).any() else features.new_zeros(3) for r in range(int(ids.max()) + 1)])
-    torch.testing.assert_close(region_pool(features, ids), plain)
-    weight = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=plain.shape))
-    torch.testing.assert_close(*(torch.autograd.grad((o*weight).sum(), features, retain_graph=True)[0] for o in (region_pool(features, ids), plain)))
 
 
 # seeds of regions

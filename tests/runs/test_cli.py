@@ -1,6 +1,7 @@
-"""The first five minutes: a folder without labels, the annotator's command, other data by one word."""
+"""The commands: a folder without labels, the annotator's command, other data by one word, what is looked at before a run begins."""
 import shlex
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from conftest import FIXTURES
 from spml_kit.core import SpmlError
+from spml_kit.data.annotations import Boxes
+from spml_kit.data.formats import read_annotation
+from spml_kit.data.readers import recognise_tool
 from spml_kit.runs import cli
-from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_run
+from spml_kit.runs.cli import ANNOTATE, annotator_notebook, spml_annotate, spml_import, spml_run
 
 
 @pytest.fixture
@@ -80,3 +85,36 @@ def test_folders_that_cannot_be_drawn_on(project, make, says, capsys):
 def test_other_data_want_a_root(words, says, capsys, tmp_path):
     assert spml_run(["scribbles", *words, "--out", str(tmp_path/"run")]) == 2 and says in capsys.readouterr().err
     assert not (tmp_path/"run").exists()
+
+
+def test_lists_of_voc_are_looked_at_before_a_kernel_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_notebook", lambda *a, **k: pytest.fail("it has started"))
+    (tmp_path / "JPEGImages").mkdir()
+    assert cli.spml_run(["scribbles", "--data", "voc", "--root", str(tmp_path)]) == 2
+    assert "ImageSets/Segmentation/train.txt: no such list" in capsys.readouterr().err
+
+
+def test_regions_of_a_project_are_those_of_its_images(tmp_path, capsys):
+    root = tmp_path / "p"
+    for name, mode in (("images/a.jpg", "RGB"), ("labels/a.png", "L")):
+        (root / name).parent.mkdir(parents=True)
+        Image.new(mode, (80, 60)).save(root / name)
+    (root / "classes.txt").write_text("background\ncat\n")
+    assert cli.spml_prepare(["--data", "folder", "--root", str(root), "--out", str(tmp_path / "r"), "--workers", "0", "--n", "4"]) == 0
+    assert [p.name for p in sorted((tmp_path / "r").glob("*.png"))] == ["a.png"] and "1 images have their regions" in capsys.readouterr().out
+    assert cli.spml_prepare(["--data", "folder", "--root", str(root / "images"), "--out", str(tmp_path / "s"), "--workers", "0", "--n", "4"]) == 0
+
+
+def test_the_command(tmp_path, capsys):
+    words = [str(FIXTURES / "labelme"), "--out", str(tmp_path / "p")]
+    assert spml_import([*words, "--dry"]) == 0 and not (tmp_path / "p").exists()
+    said = capsys.readouterr().out
+    assert "labelme; pictures: 1, without any shape: 0" in said and "nothing is written" in said and re.search(r"dog +1 ", said)
+    assert spml_import([*words, "--as", "boxes"]) == 0 and "the box around it" in capsys.readouterr().out
+    assert read_annotation(tmp_path / "p" / "labels" / "a.json") == Boxes([(10, 10, 40, 40), (50, 20, 70, 55)], [1, 2])
+    assert (tmp_path / "p" / "images" / "a.png").is_symlink()
+    assert spml_import(words) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert spml_import([words[0]]) == 2 and "--out PROJECT" in capsys.readouterr().err
+    assert spml_import([str(tmp_path / "p"), "--to", "coco", "--out", str(tmp_path / "c")]) == 0 and recognise_tool(tmp_path / "c" / "instances.json") == "coco"
+    assert spml_import([str(tmp_path / "p"), "--to", "coco"]) == 2
+    assert spml_import([str(tmp_path / "nothing"), "--out", str(tmp_path / "q")]) == 2 and not (tmp_path / "q").exists()

@@ -1,23 +1,19 @@
-"""What the released scripts do otherwise, by its switches: scale of the loss, own negatives, what the second head sees, windows, canvas, size at test."""
+"""What the released scripts do otherwise, by its switches: scale of the loss, own negatives, what the second head sees, windows, canvas."""
 import json
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings, strategies as st
-from PIL import Image
 
 from spml_kit.core import SpmlError
-from spml_kit.data.batches import recolour, weak_dls
-from spml_kit.data.images import FolderSet, SceneSet
+from spml_kit.data.batches import weak_dls
+from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.infer.scores import head_scores, stream_retrieval, stream_segments, training_index
+from spml_kit.infer.scores import head_scores, stream_retrieval, training_index
 from spml_kit.infer.views import stream_views
 from spml_kit.learn.learner import create_model, spml_learner
-from spml_kit.method.nets import image_tensor, locations, unit, with_location
+from spml_kit.method.nets import image_tensor, unit
 from spml_kit.method.recipes import RECIPES, RELEASE_CHANGES, SCRIPT_WEIGHTS
-from spml_kit.method.segments import cluster_means, start_grid
 from spml_kit.runs.cli import spml_run
 from spml_kit.runs.experiment import find_notebook, profiles
 from spml_kit.runs.pipelines import Pipeline
@@ -39,32 +35,6 @@ def test_the_released_scale_and_own_negatives_by_a_recipe(kind):
     assert plain.head_weight == 1 and not plain.own_negative
 
 
-def test_recipes_of_before_are_as_they_were():
-    assert not {*RELEASE_CHANGES} & {*RECIPES["paper_voc"].settings()} and {*RELEASE_CHANGES} <= {*TINY.but(**RELEASE_CHANGES).settings()}
-
-
-@pytest.mark.parametrize("changes, words", [(dict(head_scale=(2., .5)), "the smaller size"), (dict(head_scale=(1.,)), "two numbers"), (dict(head_grey=1.5), "a probability"), (dict(head_blur=-1), "at least 0"), (dict(own_negative=1), "not bool")])
-def test_wrong_entries_are_refused(changes, words):
-    with pytest.raises(SpmlError, match=words): TINY.but(**changes)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.booleans(), st.booleans())
-def test_greys_and_blurs_by_the_plain_definition(seed, grey, blur):
-    image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3)).astype(np.uint8)
-    rng = np.random.default_rng(seed)
-    sigma = [rng.random(), rng.random(), rng.uniform(.1, 5)][2]
-    wanted = image.astype(float)
-    if grey: wanted = np.repeat((wanted*[.3, .59, .11]).sum(2, keepdims=True), 3, 2)
-    if blur:
-        x = np.arange(-2, 3)
-        kernel = np.exp(-(x[:, None]**2 + x**2)/sigma**2)
-        wide = np.pad(wanted, ((2, 2), (2, 2), (0, 0)), mode="reflect")
-        wanted = sum(k*wide[i:i + 9, j:j + 11] for (i, j), k in np.ndenumerate(kernel/kernel.sum()))
-    made = recolour(image, np.random.default_rng(seed), float(grey), float(blur))
-    assert made.dtype == np.uint8 and np.abs(made - wanted).max() <= .51
-
-
 def test_only_the_second_head_sees_them(tmp_path):
     "Batches of the embedding are those of before; the head's have the wanted share of greys"
     weak, valid = sets()
@@ -76,31 +46,6 @@ def test_only_the_second_head_sees_them(tmp_path):
     assert torch.cat(grey(dl)).all() and dl.scale == (.5, 2.) and "grey" in dl.settings
     dl = pipe.learners["embedding"].dls.train
     assert not torch.cat(grey(dl)).any() and dl.scale == TINY.scale and "grey" not in dl.settings
-
-
-def by_hand(v, grid, canvas, iterations):
-    "Pad the embedding, cluster the canvas without its padding"
-    D, h, w = v.shape
-    H, W = max(h, canvas), max(w, canvas)
-    start, k = start_grid(H, W, grid, "cpu")
-    inside = torch.zeros(H, W, dtype=torch.bool)
-    inside[:h, :w] = True
-    own = start.view(H, W)[inside]
-    u = with_location(v.permute(1, 2, 0).reshape(-1, D), locations(H, W, dtype=v.dtype).view(H, W, 2)[inside])
-    for _ in range(iterations):
-        s = u @ cluster_means(u, own, k).T
-        best = s.max(1)
-        own = torch.where(best.values > s.gather(1, own[:, None])[:, 0], best.indices, own)
-    return torch.unique(own, return_inverse=True)[1].view(h, w)
-
-
-@pytest.mark.parametrize("size, canvas", [((20, 30), 40), ((40, 24), 32), ((33, 33), 33), ((50, 60), 32)])
-def test_clusters_on_the_padded_canvas(size, canvas):
-    v = unit(torch.randn(5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0)
-    own, mu = next(stream_segments([v], (6, 6), 3, canvas=canvas))
-    assert torch.equal(own, by_hand(v, (6, 6), canvas, 3)) and len(mu) == own.max() + 1
-    plain = next(stream_segments([v], (6, 6), 3))[0]
-    assert torch.equal(own, plain) == (min(size) >= canvas)
 
 
 def test_retrieval_in_windows_on_a_canvas():
@@ -127,16 +72,6 @@ def test_the_head_on_the_enlarged_embedding(crop):
         wanted = model.head(unit(up, 1))[0]
     assert torch.allclose(logits, wanted, atol=1e-5) and torch.equal(v, w) and not torch.allclose(plain, wanted, atol=1e-3)
     assert torch.allclose(head_scores(model, image, crop=crop, enlarged=True), wanted.softmax(0), atol=1e-5)
-
-
-@pytest.mark.parametrize("size, wanted", [((30, 40), (48, 64)), ((100, 50), (64, 32)), ((64, 64), (64, 64))])
-def test_small_images_are_enlarged_where_asked_for(tmp_path, size, wanted):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(tmp_path/"a.png")
-    images = FolderSet(tmp_path, classes=("background", "thing"), max_size=64)
-    images.enlarge = True
-    assert images.image(0).shape[:2] == wanted and images.stored_size(0) == size
-    plain = FolderSet(tmp_path, classes=("background", "thing"), max_size=64).image(0).shape[:2]
-    assert plain == (wanted if max(size) > 64 else size)
 
 
 def test_profiles_say_what_exists():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spml_kit.core import Classes, SpmlError, UNLABELLED
 from spml_kit.data.images import SceneSet
-from spml_kit.files import load_tensors, save_tensors
+from spml_kit.files import load_tensors, read_index_png, save_tensors
 from spml_kit.infer.interactive import BackgroundLearner, LiveSegmenter, doubt_of, fit_linear, nearest_drawn, stroke_place
 from spml_kit.learn.frozen import FeatureCache
 from spml_kit.method.nets import FrozenNet, unit
@@ -88,7 +88,7 @@ def test_what_is_not_drawn_on_leans_on_the_rest(images, net):
 
 @pytest.mark.parametrize("call, why", [
     (lambda s, m: s.update(0, m[:5]), "must agree"), (lambda s, m: s.update(3, m), "0..2"), (lambda s, m: s.update(-1, m), "0..2"),
-    (lambda s, m: s.update(0, np.where(m == 254, np.uint8(200), m)), "200"), (lambda s, m: s.update(0, m.astype(float)), ""), (lambda s, m: s.predict(0), "nothing is drawn"),
+    (lambda s, m: s.update(0, np.where(m == 254, np.uint8(200), m)), "200"), (lambda s, m: s.predict(0), "nothing is drawn"),
     (lambda s, m: s.save("x"), "nothing is learnt")])
 def test_bad_input_is_refused(images, net, call, why, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -108,6 +108,12 @@ def test_state_comes_back(images, net, tmp_path):
     with pytest.raises(SpmlError, match="neck"): LiveSegmenter(images, net=net).load(tmp_path / "t.safetensors")
     (tmp_path / "cut").write_bytes((tmp_path / "s.safetensors").read_bytes()[:500])
     with pytest.raises(SpmlError, match="cut short"): LiveSegmenter(images, net=net).load(tmp_path / "cut")
+
+
+def test_masks_are_written(images, net, tmp_path):
+    s = LiveSegmenter(images, net=net).update(0, marks(images, 0), steps=2)
+    path, = s.write_masks(tmp_path / "masks", [0])
+    np.testing.assert_array_equal(read_index_png(path), s.predict(0).labels)
 
 
 def test_features_on_disk_give_the_same(images, net, tmp_path):
@@ -170,6 +176,7 @@ class Slow:
         self.learnt.append((i, int(labels.max())))
     def predict(self, i): return f"opinion of {i}"
     def consolidate(self): pass
+    def refresh(self): return False
     def save(self, path): path.write_text(str(self.learnt))
 
 

@@ -55,7 +55,7 @@ class Annotator(anywidget.AnyWidget):
         learn:bool=False, # learn from every stroke, and show label map and doubt?
         segmenter:LiveSegmenter=None, # what learns; None: one on the pretrained backbone
     ):
-        self._learner, self._opinions = None, {}
+        self.learner, self._opinions = None, {}
         self.folder, self.model, self.image, self.labels = Path(folder), model, None, None
         self._quiet, self._history = False, {}
         if not self.folder.is_dir(): raise SpmlError(f"{self.folder}: no such folder; make it and put images into it")
@@ -104,7 +104,7 @@ def go(self:Annotator,
         self.marks, self.brush = [vars(m) for m in marks], brush or self.brush
         self._note()
     self._quiet = False
-    if self._learner and self.image is not None: self._learner.look(index)
+    if self.learner and self.image is not None: self.learner.look(index)
     self._respread()
 
 @patch
@@ -134,7 +134,7 @@ def _change(self:Annotator, marks, brush=None, undoing=False):
         self.status = f'saved: {path.relative_to(self.folder)}' if path else 'nothing is drawn on this image'
         self._note()
     self._quiet = False
-    if self._learner: self._learner.stroke(self.index, labels)
+    if self.learner: self.learner.stroke(self.index, labels)
     self._respread()
 
 @patch
@@ -234,7 +234,7 @@ def spread_drawing(self:Annotator)->tuple: # (h,w) uint8 label map, (h,w) certai
 def _respread(self:Annotator):
     "The picture of the preview, if it is wanted"
     if not self.preview or self.image is None: return
-    if self._learner: return self._show_opinion()
+    if self.learner: return self._show_opinion()
     try:
         labels, sure = self.spread_drawing()
         alpha = (70 + 130*np.minimum(1, 3*sure))*np.where(labels == 0, .6, 1) # background is black: less of it
@@ -274,7 +274,7 @@ def _start_learning(self:Annotator, segmenter=None):
     self.segmenter, path = segmenter, self.folder/LEARNT
     try: segmenter.load(path) if is_there(path) else None
     except SpmlError: "Of other classes or another backbone: learnt anew from the drawings"
-    self._learner = BackgroundLearner(segmenter, self._hear, path)
+    self.learner = BackgroundLearner(segmenter, self._hear, path)
     self.learns = self.preview = True
     for i, name in enumerate(self.names):
         try:
@@ -282,7 +282,7 @@ def _start_learning(self:Annotator, segmenter=None):
             size = segmenter.images.stored_size(i)
             said = read_drawing(self.folder, name, len(self.classes), size)
         except (SpmlError, OSError): continue # told when it is opened
-        if said: self._learner.stroke(i, drawn_labels(said, size, name))
+        if said: self.learner.stroke(i, drawn_labels(said, size, name))
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #1ea4a003
 @patch
@@ -321,7 +321,7 @@ def accept(self:Annotator)->Path: # the label map
 @patch
 def next_doubtful(self:Annotator):
     "Open the most doubtful image that nobody has accepted"
-    if self._learner is None: raise SpmlError("nothing learns here: annotate(folder, learn=True)")
+    if self.learner is None: raise SpmlError("nothing learns here: annotate(folder, learn=True)")
     done = [is_there(inside(self.folder/ACCEPTED, name, '.png')) for name in self.names]
     left = [i for i in self.segmenter.order(fresh=False) if i != self.index and not done[i]]
     if left: self.go(left[0])

@@ -365,7 +365,7 @@ def test_class_tables_keep_what_a_person_wrote(root):
 
 def learning(root, **kwargs):
     a = annotate(root, CLASSES, learn=True, **kwargs)
-    assert a._learner.wait(60)
+    assert a.learner.wait(60)
     return a
 
 
@@ -374,7 +374,7 @@ def test_it_learns_what_is_drawn_and_begins_again_where_it_ended(root):
     assert a.learns and a.preview and not a.place
     a.add_stroke([(4, 4), (50, 4)], 0)
     a.add_stroke([(20, 20), (30, 30)], "cat")
-    assert a._learner.wait(60)
+    assert a.learner.wait(60)
     assert len(a.place) == 2 and a.spread and set(np.unique(a._opinions[0].labels)) <= {0, 1}
     labels = a.spread
     a.doubtful = True
@@ -386,10 +386,10 @@ def test_it_learns_what_is_drawn_and_begins_again_where_it_ended(root):
     np.testing.assert_array_equal(read_index_png(root / "labels" / "photo_0.png"), drawn) # what training reads is as drawn
     a.next_doubtful()
     assert a.index != 0
-    a._learner.close()
+    a.learner.close()
     again = learning(root)
     assert [*again.segmenter.drawn] == [0] and set(np.unique(again._opinions[0].labels)) <= {0, 1}
-    again._learner.close()
+    again.learner.close()
 
 
 def test_a_stroke_does_not_wait_for_learning(root):
@@ -400,8 +400,8 @@ def test_a_stroke_does_not_wait_for_learning(root):
     for k in range(4): a.add_stroke([(4, 4 + 2*k), (50, 4 + 2*k)], k % 2)
     assert time.perf_counter() - start < 1
     assert len(read_json(root / "scribbles" / "photo_0.json")["strokes"]) == 4
-    assert a._learner.wait(60)
-    a._learner.close()
+    assert a.learner.wait(60)
+    a.learner.close()
 
 
 def test_without_learning_there_is_nothing_to_accept(root):

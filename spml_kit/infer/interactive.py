@@ -338,7 +338,7 @@ def stroke_place(
     heavy = 1 + int(np.argmax(ndi.sum_labels(doubt + 1e-6, pieces, range(1, n + 1))))
     depth = ndi.distance_transform_edt(np.pad(pieces == heavy, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return (x + .5)/depth.shape[1], (y + .5)/depth.shape[0]
+    return float((x + .5)/depth.shape[1]), float((y + .5)/depth.shape[0])
 
 # %% ../../nbs/api/infer/80_interactive.ipynb #4f6a1445
 @patch

@@ -425,6 +425,7 @@ def save(self:LiveSegmenter,
         save_tensors(path, tensors, kind='LiveSegmenter', classes=list(self.classes.names), key=self.net.key,
                      updates=self.updates, images=marks)
 
+# %% ../../nbs/api/infer/80_interactive.ipynb #80ab0001
 @patch
 def load(self:LiveSegmenter,
     path, # file that `save` wrote
@@ -511,7 +512,7 @@ def _work(self:BackgroundLearner):
         with self._ready:
             self._busy = False
             self._ready.notify_all()
-            if not (self._waiting or self._wanted is not None or stale or more): self._ready.wait()
+            if not (self._ends or self._waiting or self._wanted is not None or stale or more): self._ready.wait()
             if self._ends: return
             i, self._wanted = self._wanted, None # the open image first, then one image at a time
             k = i if i is not None else next(iter(self._waiting), None)

@@ -251,7 +251,8 @@ def annotator_notebook(
         raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: "
                         f"spml_annotate {root} --classes background cat dog")
     words = ', '.join(map(repr, classes))
-    if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words, learn))
+    if not is_there(root/ANNOTATE):
+        write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words, learn))
     elif learn and 'learn=True' not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
         raise SpmlError(f"{root/ANNOTATE}: it does not learn; write annotate('.', learn=True) there, or move it away")
     elif classes and words not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):

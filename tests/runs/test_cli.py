@@ -80,3 +80,11 @@ def test_folders_that_cannot_be_drawn_on(project, make, says, capsys):
 def test_other_data_want_a_root(words, says, capsys, tmp_path):
     assert spml_run(["scribbles", *words, "--out", str(tmp_path/"run")]) == 2 and says in capsys.readouterr().err
     assert not (tmp_path/"run").exists()
+
+
+def test_the_annotators_notebook_learns_where_it_is_asked_to(project):
+    path = annotator_notebook(project, ["background", "cat"], learn=True)
+    assert "annotate('.', ['background', 'cat'], learn=True)" in path.read_text()
+    annotator_notebook(project, ["background", "cat"], learn=True)
+    path.write_text(path.read_text().replace(", learn=True", ""))
+    with pytest.raises(SpmlError, match="does not learn"): annotator_notebook(project, ["background", "cat"], learn=True)

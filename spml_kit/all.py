@@ -75,6 +75,7 @@ from .infer.views import *
 from .infer.scores import *
 from .infer.pseudo import *
 from .infer.bundle import *
+from .infer.interactive import *
 from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *

@@ -227,18 +227,19 @@ def _cell(k, kind, text):
     cell = dict(cell_type=kind, id=f'draw{k}', metadata={}, source=text)
     return cell | dict(outputs=[], execution_count=None) if kind == 'code' else cell
 
-def _annotator(name, n, words):
+def _annotator(name, n, words, learn):
     "The notebook that draws on the n images of a folder, as JSON"
     intro = (f"# Draw on the {n} image{'s'*(n > 1)} of {name}\n\n"
              f"Run the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
              f"Then, in a terminal: `spml_run scribbles --data folder --root {name}`.")
-    call = f"annotate('.'{f', [{words}]' if words else ''})"
+    call = f"annotate('.'{f', [{words}]' if words else ''}{', learn=True' if learn else ''})"
     texts = [('markdown', intro), ('code', "from spml_kit.look.annotate import annotate"), ('code', call)]
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
 
 def annotator_notebook(
     root,          # folder of one's own, with images/ in it
     classes:list=(), # names, background first; none: those of classes.txt
+    learn:bool=False, # does it learn from every stroke?
 )->Path: # the notebook
     "Write the notebook that draws on a folder, unless it is there"
     root = Path(root)
@@ -250,7 +251,10 @@ def annotator_notebook(
         raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: "
                         f"spml_annotate {root} --classes background cat dog")
     words = ', '.join(map(repr, classes))
-    if not is_there(root/ANNOTATE): write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words))
+    if not is_there(root/ANNOTATE):
+        write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words, learn))
+    elif learn and 'learn=True' not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
+        raise SpmlError(f"{root/ANNOTATE}: it does not learn; write annotate('.', learn=True) there, or move it away")
     elif classes and words not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
         raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; "
                         f"change them there, or move it away")
@@ -258,7 +262,7 @@ def annotator_notebook(
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7404f4ac
 def _annotate(args):
-    path = annotator_notebook(args.root, args.classes or ())
+    path = annotator_notebook(args.root, args.classes or (), args.learn)
     words = [sys.executable, '-m', 'jupyterlab', str(path)]
     if args.print: return print(shlex.join(words))
     from importlib.util import find_spec
@@ -278,6 +282,8 @@ def spml_annotate(
     p.add_argument('root', type=Path, metavar='PROJECT', help="folder with images/ in it")
     p.add_argument('--classes', nargs='+', metavar='NAME',
                    help="what is to be drawn, background first (default: as classes.txt has it)")
+    p.add_argument('--learn', action='store_true',
+                   help="learn from every stroke, and show label map, doubt, and where a stroke would help most")
     p.add_argument('--print', action='store_true', help="write the notebook, and print the command that opens it")
     return finish_command(p, argv, _annotate)
 

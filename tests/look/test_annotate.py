@@ -288,3 +288,52 @@ def test_class_tables_keep_what_a_person_wrote(root):
     assert (root / "classes.txt").read_text(encoding="utf-8-sig") == "# mine\nbackground\ncat\ndog\n"
     (root / "classes.txt").write_text("0 background\n1 cat\n")
     with pytest.raises(SpmlError, match="add dog there"): annotate(root, ["background", "cat", "dog"])
+
+
+# it learns while one draws
+
+def learning(root, **kwargs):
+    a = annotate(root, CLASSES, learn=True, **kwargs)
+    assert a.learner.wait(60)
+    return a
+
+
+def test_it_learns_what_is_drawn_and_begins_again_where_it_ended(root):
+    a = learning(root)
+    assert a.learns and a.preview and not a.place
+    a.add_stroke([(4, 4), (50, 4)], 0)
+    a.add_stroke([(20, 20), (30, 30)], "cat")
+    assert a.learner.wait(60)
+    assert len(a.place) == 2 and a.spread and set(np.unique(a._opinions[0].labels)) <= {0, 1}
+    labels = a.spread
+    a.doubtful = True
+    assert a.spread != labels
+    path = a.accept()
+    accepted, drawn = read_index_png(path), a.labels
+    assert accepted.shape == SIZE and (accepted < 3).all()
+    np.testing.assert_array_equal(accepted[drawn < UNLABELLED], drawn[drawn < UNLABELLED])
+    np.testing.assert_array_equal(read_index_png(root / "labels" / "photo_0.png"), drawn) # what training reads is as drawn
+    a.next_doubtful()
+    assert a.index != 0
+    a.learner.close()
+    again = learning(root)
+    assert [*again.segmenter.drawn] == [0] and set(np.unique(again._opinions[0].labels)) <= {0, 1}
+    again.learner.close()
+
+
+def test_a_stroke_does_not_wait_for_learning(root):
+    a = learning(root)
+    slow = a.segmenter.update
+    a.segmenter.update = lambda *args: (time.sleep(1), slow(*args))
+    start = time.perf_counter()
+    for k in range(4): a.add_stroke([(4, 4 + 2*k), (50, 4 + 2*k)], k % 2)
+    assert time.perf_counter() - start < 1
+    assert len(read_json(root / "scribbles" / "photo_0.json")["strokes"]) == 4
+    assert a.learner.wait(60)
+    a.learner.close()
+
+
+def test_without_learning_there_is_nothing_to_accept(root):
+    a = annotate(root, CLASSES)
+    assert not a.learns
+    assert "no label map" in said(a, do="accept") and "learn=True" in said(a, do="doubtful")

@@ -244,6 +244,41 @@ def test_annotator(lab):
     lab.no_error()
 
 
+def test_it_learns_while_one_draws(lab):
+    "Two strokes by hand, then label map and doubt on the page, accept, and the next image"
+    code = """from pathlib import Path
+from PIL import Image
+from spml_kit.data.images import SceneSet
+from spml_kit.look.annotate import annotate
+root, scenes = Path('learning').absolute(), SceneSet(3, seed=3, size=160)
+(root/'images').mkdir(parents=True)
+for i in range(3): Image.fromarray(scenes.image(i)).save(root/'images'/f'photo_{i}.png')
+a = annotate(root, ['background', 'thing'], learn=True)
+a"""
+    lab.open("learning", code)
+    lab.run()
+    canvas, one, root = lab.one(".spml-annotate canvas"), lab.one, lab.root / "learning"
+    lab.wait(lambda: canvas.size["width"] > 300 and one(".spml-annotate [data-do=accept]"), "no image", 90)
+    ink = lambda: lab.js("const c = arguments[0], d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let s = 0; for (let i = 0; i < d.length; i += 97) s = (s*31 + d[i]) % 1e9; return s", canvas)
+    press_class = lambda c: one(f"[data-class='{c}']").click()
+    press_class(0)
+    drag(lab, canvas, [(.05, .05), (.4, .05), (.9, .05)])
+    press_class(1)
+    drag(lab, canvas, [(.4, .5), (.5, .55), (.6, .5)])
+    lab.wait(lambda: len(read_annotation(root / "scribbles" / "photo_0.json")) == 2, "the strokes were not saved")
+    one("[data-do=accept]").click()
+    lab.wait(lambda: "accepted" in one(".spml-annotate .status").text or one("[data-do=accept]").click(), "nothing was learnt", 60)
+    assert set(np.unique(read_index_png(root / "accepted" / "photo_0.png"))) <= {0, 1}
+    lab.picture("learning_labels")
+    before = ink()
+    one("[data-do=doubt]").click()
+    lab.wait(lambda: ink() != before and one("[data-do=doubt]").get_attribute("aria-pressed") == "true", "doubt is not shown")
+    lab.picture("learning_doubt")
+    one("[data-do=doubtful]").click()
+    lab.wait(lambda: "(1/3)" not in one(".spml-annotate .name").text, "no next image")
+    lab.no_error()
+
+
 # the explorers
 
 EXPLORERS = dict(relations="clusters a side", background="alpha", regions="regions", retrieval="query", embedding="step") # and a slider of each

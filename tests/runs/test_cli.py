@@ -118,3 +118,11 @@ def test_the_command(tmp_path, capsys):
     assert spml_import([str(tmp_path / "p"), "--to", "coco", "--out", str(tmp_path / "c")]) == 0 and recognise_tool(tmp_path / "c" / "instances.json") == "coco"
     assert spml_import([str(tmp_path / "p"), "--to", "coco"]) == 2
     assert spml_import([str(tmp_path / "nothing"), "--out", str(tmp_path / "q")]) == 2 and not (tmp_path / "q").exists()
+
+
+def test_the_annotators_notebook_learns_where_it_is_asked_to(project):
+    path = annotator_notebook(project, ["background", "cat"], learn=True)
+    assert "annotate('.', ['background', 'cat'], learn=True)" in path.read_text()
+    annotator_notebook(project, ["background", "cat"], learn=True)
+    path.write_text(path.read_text().replace(", learn=True", ""))
+    with pytest.raises(SpmlError, match="does not learn"): annotator_notebook(project, ["background", "cat"], learn=True)

@@ -16,6 +16,7 @@ function painter(canvas, get) {
     ctx.imageSmoothingEnabled = zoom < 1
     if (pictures.picture) ctx.drawImage(pictures.picture, 0, 0, w, h)
     if (get('preview') && pictures.spread) ctx.drawImage(pictures.spread, 0, 0, w, h)
+    const cross = get('preview') && get('place').length ? get('place') : null
     const line = (path, width, colour) => { for (const [wide, ink] of [[width + 3*px, 'white'], [width, colour]]) { ctx.lineWidth = wide; ctx.strokeStyle = ink; ctx.stroke(path) } }
     for (const {kind, c, xy} of marks) {
       const path = new Path2D(), [[x, y], [u, v]] = [xy[0], xy.at(-1)], {colour, key} = classes[c]
@@ -25,6 +26,7 @@ function painter(canvas, get) {
       const at = [Math.min(w - 9*px, x + brush/2 + 3*px), Math.max(11*px, y - brush/2 - 2*px)]
       ctx.strokeText(key, ...at); ctx.fillText(key, ...at)
     }
+    if (cross) { const p = new Path2D(), [x, y] = cross, r = 9*px; p.moveTo(x - r, y); p.lineTo(x + r, y); p.moveTo(x, y - r); p.lineTo(x, y + r); line(p, 2.5*px, 'black') } // a stroke helps most here
   }
   return {load, paint}
 }
@@ -41,6 +43,9 @@ function controls(act, get, put) {
   const width = make('span', {className: 'width'})
   brush.onchange = () => put('brush', +brush.value)
   const preview = button('propagate', 'label every pixel as the drawn pixels that look like it; pale where unsure: a stroke helps there (v)', () => act({do: 'preview'}), {'data-do': 'preview'})
+  const learning = get('learns') ? [button('doubt', 'show where the label map is doubtful', () => put('doubtful', !get('doubtful')), {'data-do': 'doubt'}),
+    button('accept', 'keep the label map of this image', () => act({do: 'accept'}), {'data-do': 'accept'}),
+    button('next doubtful', 'open the most doubtful image that is not accepted', () => act({do: 'doubtful'}), {'data-do': 'doubtful'})] : []
   const step = (text, by, key) => button(text, `${by < 0 ? 'previous' : 'next'} image (${key})`, () => act({do: 'go', by}), {'data-do': by < 0 ? 'previous' : 'next'})
   const name = make('span', {className: 'name'})
   const choices = get('palette').map(({name, colour, key}, c) => [
@@ -48,10 +53,10 @@ function controls(act, get, put) {
     make('input', {type: 'checkbox', title: `tag: ${name} is in the image`, 'aria-label': `tag: ${name} is in the image`, 'data-tag': c, onchange: e => act({do: 'tag', c, on: e.target.checked})})])
   const classes = make('div', {className: 'bar', role: 'group', 'aria-label': 'classes'}, ...choices.map(pair => make('span', {className: 'class'}, ...pair)))
   const bar = make('div', {className: 'bar', role: 'toolbar', 'aria-label': 'tools'}, ...tools, undo, redo,
-    make('label', {textContent: 'brush '}, brush, width), preview, make('span', {className: 'walk'}, step('◀', -1, '←'), name, step('▶', 1, '→')))
+    make('label', {textContent: 'brush '}, brush, width), preview, ...learning, make('span', {className: 'walk'}, step('◀', -1, '←'), name, step('▶', 1, '→')))
   const update = marks => {
     tools.forEach((b, i) => b.setAttribute('aria-pressed', TOOLS[i][0] == get('tool')))
-    preview.setAttribute('aria-pressed', get('preview')); get('can').forEach((can, i) => [undo, redo][i].setAttribute('aria-disabled', !can))
+    preview.setAttribute('aria-pressed', get('preview')); learning[0]?.setAttribute('aria-pressed', get('doubtful')); get('can').forEach((can, i) => [undo, redo][i].setAttribute('aria-disabled', !can))
     brush.value = width.textContent = get('brush'); name.textContent = `${get('name')} (${get('index') + 1}/${get('count')})`
     const said = new Set(marks.map(m => m.c)), drawn = new Set(marks.filter(m => m.kind != 'tags').map(m => m.c))
     choices.forEach(([choose, tag], c) => { choose.setAttribute('aria-pressed', c == get('current')); tag.checked = said.has(c); tag.disabled = drawn.has(c) })
@@ -86,7 +91,7 @@ function render({model, el}) {
   }
   canvas.onpointerdown = e => {
     root.focus({preventScroll: true})
-    if (e.button || !e.isPrimary || get('failed') || waiting.some(w => w.do == 'go')) return
+    if (e.button || !e.isPrimary || get('failed') || waiting.some(w => w.do == 'go' || w.do == 'doubtful')) return
     e.preventDefault(); canvas.setPointerCapture(e.pointerId)
     const kind = get('tool')
     if (kind == 'erase') return act({do: 'erase', xy: where(e)})

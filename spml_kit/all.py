@@ -79,6 +79,7 @@ from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *
 from .runs.experiment import *
+from .runs.asked import *
 from .runs.sweep import *
 from .runs.tables import *
 from .runs.captions import *

@@ -8,7 +8,7 @@ __all__ = ['ANNOTATIONS', 'CURES', 'DEVICE_OPTION', 'ROOTED', 'ANNOTATE', 'comma
            'spml_tables']
 
 # %% ../../nbs/api/runs/99_cli.ipynb #375a6fa0
-import argparse, errno, json, logging, os, re, shlex, subprocess, sys
+import argparse, errno, logging, os, re, shlex, subprocess, sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -21,6 +21,7 @@ from ..data.masks import check_drawn
 from .experiment import RunFailed, check_parameters, code_version, copy_run, experiments, find_notebook
 from .experiment import notebook_parameters, profile_parameters, profiles, run_folder, run_notebook
 from .experiment import typed_values
+from .asked import dry_lines, layered, list_lines, read_run_file
 
 # %% ../../nbs/api/runs/99_cli.ipynb #71746747
 ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'keypoints', 'full', 'clicks' # each runs the experiment `single`
@@ -126,11 +127,18 @@ def _check_data(data, root, annotation=None, splits=()):
         raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or "
                         f"keypoints, or points")
 
-def _list():
-    for name, path in experiments().items():
-        print(name)
-        for k, (default, comment) in notebook_parameters(path).items():
-            print(f"    {f'{k} = {default!r}':<32} {comment}")
+# %% ../../nbs/api/runs/99_cli.ipynb #96c00007
+def _list(args):
+    "All experiments or one, as they are or beside what profiles say of them"
+    named = args.name and find_notebook('single' if args.name in ANNOTATIONS else args.name, ANNOTATIONS)
+    for path in [named] if named else experiments().values():
+        given = {}
+        try:
+            for p in args.profile or (): given = merged(given, profile_parameters(p, path))
+        except SpmlError: # of some experiments a profile says nothing
+            if named or not {*args.profile} <= {*profiles()}: raise
+            continue
+        print(*list_lines(path, given, ', '.join(args.profile or ())), sep='\n')
 
 def _print_metrics(path):
     "One line a row of metrics.json"
@@ -152,31 +160,47 @@ def _local(text):
                                          f"when it is done")
     return Path(text)
 
-def _profiles_of(args, source):
+def _profiles_of(args, said, source):
     "The profiles that are asked for, or the one that the data, or else the experiment, stands for"
-    if args.profile: return args.profile
+    if chosen := args.profile or said.get('profile'): return [chosen] if isinstance(chosen, str) else chosen
     if args.data: return ['folder' if ':' in args.data else args.data]
     return ['scenes' if source.stem in profiles()['scenes'] else 'tiny']
 
+def _asked(args):
+    "What the command line, and a file it names, ask for: a word, its notebook, values, where they are from, a folder"
+    path = args.name if Path(args.name).suffix in ('.yaml', '.yml') else ''
+    said = read_run_file(path) if path else dict(experiment=args.name)
+    word = said['experiment']
+    if args.data in ROOTED: _check_data(args.data, args.root, word) # first: what follows takes seconds
+    source = find_notebook('single' if word in ANNOTATIONS else word, ANNOTATIONS)
+    layers = [('the name', {'annotation': word} if word in ANNOTATIONS else {})]
+    layers += [(f'profile {p}', profile_parameters(p, source)) for p in _profiles_of(args, said, source)]
+    layers += [(path, said.get('parameters', {}))]
+    layers += [(f'--{k}', {k: v}) for k, v in vars(args).items() if k in ('data', 'root') and v is not None]
+    layers += [('-p', typed_values(args.parameters, notebook_parameters(source)))]
+    return word, source, *layered(*layers), args.out or said.get('out')
+
+def _check_asked(args, word, source, given):
+    "Refuse what cannot run, in the words that were typed; gives the parameters as the notebook takes them"
+    known, parameters = notebook_parameters(source), check_parameters(source, given)
+    of = lambda key: given.get(key, known.get(key, ('',))[0])
+    annotation, splits = given.get('annotation', word), [s for s in map(of, ('train_split', 'valid_split')) if s]
+    looked = word in ANNOTATIONS and (of('data'), given.get('root')) == (args.data, args.root)
+    _check_data(of('data'), given.get('root'), None if looked else annotation, splits)
+    return parameters
+
+# %% ../../nbs/api/runs/99_cli.ipynb #96c00001
 def _run(args):
-    if args.list: return _list()
+    if args.list: return _list(args)
     if args.name is None:
         raise SpmlError(f"name an experiment, or one of {', '.join(ANNOTATIONS)}; --list shows the experiments and "
                         f"their parameters")
-    name, parameters = ('single', {'annotation': args.name}) if args.name in ANNOTATIONS else (args.name, {})
-    if args.data in ROOTED: _check_data(args.data, args.root, args.name) # first: what follows takes seconds
-    source = find_notebook(name, ANNOTATIONS)
-    known = notebook_parameters(source)
-    for profile in _profiles_of(args, source): parameters = merged(parameters, profile_parameters(profile, source))
-    parameters.update({k: v for k,v in vars(args).items() if k in ('data', 'root') and v is not None})
-    given = merged(parameters, typed_values(args.parameters, known))
-    parameters = check_parameters(source, given)
-    # as given: messages name what was typed
-    of = lambda key: given.get(key, known.get(key, ('',))[0])
-    annotation, splits = given.get('annotation', args.name), [s for s in map(of, ('train_split', 'valid_split')) if s]
-    looked = args.name in ANNOTATIONS and (of('data'), given.get('root')) == (args.data, args.root)
-    _check_data(of('data'), given.get('root'), None if looked else annotation, splits)
-    out = args.out or run_folder('runs', args.name, parameters, code_version(source))
+    word, source, given, origins, out = _asked(args)
+    parameters = _check_asked(args, word, source, given)
+    out = out or run_folder('runs', word, parameters, code_version(source))
+    if args.dry:
+        return print(*dry_lines(word, source, parameters, origins, out, code_version(source)), sep='\n')
+    name = 'single' if word in ANNOTATIONS else word
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
@@ -192,7 +216,8 @@ def spml_run(
                        "metrics.json and environment.json in a folder.")
     p.add_argument('name', nargs='?', metavar='NAME',
                    help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
-                        + ', '.join(ANNOTATIONS) + "; or the path of a notebook")
+                        + ', '.join(ANNOTATIONS) + "; or the path of a notebook; or a YAML file that says experiment, "
+                        "profile, parameters and out, over which options have the last word")
     p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
                    help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
                         "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
@@ -217,7 +242,11 @@ def spml_run(
                         "steps")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
                    help="any other parameter of the notebook; may be repeated")
-    p.add_argument('--list', action='store_true', help="show the experiments and their parameters")
+    p.add_argument('--list', action='store_true',
+                   help="show the experiments, or NAME, and their parameters; with --profile, what it says beside them")
+    p.add_argument('--dry', action='store_true',
+                   help="only show what would run: parameters and where each is from, the folder and what lies there, "
+                        "steps, and time as far as it is known")
     return finish_command(p, argv, _run)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #6a2b1ae7

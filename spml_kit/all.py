@@ -60,6 +60,7 @@ from .learn.verbs import *
 from .learn.learner import *
 from .learn.head import *
 from .learn.frozen import *
+from .learn.tracking import *
 from .cams.background import *
 from .cams.labels import *
 from .cams.map_files import *

@@ -29,6 +29,7 @@ from ..data.tag_index import TagIndex
 from ..data.batches import weak_dls
 from ..method.recipes import RECIPES, Recipe
 from ..learn.callbacks import LineCB, TimeCB
+from ..learn.tracking import TrackCB, tracker_module
 from ..learn.learner import spml_learner
 from ..learn.head import head_learner
 from ..learn.frozen import FeatureCache, with_features
@@ -53,15 +54,17 @@ def fit_run(
     workers:int=0, # processes that load batches
     after:int=0,  # steps that later runs will take, for the announcement of the time
     features:FeatureCache=None, # of the images of `source`, for a `FrozenNet`
+    track:str='none', # or one of tensorboard, wandb, mlflow, trackio: who is told, in the folder `track`
     **feed,       # further arguments of `weak_dls`
 )->Learner: # trained
     "Train, or go on with, a run in a folder; a line a round"
+    told = [] if track == 'none' else [TrackCB(track, Path(path)/'track', Path(path).name)]
     dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
                    num_workers=workers, **feed)
     if features: dls = with_features(dls, features)
     learn = make(dls, path=Path(path))
     with learn.no_bar(), learn.no_logging():
-        learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after)])
+        learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after), *told])
     return learn
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #475158d6
@@ -125,7 +128,9 @@ class Pipeline:
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
         window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
+        track:str='none',  # or one of tensorboard, wandb, mlflow, trackio: who is told of the trainings
     ):
+        if track != 'none': tracker_module(track) # now, and not after the first steps
         if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
         store_attr(but='out,skip,plan,maps')
         self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
@@ -212,7 +217,8 @@ def fit(self:Pipeline,
 )->Learner: # trained
     "Train in the folder of a step, or go on there"
     source, recipe = source or self.labels, recipe or self.recipe
-    return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, **feed)
+    return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, track=self.track,
+                   **feed)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #780000a0
 @patch(as_prop=True)

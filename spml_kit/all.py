@@ -39,6 +39,7 @@ from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
 from .data.release_lists import *
+from .data.transforms import *
 from .data.batches import *
 from .method.weights import *
 from .method.backbones import *

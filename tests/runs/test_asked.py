@@ -1,5 +1,9 @@
 "What is asked of a run: `--list` beside profiles, `--dry` that writes nothing, files in place of options, refusals."
 import os
+import re
+import shlex
+import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -185,3 +189,43 @@ def test_files_that_are_refused(text, message, here, capsys):
 
 
 def test_a_file_that_is_not_there(here, capsys): assert "run.yaml: no such file" in run(capsys, "run.yaml")[2]
+
+
+# completion
+
+def completed(script, *words):
+    "What bash offers for the last word"
+    line = f'{script}\nCOMP_WORDS=({" ".join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _{words[0]}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    return subprocess.run(["bash", "--norc", "-c", line], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture
+def script(capsys):
+    with pytest.raises(SystemExit) as end: spml_run(["--completion", "bash"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_options_names_and_what_follows_options(script):
+    assert completed(script, "spml_run", "--pro") == ["--profile"] and completed(script, "spml_run", "scr") == ["scribbles"]
+    assert completed(script, "spml_run", "quickstart", "--profile", "paper_v") == ["paper_voc"] and completed(script, "spml_run", "--data", "cl") == ["clothes"]
+    assert completed(script, "spml_run", "single", "-p", "n_tr") == ["n_train"] and completed(script, "spml_run", "--completion", "") == ["bash", "zsh"]
+    assert completed(script, "spml_run", "--out", "") == [] # files, as bash does by itself
+    assert set(experiments()) < set(completed(script, "spml_run", ""))
+
+
+def test_every_option_is_offered(script, capsys):
+    with pytest.raises(SystemExit): spml_run(["--help"])
+    told = {o for o in re.findall(r"(?m)^  (-[\w-]+)", capsys.readouterr().out)}
+    assert told <= set(script.replace('"', " ").split()) and len(told) > 10
+
+
+@pytest.mark.parametrize("command", [cli.spml_prepare, cli.spml_import, cli.spml_sweep, cli.spml_tables, cli.spml_annotate])
+def test_every_command_has_a_script_in_both_shells(command, capsys):
+    for shell in "bash", "zsh":
+        with pytest.raises(SystemExit): command(["--completion", shell])
+        said = capsys.readouterr().out
+        assert f"complete -o default -F _{command.__name__} {command.__name__}" in said and ("bashcompinit" in said) is (shell == "zsh")
+    with pytest.raises(SystemExit) as end: command(["--completion", "fish"])
+    assert end.value.code == 2

@@ -27,7 +27,7 @@ def tracker_module(
         raise SpmlError(f"no tracker '{kind}'{did_you_mean(kind, TRACKERS)} (there are: {', '.join(TRACKERS)})")
     try: return import_module(TRACKERS[kind])
     except ImportError:
-        raise SpmlError(f"track={kind}: {kind} is not installed: pip install {kind}") from None
+        raise SpmlError(f"{kind} is not installed: pip install {kind}") from None
 
 # %% ../../nbs/api/learn/66_tracking.ipynb #61d00009
 class _TensorBoard:

@@ -130,16 +130,18 @@ class Pipeline:
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
         track:str='none',  # or one of tensorboard, wandb, mlflow, trackio: who is told of the trainings
     ):
-        if track != 'none': tracker_module(track) # now, and not after the first steps
-        if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
         store_attr(but='out,skip,plan,maps')
-        self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
+        self.out, self.skip, self.plan = Path(out), tuple(skip), _plan_of(annotation, plan)
         self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
         self._check_given()
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, self._settings())
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #a932ed4c
+def _plan_of(annotation, plan):
+    if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
+    return tuple(plan or PIPELINES[annotation])
+
 def _check_plan(annotation, names, skip):
     if {*skip} - {*names} or 'embedding' in skip:
         raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and there is nothing without "
@@ -154,6 +156,7 @@ def _said(function):
 @patch
 def _check_given(self:Pipeline):
     "Refuse steps that lack what they look at, and a truth of other images"
+    if self.track != 'none': tracker_module(self.track) # now, and not after the first steps
     _check_plan(self.annotation, [s.name for s in self.plan], self.skip)
     if self.features is not None and (self.recipe.head_grey or self.recipe.head_blur):
         raise SpmlError("features of a frozen backbone are made once, of the images as they are: head_grey and "

@@ -15,6 +15,7 @@ from spml_kit.learn import tracking
 from spml_kit.learn.learner import spml_learner
 from spml_kit.learn.tracking import TRACKERS, TrackCB, tracked_picture, tracker_module
 from spml_kit.method.recipes import RECIPES
+from spml_kit.runs.experiment import check_parameters, find_notebook
 from spml_kit.runs.pipelines import Pipeline, fit_run
 
 TINY = RECIPES["small"].but(bs=2, crop=64, embed=dict(backbone="test_resnet", pretrained=False), dim=8)
@@ -150,3 +151,10 @@ def test_pictures_lie_side_by_side():
     for i in range(2):
         assert np.array_equal(made[3*i:3*i + 3, :4], images[i])
         for k in range(2): assert np.array_equal(made[3*i:3*i + 3, 4*(k + 1):4*(k + 2)], palette[maps[k, i]])
+
+
+def test_a_run_is_refused_before_its_kernel_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, TRACKERS["mlflow"], None)
+    with pytest.raises(SpmlError, match="single: track: mlflow is not installed: pip install mlflow"): check_parameters(find_notebook("single"), dict(track="mlflow"))
+    with pytest.raises(SpmlError, match="no 'tensorbord'; did you mean 'tensorboard'"): check_parameters(find_notebook("single"), dict(track="tensorbord"))
+    assert check_parameters(find_notebook("single"), dict(track="none")) == dict(track="none")

@@ -1,6 +1,11 @@
 """The straightforward forms that the kit is measured against: what the paper's formulas say, in dense torch, one step after the other. The library uses none of this."""
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from spml_kit.core import VOID
+from spml_kit.data.batches import MEAN_COLOUR
+from spml_kit.data.weak import Sample
 
 
 def dense_loss(x, mu, own, positive, candidate, kappa):
@@ -59,3 +64,27 @@ def squared_walk(scores, views, squarings=6, beta=5., power=20):
 def sorted_neighbours(query, prototypes, k, parts=10):
     "Indices (Q,k) of the nearest prototypes, by sorting all similarities"
     return torch.cat([(q @ prototypes.T).argsort(1, descending=True)[:, :k] for q in query.split(max(1, len(query)//parts))])
+
+
+def blend(a, axis, at):
+    "Linear interpolation of an image along one axis, all at once"
+    low = np.clip(np.floor(at).astype(int), 0, a.shape[axis] - 1)
+    part = np.clip(at - low, 0, 1).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
+    return a.take(low, axis)*(1 - part) + a.take(np.minimum(low + 1, a.shape[axis] - 1), axis)*part
+
+
+def blended_crop(sample, rng, crop, scale=(.5, 1.5), flip=.5):
+    "Flip, scale and cut image and maps: the whole crop as floats, maps by pairs of indices"
+    flipped, ratio, *shift = rng.random() < flip, rng.uniform(*scale), rng.random(), rng.random()
+    maps = [sample.image, sample.labels, sample.regions]
+    if flipped: maps = [m[:, ::-1] for m in maps]
+    old = np.array(sample.labels.shape)
+    new = np.maximum((ratio*old).astype(int), 1)
+    start = [int(u*(max(n, crop) - crop)) for u, n in zip(shift, new)]
+    y, x = (np.arange(s, min(s + crop, n)) for s, n in zip(start, new))
+    fy, fx = old/new
+    image = blend(blend(maps[0], 0, (y + .5)*fy - .5), 1, (x + .5)*fx - .5)
+    out = [np.full((crop, crop, 3), MEAN_COLOUR), np.full((crop, crop), VOID, np.uint8), np.zeros((crop, crop), np.int32)]
+    out[0][:len(y), :len(x)] = np.rint(image)
+    for o, m in zip(out[1:], maps[1:]): o[:len(y), :len(x)] = m[np.ix_((y*fy).astype(int), (x*fx).astype(int))]
+    return Sample(*out, sample.tags)

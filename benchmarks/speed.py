@@ -15,17 +15,20 @@ from typing import Callable
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import baselines
 from measure import child, clock, machine, peak
-from spml_kit.data.batches import weak_dls
+from spml_kit.data.batches import augment, weak_dls
 from spml_kit.method.contrast import contrast
 from spml_kit.core import VOID, data_root
 from spml_kit.files import read_json, write_json
 from spml_kit.data.images import SceneSet, VocSet
-from spml_kit.data.weak import WeakSet
+from spml_kit.data.weak import Sample, WeakSet
 from spml_kit.method.backbones import DepthwiseDilated
 from spml_kit.method.nets import locations, unit, with_location
 from spml_kit.learn.learner import spml_learner
@@ -206,6 +209,20 @@ def loading(device):
     return dict(waiting_first=share[0], waiting=share[1])
 
 
+def crop(device, n=20):
+    "Training windows of 512 from a photograph's size, with ratios of 0.5 to 1.5; torchvision's resized crop of the image alone stands beside"
+    g = np.random.default_rng(0)
+    sample = Sample(g.integers(0, 256, (375, 500, 3), np.uint8), g.integers(0, 21, (375, 500), np.uint8), g.integers(0, 200, (375, 500), np.int32), np.zeros(21, bool))
+    crops = lambda f: [f(sample, np.random.default_rng(k), 512) for k in range(n)]
+    differ = lambda a, b: max(float(np.abs(x.astype(int) - y).max()) for p, q in zip(a, b) for x, y in ((p.image, q.image), (p.labels, q.labels), (p.regions, q.regions)))
+    def more():
+        other, image = v2.RandomResizedCrop(512, scale=(.5, 1.), antialias=False), tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1))
+        maps = tv_tensors.Mask(torch.from_numpy(np.stack([sample.labels, sample.regions])))
+        ours, theirs = (median(clock(f)[0] for _ in range(5)) for f in (lambda: crops(augment), lambda: [other(image, maps) for _ in range(n)]))
+        return dict(ms_per_crop=1e3*ours/n, torchvision_ms_per_crop=1e3*theirs/n)
+    return Pair(lambda: crops(baselines.blended_crop), lambda: crops(augment), differ, 0, more=more, memory=False)
+
+
 def walk(device):
     g = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.randn(2, 64, 8, 6, generator=g), (63, 47), mode='bilinear').flatten(2).transpose(1, 2)
@@ -252,6 +269,7 @@ TASKS = {
     'depthwise': Task(depthwise, 'dilated depthwise convolution of EfficientNet-Lite0, forward and backward: 8 x 1152 x 8 x 8, kernel 5 x 5, dilation 2, against torch.nn.Conv2d', dict(speedup=3), cpu_only=True),
     'step': Task(step, 'training step of the default preset: 8 x 128 x 128, EfficientNet-Lite0; share is that of loss and clustering', dict(share=.25)),
     'loading': Task(loading, 'waiting for batches of the default preset, as a share of the time, without worker processes', dict(waiting=.05)),
+    'crop': Task(crop, '20 training windows of 512 x 512 out of 500 x 375, image, labels and regions, against the whole window as floats; bytes are equal', dict(speedup=2), cpu_only=True),
     'walk': Task(walk, 'random walk of 64 steps, matrix included: 63 x 47 grid, 5 of 21 classes present, image and mirror image', dict(speedup=8)),
     'neighbours': Task(lambda device: neighbours(False, device), '20 nearest of 1,000,000 prototypes, 10,000 queries, D 64', dict(speedup=8)),
     'neighbours_faiss': Task(lambda device: neighbours(True, device), 'the same through faiss', dict(speedup=8)),

@@ -39,6 +39,7 @@ from .data.body_parts import *
 from .data.layouts import *
 from .data.sources import *
 from .data.release_lists import *
+from .data.transforms import *
 from .data.batches import *
 from .method.weights import *
 from .method.backbones import *
@@ -60,6 +61,7 @@ from .learn.verbs import *
 from .learn.learner import *
 from .learn.head import *
 from .learn.frozen import *
+from .learn.tracking import *
 from .cams.background import *
 from .cams.labels import *
 from .cams.map_files import *
@@ -80,6 +82,7 @@ from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *
 from .runs.experiment import *
+from .runs.asked import *
 from .runs.sweep import *
 from .runs.tables import *
 from .runs.captions import *

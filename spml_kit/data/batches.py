@@ -23,14 +23,48 @@ from ..pictures import as_image
 from .annotations import tags_of
 from .weak import Sample, WeakSet
 from .tag_index import tag_index
+from .transforms import Transforms
 
 # %% ../../nbs/api/data/16_batches.ipynb #799fcf59
 MEAN_COLOUR = np.array([124, 116, 104], np.uint8) # of ImageNet
 
-def _blend(a, axis, at): # linear interpolation along one axis
-    low = np.clip(np.floor(at).astype(int), 0, a.shape[axis] - 1)
-    part = np.clip(at - low, 0, 1).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
-    return a.take(low, axis)*(1 - part) + a.take(np.minimum(low + 1, a.shape[axis] - 1), axis)*part
+def _between(at, n): # places on an axis of length n
+    "The samples before and after each place, and the share of the one after"
+    low = np.clip(np.floor(at).astype(int), 0, n - 1)
+    return low, np.minimum(low + 1, n - 1), np.clip(at - low, 0, 1).astype(np.float32)
+
+def _resampled(image, at_y, at_x, flipped):
+    "Linear interpolation at rows and columns, a few rows at a time, in buffers that stay in the cache"
+    (low, high, share), (left, right, part) = _between(at_y, image.shape[0]), _between(at_x, image.shape[1])
+    if flipped: left, right = (image.shape[1] - 1 - o for o in (left, right))
+    first = min(left.min(), right.min())
+    flat = np.ascontiguousarray(image[:, first:max(left.max(), right.max()) + 1]).reshape(len(image), -1)
+    left, right = ((3*(o - first)[:, None] + np.arange(3)).ravel() for o in (left, right)) # the three colours
+    part, n, out = part.repeat(3), 64, np.empty((len(low), len(left)), np.uint8)
+    buffers = [np.empty((n, flat.shape[1]), t) for t in (np.uint8, np.float32, np.float32)]
+    buffers += [np.empty((n, len(left)), np.float32) for _ in range(2)]
+    for k in range(0, len(low), n):
+        down, to = share[k:k + n, None], out[k:k + n]
+        taken, above, below, before, after = (o[:len(to)] for o in buffers)
+        for rows, weight, o in ((low, 1 - down, above), (high, down, below)):
+            flat.take(rows[k:k + n], 0, taken, 'clip')
+            np.multiply(taken, weight, o, casting='unsafe', dtype=np.float32)
+        above += below
+        for columns, weight, o in ((left, 1 - part, before), (right, part, after)):
+            above.take(columns, 1, o, 'clip')
+            o *= weight
+        before += after
+        np.copyto(to, np.rint(before, before), 'unsafe')
+    return out.reshape(len(low), -1, 3)
+
+# %% ../../nbs/api/data/16_batches.ipynb #799fcf63
+def _framed(a, side, value):
+    "An array in the upper left of a square of this side, and one value around it"
+    if a.shape[:2] == (side, side): return a
+    (h, w), line = a.shape[:2], np.broadcast_to(value, (side, *a.shape[2:])).astype(a.dtype)
+    out = np.empty((side, side, *a.shape[2:]), a.dtype)
+    out[:h, :w], out[:h, w:], out[h:] = a, line[w:], line
+    return out
 
 def augment(
     sample:Sample,      # of any size
@@ -42,23 +76,19 @@ def augment(
 )->Sample: # crop x crop
     "Flip, scale and cut image and maps alike"
     flipped, ratio, *shift = rng.random() < flip, rng.uniform(*scale), rng.random(), rng.random()
-    maps = [sample.image, sample.labels, sample.regions]
-    tags = sample.tags
-    if flipped: maps = [m[:, ::-1] for m in maps]
-    if flipped and mirrored is not None: maps[1], tags = mirrored[maps[1]], tags[mirrored[:len(tags)]]
     old = np.array(sample.labels.shape)
     new = np.maximum((ratio*old).astype(int), 1)
     start = [int(u*(max(n, crop) - crop)) for u, n in zip(shift, new)]
     y, x = (np.arange(s, min(s + crop, n)) for s, n in zip(start, new))
     fy, fx = old/new
     exact_y, exact_x = (y*fy).astype(int), (x*fx).astype(int) # cv2.INTER_NEAREST; below cv2.INTER_LINEAR
-    at_x = (x + .5)*fx - .5
-    image = _blend(_blend(maps[0], 0, (y + .5)*fy - .5), 1, at_x)
-    out = [np.full((crop, crop, 3), MEAN_COLOUR), np.full((crop, crop), VOID, np.uint8),
-           np.zeros((crop, crop), np.int32)]
-    out[0][:len(y), :len(x)] = np.rint(image)
-    for o, m in zip(out[1:], maps[1:]): o[:len(y), :len(x)] = m[np.ix_(exact_y, exact_x)]
-    return Sample(*out, tags)
+    if flipped: exact_x = old[1] - 1 - exact_x
+    image = _resampled(sample.image, (y + .5)*fy - .5, (x + .5)*fx - .5, flipped)
+    labels, regions = (m.take(exact_y, 0).take(exact_x, 1) for m in (sample.labels, sample.regions))
+    tags = sample.tags
+    if flipped and mirrored is not None: labels, tags = mirrored[labels], tags[mirrored[:len(tags)]]
+    labels, regions = labels.astype(np.uint8, copy=False), regions.astype(np.int32, copy=False)
+    return Sample(_framed(image, crop, MEAN_COLOUR), _framed(labels, crop, VOID), _framed(regions, crop, 0), tags)
 
 # %% ../../nbs/api/data/16_batches.ipynb #799fcf61
 def recolour(
@@ -135,8 +165,10 @@ class RoundLoader(BatchLoader):
         round:int=0,      # the next round; counts itself up when a round is complete, and may be set
         grey:float=0.,    # probability of a grey image
         blur:float=0.,    # of a blurred one
+        tfms=None,        # transforms of torchvision v2 or albumentations, see `Transforms`
         **kwargs,         # of fastai's DataLoader: num_workers, device...
     ):
+        self.tfms = tfms if tfms is None or isinstance(tfms, Transforms) else Transforms(tfms)
         for k in (*RoundLoader.settings, 'grey', 'blur'): setattr(self, k, locals()[k])
         if grey or blur: self.settings = *self.settings, 'grey', 'blur' # earlier runs know of neither
         super().__init__(dataset, bs=bs, **{**kwargs, 'n': steps*bs, 'indexed': True})
@@ -147,7 +179,7 @@ class RoundLoader(BatchLoader):
 
     def after_iter(self): self.round += 1
     def new(self, dataset=None, cls=None, **kwargs):
-        own = {k: getattr(self, k) for k in self.settings}
+        own = {k: getattr(self, k) for k in (*self.settings, 'tfms')}
         return super().new(dataset, cls, **{**own, **kwargs})
 
 # %% ../../nbs/api/data/16_batches.ipynb #224a4edd
@@ -171,6 +203,7 @@ def create_item(self:RoundLoader, at):
     position, i = at
     rng, mirrored = rng_of(self.seed, 'augment', position), self.dataset.classes.mirrored
     a = augment(self.dataset.sample(i), rng, self.crop, self.scale, self.flip, mirrored)
+    if self.tfms: a = self.tfms(a, int(rng.integers(2**31)))
     return recolour(a.image, rng, self.grey, self.blur), a.labels, a.regions, a.tags
 
 # %% ../../nbs/api/data/16_batches.ipynb #6d31a63d
@@ -249,6 +282,7 @@ def weak_dls(
     blur:float=0.,     # and of a blurred one
     group:int=1,       # images that learn together, as a `TagMethod` says; partners share a tag
     same_tags:bool=False, # must they share all?
+    tfms=None,         # further transforms of torchvision v2 or albumentations, or a list; see `Transforms`
     device=None,       # where batches go; None: a GPU if there is one (see `chosen_device`)
 )->DataLoaders: # batches of image (B,3,h,w) float32 0..1, labels (B,h,w) and regions (B,h,w) int64, tags (B,C) bool
     "fastai DataLoaders: weak labels to train on, masks to score with"
@@ -262,7 +296,7 @@ def weak_dls(
     workers = _feeders(device) if num_workers is None else num_workers
     feed = dict(device=device, pin_memory=device.type == 'cuda')
     cls, more = (RoundLoader, {}) if group == 1 else (GroupLoader, dict(group=group, same_tags=same_tags))
-    more |= dict(grey=grey, blur=blur)
+    more |= dict(grey=grey, blur=blur, tfms=tfms)
     rounds = cls(train, bs, crop, steps, seed, scale, flip, num_workers=workers, **feed, **more)
     dls = DataLoaders(rounds, ScoreLoader(valid, bs, **feed), device=device)
     dls.c, dls.classes, dls.n_inp = len(train.classes), train.classes, 1

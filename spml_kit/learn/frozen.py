@@ -220,6 +220,7 @@ def with_features(
     old = dls.train
     if type(old) is not RoundLoader:
         raise SpmlError(f"{type(old).__name__}: only batches of single images can be made of cached features")
+    if old.tfms: raise SpmlError("tfms: features are made once, of the images as they are; leave tfms away")
     feed = dict(device=old.device, num_workers=old.fake_l.num_workers, pin_memory=old.pin_memory)
     args = [getattr(old, k) for k in ('bs', 'crop', 'steps', 'seed')]
     dls.loaders[0] = FeatureLoader(old.dataset, *args, scale=old.scale, flip=old.flip, cache=cache, **feed)

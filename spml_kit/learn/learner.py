@@ -57,6 +57,7 @@ def run_settings(
     "Everything that decides the outcome of a run, for its checkpoint"
     train = learn.dls.train
     stream = {k: getattr(train, k) for k in ('bs', *getattr(train, 'settings', ())) if k != 'round'}
+    if getattr(train, 'tfms', None): stream['tfms'] = repr(train.tfms)
     return dict(method=method, seed=seed, images=len(train.dataset), recipe=learn.recipe.settings(), stream=stream,
                 relations=[(r.name, r.kappa, r.weight, r.scope, r.location, r.anchors, getattr(r.code, 'keywords', {}))
                            for r in getattr(learn.loss_func, 'relations', [])],

@@ -133,7 +133,12 @@ def _check_changes(name, p):
         import numpy as np
         from spml_kit.data.keypoints import simulate_keypoints
         simulate_keypoints(np.ones((1, 1), np.uint8), **settings)
-    for k, check in (('recipe_changes', recipe), ('tag_recipe_changes', tag_recipe), ('keypoints', keypoints)):
+    def track(kind):
+        if kind == 'none': return
+        from spml_kit.learn.tracking import tracker_module
+        tracker_module(kind)
+    for k, check in (('recipe_changes', recipe), ('tag_recipe_changes', tag_recipe), ('keypoints', keypoints),
+                     ('track', track)):
         try:
             if p.get(k): check(p[k])
         except (SpmlError, TypeError) as e: raise SpmlError(f"{name}: {k}: {e}") from None

@@ -29,6 +29,7 @@ from ..data.tag_index import TagIndex
 from ..data.batches import weak_dls
 from ..method.recipes import RECIPES, Recipe
 from ..learn.callbacks import LineCB, TimeCB
+from ..learn.tracking import TrackCB, tracker_module
 from ..learn.learner import spml_learner
 from ..learn.head import head_learner
 from ..learn.frozen import FeatureCache, with_features
@@ -53,15 +54,17 @@ def fit_run(
     workers:int=0, # processes that load batches
     after:int=0,  # steps that later runs will take, for the announcement of the time
     features:FeatureCache=None, # of the images of `source`, for a `FrozenNet`
+    track:str='none', # or one of tensorboard, wandb, mlflow, trackio: who is told, in the folder `track`
     **feed,       # further arguments of `weak_dls`
 )->Learner: # trained
     "Train, or go on with, a run in a folder; a line a round"
+    told = [] if track == 'none' else [TrackCB(track, Path(path)/'track', Path(path).name)]
     dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
                    num_workers=workers, **feed)
     if features: dls = with_features(dls, features)
     learn = make(dls, path=Path(path))
     with learn.no_bar(), learn.no_logging():
-        learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after)])
+        learn.fit_poly(rounds, resume=True, cbs=[LineCB(Path(path).name), TimeCB(Path(path).name, after), *told])
     return learn
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #475158d6
@@ -125,16 +128,20 @@ class Pipeline:
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
         window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
+        track:str='none',  # or one of tensorboard, wandb, mlflow, trackio: who is told of the trainings
     ):
-        if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
         store_attr(but='out,skip,plan,maps')
-        self.out, self.skip, self.plan = Path(out), tuple(skip), tuple(plan or PIPELINES[annotation])
+        self.out, self.skip, self.plan = Path(out), tuple(skip), _plan_of(annotation, plan)
         self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
         self._check_given()
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
         claim_folder(self.out, self._settings())
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #a932ed4c
+def _plan_of(annotation, plan):
+    if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
+    return tuple(plan or PIPELINES[annotation])
+
 def _check_plan(annotation, names, skip):
     if {*skip} - {*names} or 'embedding' in skip:
         raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and there is nothing without "
@@ -149,6 +156,7 @@ def _said(function):
 @patch
 def _check_given(self:Pipeline):
     "Refuse steps that lack what they look at, and a truth of other images"
+    if self.track != 'none': tracker_module(self.track) # now, and not after the first steps
     _check_plan(self.annotation, [s.name for s in self.plan], self.skip)
     if self.features is not None and (self.recipe.head_grey or self.recipe.head_blur):
         raise SpmlError("features of a frozen backbone are made once, of the images as they are: head_grey and "
@@ -212,7 +220,8 @@ def fit(self:Pipeline,
 )->Learner: # trained
     "Train in the folder of a step, or go on there"
     source, recipe = source or self.labels, recipe or self.recipe
-    return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, **feed)
+    return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, track=self.track,
+                   **feed)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #780000a0
 @patch(as_prop=True)

@@ -393,11 +393,11 @@ def test_temporary_files_of_the_living_stay(world, tmp_path):
     (tmp_path/".mine").write_text("half")
     words = lambda how: ["write", dict(kind="json", path=str(tmp_path/"a.json"), size=99, before_rename=how)]
     dead, living = (world.server.start("faults.work:go", words(how), tmp_path) for how in ("SIGKILL", "SIGSTOP"))
-    assert dead.wait(20) == -9 and wait_for(lambda: len(leftovers(tmp_path)) == 2, 20), leftovers(tmp_path)
+    assert dead.wait(60) == -9 and wait_for(lambda: len(leftovers(tmp_path)) == 2, 60), leftovers(tmp_path)
     assert world.server.ask("write", kind="json", path=tmp_path/"a.json", size=9).error is None
     assert len(leftovers(tmp_path)) == 1 and (tmp_path/".mine").exists()
     os.kill(living.pid, signal.SIGCONT)
-    assert living.wait(20) == 0 and leftovers(tmp_path) == [] and broken(tmp_path) == []
+    assert living.wait(60) == 0 and leftovers(tmp_path) == [] and broken(tmp_path) == []
 
 
 # a full disk

@@ -44,6 +44,7 @@ class _DepthwiseDilated(torch.autograd.Function):
                 for j in range(0, 2*p + 1, d)]
         return dx, torch.stack(taps, 1).view_as(weight), None
 
+# %% ../../nbs/api/method/39_backbones.ipynb #395aa985
 class DepthwiseDilated(nn.Conv2d):
     "A depthwise convolution of stride 1 that keeps the size, with quicker gradients on a CPU"
     @staticmethod

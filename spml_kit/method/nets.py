@@ -319,6 +319,7 @@ def given(self:FrozenNet,
     raise SpmlError(f"features of another backbone ({x.features_of}, not {self.key}): its weights differ; make "
                     f"features of this one in another folder")
 
+# %% ../../nbs/api/method/40_nets.ipynb #e46075f2
 @patch
 def features(self:FrozenNet,
     x:torch.Tensor, # as `given` takes it

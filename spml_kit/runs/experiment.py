@@ -74,6 +74,7 @@ def _cells(path):
         raise SpmlError(f"{path}: not a notebook ({type(e).__name__}: {e})") from None
     return cells
 
+# %% ../../nbs/api/runs/96_experiment.ipynb #3851fbbf
 def _comments(source): # number of a line to its comment
     words = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip('#').strip() for t in words if t.type == tokenize.COMMENT}
@@ -288,6 +289,7 @@ def _papermill():
         if without: del sys.modules[grammars]
     return papermill
 
+# %% ../../nbs/api/runs/96_experiment.ipynb #27167b89
 def _execute(source, final, parameters, progress, timeout):
     "Execute into a hidden file that takes its final name when the run ends, well or badly"
     papermill = _papermill()

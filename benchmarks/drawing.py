@@ -7,7 +7,7 @@ Strokes: the first is one of each class of the photograph, background included, 
 
 Methods: `filters` is what scikit-image's trainable segmentation does, a random forest on `multiscale_basic_features` (sigma 1..16); `features` is the same forest on the frozen backbone's features at every pixel; `segmenter` is `LiveSegmenter` of one photograph alone; `segmenter, with earlier` has seen the photographs before it with all their strokes. IoU is the mean over the classes of a photograph, void left out, then the mean over photographs.
 """
-import argparse, json, os, time, warnings
+import argparse, os, time, warnings
 from pathlib import Path
 
 os.environ.setdefault('SPML_DEVICE', 'cpu')

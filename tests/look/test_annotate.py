@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from spml_kit.look.annotate import annotate
-from spml_kit.core import SpmlError
+from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.files import read_index_png, read_json, write_index_png
 from spml_kit.data.images import SceneSet, folder_sets
 from spml_kit.data.weak import WeakSet, check_weak_set

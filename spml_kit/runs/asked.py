@@ -77,16 +77,17 @@ def _own_steps(p): # of the experiment `single`
     from spml_kit.cams.classifier import TAG_METHODS
     from spml_kit.runs.pipelines import PIPELINES, PLANS, train_classifier, train_embedding, train_head
     bs = RECIPES[p['recipe_name']].but(**p['recipe_changes']).bs
-    made = {m: (p['rounds']*p['steps'], bs) for m in p['methods'] if m != 'spml'}
-    if 'spml' not in p['methods']: return made
     kind = TRAINED_AS.get(p['annotation'], p['annotation'])
     plan = PIPELINES[kind] if p['plan'] == 'paper' else named_object(p['plan'], PLANS, 'plan')()
-    count = {train_embedding: p['rounds']*p['steps'], train_head: p['head_steps'], train_classifier: p['tag_steps']}
-    for s in plan:
-        maps = p['map_folder'] or p['map_function']
-        if s.leaves != 'learner' or s.name in p['skip'] or s.do is train_classifier and maps: continue
-        tags = s.do is train_classifier
-        made[s.name] = count.get(s.do), named_object(p['cam'], TAG_METHODS, 'cam').feed(bs)['bs'] if tags else bs
+    steps = {train_embedding: p['rounds']*p['steps'], train_head: p['head_steps'], train_classifier: p['tag_steps']}
+    maps, made = p['map_folder'] or p['map_function'], {}
+    for s in plan: # whatever the methods, they learn from its seeds
+        if s.do is train_classifier and s.name not in p['skip'] and not maps:
+            made[s.name] = p['tag_steps'], named_object(p['cam'], TAG_METHODS, 'cam').feed(bs)['bs']
+    made |= {m: (p['rounds']*p['steps'], bs) for m in p['methods'] if m not in ('spml', 'control')}
+    for before in [dict(spml='', control='control, ')[m] for m in p['methods'] if m in ('spml', 'control')]:
+        later = [s for s in plan if s.leaves == 'learner' and s.name not in p['skip'] and s.do is not train_classifier]
+        made |= {before + s.name: (steps.get(s.do), bs) for s in later}
     return made
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d10001

@@ -75,6 +75,7 @@ def kit_learner(
     metrics:list=(), # beside the parts of the loss
     seed:int=0,      # of initialisation and dropout
     path='.',        # folder of the run
+    cbs=None,        # callbacks beside the kit's own
     **kwargs,        # further arguments of `Learner`
 )->Learner:
     "The Learner of every system of the kit: its losses, history, weight decay (none on biases) and settings"
@@ -85,7 +86,7 @@ def kit_learner(
                         f"groups of parameters")
     learn = KitLearner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter,
                        path=path, metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics],
-                       cbs=[LossCB(), HistoryCB()], wd=[0 if k % 2 else recipe.wd for k in range(groups)],
+                       cbs=[LossCB(), HistoryCB(), *L(cbs)], wd=[0 if k % 2 else recipe.wd for k in range(groups)],
                        wd_bn_bias=True, train_bn=False, **kwargs)
     learn.recipe = recipe
     learn.settings = run_settings(learn, name, seed)

@@ -50,9 +50,10 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, module, folder, name):
-        self.to = module.MlflowClient(tracking_uri=folder.resolve().as_uri())
+        folder = folder.resolve()
+        self.to = module.MlflowClient(tracking_uri=f'sqlite:///{folder}/mlflow.db')
         there = self.to.get_experiment_by_name('spml_kit')
-        experiment = there.experiment_id if there else self.to.create_experiment('spml_kit')
+        experiment = there.experiment_id if there else self.to.create_experiment('spml_kit', folder.as_uri())
         self.run = self.to.create_run(experiment, run_name=name).info.run_id
     def settings(self, said): self.to.log_dict(self.run, json.loads(json.dumps(said, default=str)), 'settings.json')
     def numbers(self, step, values):
@@ -80,7 +81,6 @@ def tracked_picture(
 
 # %% ../../nbs/api/learn/66_tracking.ipynb #61d10002
 def _opened(kind, folder, name):
-    if kind == 'trackio': os.environ.setdefault('TRACKIO_DIR', str(Path(folder).resolve())) # read at its import
     module, folder = tracker_module(kind), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     makes = dict(tensorboard=_TensorBoard, wandb=_Wandb, mlflow=_Mlflow, trackio=_Trackio)
@@ -104,6 +104,7 @@ class TrackCB(Callback):
         name:str='run', # of the run
         pictures:int=4, # images of each picture, 0..; 0: no pictures
     ):
+        if kind == 'trackio': os.environ.setdefault('TRACKIO_DIR', str(Path(folder).resolve())) # read at its import
         tracker_module(kind) # refuses now what is not installed
         self.kind, self.folder, self.name_of_run, self.pictures = kind, folder, name, pictures
         self.sink, self.seen, self.trained = None, None, False

@@ -37,7 +37,7 @@ def stand_in(kind, notes):
     elif kind == "mlflow":
         def MlflowClient(tracking_uri):
             notes.append(("init", None, None, tracking_uri))
-            return SimpleNamespace(get_experiment_by_name=lambda name: None, create_experiment=lambda name: "1", create_run=lambda e, run_name: SimpleNamespace(info=SimpleNamespace(run_id="r")),
+            return SimpleNamespace(get_experiment_by_name=lambda name: None, create_experiment=lambda name, place: "1", create_run=lambda e, run_name: SimpleNamespace(info=SimpleNamespace(run_id="r")),
                                    log_dict=lambda run, said, file: notes.append(("settings", None, None, said)), log_metric=lambda run, k, v, step: values({k: v}, step),
                                    log_image=lambda run, image, file: values({file.rpartition("_")[0]: image}, int(file.rpartition("_")[2].removesuffix(".png"))), set_terminated=end)
         module.MlflowClient = MlflowClient
@@ -158,3 +158,15 @@ def test_a_run_is_refused_before_its_kernel_starts(monkeypatch):
     with pytest.raises(SpmlError, match="single: track: mlflow is not installed: pip install mlflow"): check_parameters(find_notebook("single"), dict(track="mlflow"))
     with pytest.raises(SpmlError, match="no 'tensorbord'; did you mean 'tensorboard'"): check_parameters(find_notebook("single"), dict(track="tensorbord"))
     assert check_parameters(find_notebook("single"), dict(track="none")) == dict(track="none")
+
+
+@pytest.mark.parametrize("kind", TRACKERS)
+def test_the_package_itself_keeps_what_it_is_told(kind, tmp_path, monkeypatch):
+    "Of those that are installed: pip install spml_kit[track]"
+    pytest.importorskip(TRACKERS[kind])
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "track"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    history = fit(learner(tmp_path), 2, TrackCB(kind, tmp_path / "track", "first"))
+    files = [p for p in (tmp_path / "track").rglob("*") if p.is_file() and p.stat().st_size]
+    assert files
+    if kind != "tensorboard": assert sum(p.suffix == ".png" for p in files) == len(history) == 2

@@ -7,7 +7,7 @@ __all__ = ['STRIDE', 'KEPT', 'Described', 'describe', 'fit_linear', 'without_pla
            'nearest_drawn', 'walk_drawn', 'Opinion', 'LiveSegmenter', 'doubt_of', 'stroke_place', 'BackgroundLearner']
 
 # %% ../../nbs/api/infer/80_interactive.ipynb #5339d294
-import threading, time
+import atexit, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -472,6 +472,7 @@ class BackgroundLearner:
         self._busy = False
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
+        atexit.register(self.close, 60.) # an interpreter that ends while a thread computes is aborted
 
     def stroke(self,
         i:int,             # which image
@@ -490,11 +491,14 @@ class BackgroundLearner:
             self._wanted = i
             self._ready.notify_all()
 
-    def close(self):
+    def close(self,
+        seconds:float=0., # to wait for the end, at most
+    ):
         "End after what is being done now"
         with self._ready:
             self._ends = True
             self._ready.notify_all()
+        if seconds: self.thread.join(seconds)
 
 # %% ../../nbs/api/infer/80_interactive.ipynb #c3e97efa
 @patch
@@ -513,7 +517,7 @@ def _work(self:BackgroundLearner):
             self._busy = False
             self._ready.notify_all()
             if not (self._ends or self._waiting or self._wanted is not None or stale or more): self._ready.wait()
-            if self._ends: return
+            if self._ends: return atexit.unregister(self.close)
             i, self._wanted = self._wanted, None # the open image first, then one image at a time
             k = i if i is not None else next(iter(self._waiting), None)
             labels = self._waiting.pop(k, None)

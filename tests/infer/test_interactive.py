@@ -207,6 +207,24 @@ def test_an_error_is_told_and_the_next_stroke_is_learnt():
     learner.close()
 
 
+@pytest.mark.parametrize("last", ["learner.stroke(0, labels)", "learner.stroke(0, labels); time.sleep(2.); learner.close()"])
+def test_an_interpreter_ends_while_a_stroke_is_learnt(last, tmp_path):
+    code = f"""
+import time
+import numpy as np
+from spml_kit.data.images import SceneSet
+from spml_kit.infer.interactive import BackgroundLearner, LiveSegmenter
+from spml_kit.method.nets import FrozenNet
+images = SceneSet(3, size={SIZE}, seed=3)
+learner = BackgroundLearner(LiveSegmenter(images, net=FrozenNet().eval()))
+labels = np.full(({SIZE}, {SIZE}), 254, np.uint8)
+labels[:9], labels[-9:] = 0, 1
+{last}
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr # an abort says -6
+
+
 def test_a_killed_process_leaves_a_whole_state(tmp_path):
     code = f"""
 import os, numpy as np

@@ -272,7 +272,7 @@ LAUNCHERS = {"python": ("{bin}/python",), "torchrun": ("{bin}/torchrun", "--stan
              "accelerate": ("{bin}/accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [pytest.param(k, marks=[] if k == "torchrun" else pytest.mark.long) for k in LAUNCHERS])
 def test_the_script_of_the_tutorial(tmp_path, launcher):
     cells = json.loads((ROOT/"nbs"/"tutorials"/"several_machines.ipynb").read_text())["cells"]
     (tmp_path/"train.py").write_text(next(s for c in cells for s in re.findall(r"```python\n(.*?)```", "".join(c["source"]), re.S) if "join_processes()" in s))

@@ -204,6 +204,7 @@ FeatureCache(sys.argv[1], FrozenNet(dim=8, pretrained=False, backbone='test_resn
 """
 
 
+@pytest.mark.long
 def test_two_processes_fill_one_folder(tmp_path):
     both = [subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [p.communicate(timeout=240)[1] for p in both]

@@ -158,7 +158,7 @@ def keep(path): "As it is"
 def tear(path): path.write_bytes(b"no image at all")
 
 
-@pytest.mark.parametrize("kind", ["tags", "boxes"])
+@pytest.mark.parametrize("kind", ["tags", pytest.param("boxes", marks=pytest.mark.long)])
 def test_poisoned_masks_of_training_images_change_nothing(kind, tmp_path):
     found = {}
     for poison in (keep, tear):

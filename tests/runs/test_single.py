@@ -162,6 +162,7 @@ def test_photographs(voc_animals, tmp_path):
     assert conditions["n_train"] == 12 and len(conditions["classes"]) == 21
 
 
+@pytest.mark.long
 def test_lists_of_people_with_point_masks(tmp_path, capsys):
     "The paper's layout for body parts: points, or masks, of training images in lists of their own"
     for listed, start, n, said in (("points.txt", 0, 6, "points"), ("full.txt", 0, 6, "masks"), ("masks.txt", 100, 3, "masks")):

@@ -85,6 +85,7 @@ def test_a_cell_that_takes_too_long_is_ended(toy, tmp_path):
     assert list(table.state) == ["failed", "done"] and "took longer than 3 s" in table.message[0]
 
 
+@pytest.mark.long
 def test_a_run_that_takes_too_much_memory_is_ended(toy, tmp_path):
     table = sweep(toy, runs_of(3000, 1), tmp_path / "s", workers=1, memory="2GB", code="v", progress=False)
     assert list(table.state) == ["failed", "done"] and "more than the 1.9 GB of a worker" in table.message[0]

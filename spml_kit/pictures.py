@@ -230,7 +230,7 @@ def _other_tiff(path, t, scale, page):
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise SpmlError(f"{path}: {not_decoded(t)} ({why})") from None
     _tell_pages(path, page, pages)
-    if a.ndim > 3 or a.dtype.kind not in 'buif': raise SpmlError(f"{path}: {not_decoded(t)}")
+    if a.ndim not in (2, 3) or a.dtype.kind not in 'buif': raise SpmlError(f"{path}: {not_decoded(t)}")
     a = _TURNS.get(turn and turn.value, lambda v: v)(_bands(a, t, path))
     a = a.astype(np.float32) if a.dtype.kind == 'f' else a
     return 255 - _rgb(a, scale, path) if t['photometric'] == 0 else _rgb(a, scale, path)

@@ -392,7 +392,10 @@ def test_temporary_files_of_the_living_stay(world, tmp_path):
     "They are another process's, at work in the same folder; those of the dead go at the next write, and nobody else's"
     (tmp_path/".mine").write_text("half")
     words = lambda how: ["write", dict(kind="json", path=str(tmp_path/"a.json"), size=99, before_rename=how)]
-    dead, living = (world.server.start("faults.work:go", words(how), tmp_path) for how in ("SIGKILL", "SIGSTOP"))
+    start = lambda how: world.server.start("faults.work:go", words(how), tmp_path)
+    living = start("SIGSTOP") # first: what writes later would clear away what the dead have left
+    assert wait_for(lambda: len(leftovers(tmp_path)) == 1, 60), leftovers(tmp_path)
+    dead = start("SIGKILL")
     assert dead.wait(60) == -9 and wait_for(lambda: len(leftovers(tmp_path)) == 2, 60), leftovers(tmp_path)
     assert world.server.ask("write", kind="json", path=tmp_path/"a.json", size=9).error is None
     assert len(leftovers(tmp_path)) == 1 and (tmp_path/".mine").exists()

@@ -30,6 +30,7 @@ from spml_kit.data.weak import Sample, WeakSet
 from spml_kit.data.batches import recolour
 from spml_kit.infer.bundle import LabelModel
 from spml_kit.infer.crf import KERNELS, dense_crf
+from spml_kit.infer.interactive import describe
 from spml_kit.infer.pseudo import nearest_segment_scores, random_walk_scores
 from spml_kit.infer.scores import (head_scores, predict_head, predict_retrieval, retrieval_scores, retrieval_witnesses, stream_head, stream_predictions, stream_retrieval,
     training_index)
@@ -517,7 +518,7 @@ def frozen(image):
 
 weak = lambda image: WeakSet(Given(image), lambda i: LABELS)
 DOORS = {
-    "as_image": as_image, "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
+    "as_image": as_image, "describe": lambda o: describe(o, [torch.ones(2, 4, 4)], 4).rows, "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
     "stream_head": lambda o: next(stream_head(NET, [o])), "head_scores": lambda o: head_scores(NET, o), "predict_head": lambda o: predict_head(NET, o, flip=True),
     "training_index": lambda o: training_index(NET, [o], [LABELS], 3, grid=(3, 3)).mu, "stream_retrieval": lambda o: next(stream_retrieval(NET, [o], INDEX, 3, grid=(3, 3))),
     "retrieval_scores": lambda o: retrieval_scores(NET, o, INDEX, 3, grid=(3, 3)), "predict_retrieval": lambda o: predict_retrieval(NET, o, INDEX, 3, grid=(3, 3)),
@@ -575,10 +576,10 @@ def test_every_door_refuses_alike(door):
 
 
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
-    "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces"},
+    "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces", "tracked_picture"},
     "image sets": {"Source.regions", "DensePose.regions", "Listed.regions", "Listed.said", "FeatureCache.budget", "FeatureCache.fill", "MapFolder.__init__", "as_class_maps", "take_regions", "prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
-                   "explore_regions.__init__", "SegmentStore.crop"},
-    "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou"},
+                   "explore_regions.__init__", "SegmentStore.crop", "LiveSegmenter.__init__"},
+    "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou", "TrackCB.__init__"},
     "folders, names and plans of files": {"predict_pictures", "contact_sheet", "plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},
     "what the kit has drawn": {"Scene.__init__", "View.__init__"},
     "not looked at": {"PowerBackground.__call__", "OracleBackground.__call__"}}

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..core import SpmlError, UNLABELLED, Classes, check_labels, rng_of
 from ..files import inside, load_tensors, save_tensors, write_index_png
+from ..pictures import as_image
 from ..regions.oversegment import oversegment
 from ..data.images import ImageSet, reduce_labels, resize
 from ..method.contrast import relation_loss
@@ -43,11 +44,12 @@ class Described:
     mark:str             # `fingerprint` of the image
 
 def describe(
-    image:np.ndarray, # (H,W,3) uint8
+    image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
     maps:list,        # of (C,h,w), what a frozen backbone makes of it
     n_regions:int=100, # contour regions at most
 )->Described:
     "Features, colour and location of every fourth pixel"
+    image = as_image(image)
     grid = h, w = [max(1, -(-n//STRIDE)) for n in image.shape[:2]]
     on_grid = lambda m: F.interpolate(m[None].float(), grid, mode='bilinear', align_corners=False)[0].flatten(1)
     even = lambda m: (m - m.mean(1, keepdim=True))/(m.std(1, keepdim=True, correction=0) + 1e-4)

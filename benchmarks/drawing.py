@@ -122,9 +122,8 @@ def main():
     p.add_argument('--images', type=int, default=40)
     p.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
     args = p.parse_args()
-    root = data_root()
-    root = root and root/'voc_animals'/'VOC2012'
-    if not root or not root.is_dir(): return print("skipped: no photographs; SPML_DATA is to name a folder with voc_animals/VOC2012 in it")
+    root = data_root('voc_animals', 'VOC2012')
+    if root is None: return print("skipped: no photographs; SPML_DATA is to name a folder with voc_animals/VOC2012 in it")
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
     images, net, rows = VocSet(root, 'train'), FrozenNet().eval(), []

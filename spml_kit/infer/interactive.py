@@ -202,9 +202,8 @@ def described(self:LiveSegmenter,
 @patch
 def _look(self:LiveSegmenter, i):
     image, name = self.images.image(i), self.images.names[i]
-    if self.cache is None: return describe(image, [m[0].half() for m in self.net.eval().fixed(image_tensor(image))])
-    if not self.cache.holds(name, image):
-        save_tensors(self.cache.path(name), self.cache.make(image), image=fingerprint(image), size=image.shape[:2])
+    if self.cache is None: return describe(image, [m[0].half() for m in self.net.fixed(image_tensor(image))])
+    if not self.cache.holds(name, image): self.cache.keep(name, image)
     made = load_tensors(self.cache.path(name))[0]
     return describe(image, [made[str(k)][0] for k in range(len(made))])
 
@@ -307,13 +306,13 @@ def _parts(self:LiveSegmenter, i):
     d, C = self.described(i), len(self.classes)
     if not self.drawn: raise SpmlError("nothing is drawn yet: draw a stroke of two classes")
     mu, label = self._drawn_prototypes(i)
-    rows, v = d.rows, unit(self.neck(d.rows))
     w = self.own[i] if i in self.own and i in self.drawn else self.base
     classes = label.unique()
-    if i not in self.drawn: rows = without_place(rows)
+    rows = d.rows if i in self.drawn else without_place(d.rows)
+    v = unit(self.neck(rows))
     logits = torch.full((len(rows), C), -torch.inf)
     logits[:, classes] = rows @ w[:-1, classes] + w[-1, classes]
-    parts = dict(head=logits.softmax(1), retrieval=nearest_drawn(unit(self.neck(rows)), mu, label, C))
+    parts = dict(head=logits.softmax(1), retrieval=nearest_drawn(v, mu, label, C))
     if i in self.drawn: parts['walk'] = walk_drawn(v, d.grid, self.drawn[i], C)
     return {k: p.T.reshape(C, *d.grid) for k, p in parts.items()}
 
@@ -355,8 +354,7 @@ def predict(self:LiveSegmenter,
         parts = self._parts(i)
         if i in self.drawn: drawn = self.drawn[i].view(self.described(i).grid).numpy().astype(np.uint8)
     (H, W), opinions = image.shape[:2], list(parts.values())
-    mixed = opinions
-    mean = torch.stack([p.clamp_min(1e-3) for p in mixed]).log().mean(0).softmax(0)
+    mean = torch.stack([p.clamp_min(1e-3) for p in opinions]).log().mean(0).softmax(0)
     mean = mean*(opinions[0].flatten(1).amax(1) > 0).view(-1, 1, 1)
     scores = F.interpolate(mean[None], (H, W), mode='bilinear', align_corners=False)[0]
     scores = scores/scores.sum(0, keepdim=True).clamp_min(1e-9)

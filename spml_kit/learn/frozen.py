@@ -84,14 +84,22 @@ def make(self:FeatureCache,
     image:np.ndarray, # (H,W,3) uint8
 )->dict: # number of the map to (2,C,h,w) float16: of the image, and of its mirror image
     "Features of an image"
-    was, x = self.net.training, image_tensor(image, self.net.mean.device)
-    maps = self.net.eval().fixed(torch.cat([x, x.flip(-1)]))
-    self.net.train(was)
+    x = image_tensor(image, self.net.mean.device)
+    maps = self.net.fixed(torch.cat([x, x.flip(-1)]))
     half = {str(k): m.cpu().half() for k, m in enumerate(maps)}
     if not all(m.isfinite().all() for m in half.values()):
         raise SpmlError("features exceed the range of half precision: this backbone cannot be kept so; train with an "
                         "`EmbedNet`, or with a `FrozenNet` without a cache")
     return half
+
+# %% ../../nbs/api/learn/65_frozen.ipynb #5dd9529c
+@patch
+def keep(self:FeatureCache,
+    name:str,         # of an image
+    image:np.ndarray, # (H,W,3) uint8
+):
+    "Make the features of an image, and write them to its file"
+    save_tensors(self.path(name), self.make(image), image=fingerprint(image), size=image.shape[:2])
 
 # %% ../../nbs/api/learn/65_frozen.ipynb #b0d70009
 @patch
@@ -123,9 +131,7 @@ def fill(self:FeatureCache,
     if progress:
         tqdm.write(f"features of {len(todo)} images: about {needs['bytes']/1e6:,.0f} MB and "
                    f"{needs['seconds']:,.0f} seconds")
-    for i in tqdm(todo, 'features', disable=not progress):
-        image = images.image(i)
-        save_tensors(self.path(images.names[i]), self.make(image), image=fingerprint(image), size=image.shape[:2])
+    for i in tqdm(todo, 'features', disable=not progress): self.keep(images.names[i], images.image(i))
     return self
 
 # %% ../../nbs/api/learn/65_frozen.ipynb #b0d7000c

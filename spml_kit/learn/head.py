@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from ..core import SpmlError, seed_everything
-from ..method.nets import FrozenNet, SegNet, SoftmaxHead
+from ..method.nets import SegNet, SoftmaxHead
 from ..method.recipes import PAPER_TRAINING, RECIPES, Recipe
 from .losses import CrossEntropy
 from .learner import create_model, head_score, kit_learner, spml_splitter
@@ -52,23 +52,12 @@ def head_learner(
                        seed, path)
 
 # %% ../../nbs/api/learn/64_head.ipynb #64b00002
-class FrozenFeatures(nn.Module):
-    "What a frozen backbone makes of images, its maps side by side at stride 4"
-    def __init__(self,
-        net:FrozenNet, # of which only the backbone is used
-    ):
-        super().__init__()
-        self.net = net.requires_grad_(False)
-
-    @property
-    def mean(self):
-        "The network's: what the images are normalised by"
-        return self.net.mean
-    def train(self, mode=True): return super().train(False)
+class FrozenFeatures(FrozenEmbed):
+    "What the backbone of a `FrozenNet` makes of images, its maps side by side at stride 4"
     def forward(self, x):
         with torch.no_grad():
             size = [ceil(n/4) for n in x.shape[-2:]]
-            up = [F.interpolate(m, size, mode='bilinear', align_corners=False) for m in self.net.given(x)]
+            up = [F.interpolate(m, size, mode='bilinear', align_corners=False) for m in self.embed.given(x)]
             return torch.cat(up, 1)
     def look(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1, with their features or without

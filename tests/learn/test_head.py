@@ -73,7 +73,7 @@ def test_a_probe_learns_and_its_backbone_does_not(net, hidden, tmp_path):
 
 def test_features_that_come_with_an_image_are_judged_as_its_own(tmp_path):
     learn = probe_learner(batches(), recipe_of("cnn"), 12, path=tmp_path)
-    cached = with_features(learn.dls, FeatureCache(tmp_path / "f", learn.model.embed.net).fill(SCENES, progress=False))
+    cached = with_features(learn.dls, FeatureCache(tmp_path / "f", learn.model.embed.embed).fill(SCENES, progress=False))
     model, image = learn.model.eval(), cached.train.one_batch()[0] # windows are as large as the images
     seen = model(image)[1]
     own = model(image.detach().as_subclass(torch.Tensor).clone())[1]

@@ -83,6 +83,7 @@ from .runs.pipelines import *
 from .runs.shards import *
 from .runs.experiment import *
 from .runs.asked import *
+from .runs.processes import *
 from .runs.sweep import *
 from .runs.tables import *
 from .runs.captions import *

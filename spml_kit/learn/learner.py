@@ -145,7 +145,7 @@ def fit_poly(self:Learner,
     self.settings = self.settings | dict(rounds=rounds, steps=len(self.dls.train), lr=lr or self.recipe.lr)
     if checkpoint and not resume and is_there(file): read_run(self, file) # refuses to write over another run
     if resume and is_there(file): done = load_run(self, file)
-    else: seed_everything(self.settings['seed'] + rank())
+    else: seed_everything(self.settings['seed'])
     if done > rounds:
         raise SpmlError(f"{file}: {done} rounds are done, {rounds} are asked for; delete it, or choose another folder")
     if done == rounds: return

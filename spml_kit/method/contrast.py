@@ -114,7 +114,8 @@ class _Contrast(torch.autograd.Function):
 def _chunked(x, mu, own, ids, kappa, match, image, own_negative, elements, anchors):
     "`contrast` chunk by chunk"
     anchor = (ids[own] >= 0).nonzero()[:,0]
-    if anchors < 1: anchor = anchor[torch.rand(len(anchor), device=x.device) < anchors]
+    if torch.is_tensor(anchors): anchor = anchor[anchors[anchor]]
+    elif anchors < 1: anchor = anchor[torch.rand(len(anchor), device=x.device) < anchors]
     each = x.new_zeros(len(x))
     if len(anchor) == 0: return 0*(x.sum() + mu.sum()), each # a batch without labels trains on
     keep = (ids >= 0).nonzero()[:,0] # candidates
@@ -143,7 +144,7 @@ def contrast(
     image:torch.Tensor=None,
     own_negative:bool=False, # may the own segment be its own negative?
     elements:int=None, # similarities held at a time; None is 2**20 on a CPU (its cache), 2**24 on a GPU
-    anchors:float=1., # share of the pixels drawn as anchors
+    anchors=1., # share of the pixels drawn as anchors; or (N,) bool, those that are drawn
 )->tuple: # scalar mean loss; (N,) loss of each pixel without gradient, 0 where it is no anchor
     "The loss without N x M: equal to the mean of `contrast_plain`"
     x, mu = (o.float() if o.dtype in (torch.half, torch.bfloat16) else o for o in (x, mu))
@@ -158,10 +159,11 @@ def relation_loss(
     seg:Segments,      # pixels and segments of the batch
     candidates:Prototypes=None, # segments of batch and memory, those of the batch first; None is the batch
     own_negative:bool=False, # reference parity for images without tags
+    drawn:torch.Tensor=None, # (N,) bool, the anchors; None draws the relation's share
 )->tuple: # scalar; (N,) loss of each pixel without gradient
     "Mean loss of one relation over a batch"
     protos = candidates if candidates is not None and relation.scope == 'memory' else seg.protos
     ids, match = relation.groups(protos)
     x, mu = relation.features(seg, protos)
     return contrast(x, mu, seg.own, ids, relation.kappa, match, protos.image if relation.scope == 'image' else None,
-                    own_negative, anchors=relation.anchors)
+                    own_negative, anchors=relation.anchors if drawn is None else drawn)

@@ -236,7 +236,8 @@ def _order(own, ids, match, image, anchors):
     keep, place, ids, lo, hi = _candidates(ids, image)
     own = place[own]
     live = ids[own] >= 0
-    if anchors < 1: live &= torch.rand(len(own), device=own.device) < anchors
+    if torch.is_tensor(anchors): live &= anchors
+    elif anchors < 1: live &= torch.rand(len(own), device=own.device) < anchors
     groups = M if match is None or image is not None else min(M, len(match))
     slot, used = _blocks(torch.where(live, lo[own]*2**31 + ids[own], _NOBODY), groups)
     lead = own[slot[::BLOCK].clamp_min(0)]
@@ -269,7 +270,7 @@ class FusedContrast(torch.autograd.Function):
         match, # (G,G) bool or None for equality
         image, # (M,) image of each segment where only the same image counts, or None
         own_negative, # may the own segment be its own negative?
-        anchors=1., # share of the pixels drawn as anchors
+        anchors=1., # share of the pixels drawn as anchors, or (N,) bool, those that are drawn
     ): # scalar, (N,) losses
         (N, D), M = x.shape, len(mu)
         own, weight, slot, used, blocks, codes, keep, place = _order(own, ids, match, image, anchors)

@@ -227,7 +227,7 @@ def _run(args):
     if args.dry:
         return print(*dry_lines(word, source, parameters, origins, out, code_version(source)), sep='\n')
     name = 'single' if word in ANNOTATIONS else word
-    final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device)
+    final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device, processes=args.processes)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
     if (final.parent/'model.spml').exists(): print(f"label new pictures: spml_predict {final.parent} IMAGES --out DIR")
@@ -240,6 +240,20 @@ def _run_words():
     return {'': [*ANNOTATIONS, *experiments()], '--profile': profiles(), '--data': ['scenes', 'parts', *ROOTED],
             '-p': every}
 
+# %% ../../nbs/api/runs/99_cli.ipynb #96c00010
+def _data_options(p):
+    "Words of where a run takes its images from"
+    p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
+                   help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
+                        "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
+                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or "
+                        "lists of images, labels and regions as the paper's authors have them: "
+                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
+                        "or package.module:name of a source of yours")
+    p.add_argument('--root', type=Path, metavar='DIR',
+                   help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
+                        "labels/, classes.txt and, to score, masks/; for csv, the file")
+
 # %% ../../nbs/api/runs/99_cli.ipynb #5e7a19c4
 def spml_run(
     argv:list=None, # words of the command line; those of the process by default
@@ -251,22 +265,16 @@ def spml_run(
                    help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
                         + ', '.join(ANNOTATIONS) + "; or the path of a notebook; or a YAML file that says experiment, "
                         "profile, parameters and out, over which options have the last word")
-    p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
-                   help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
-                        "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
-                        "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or "
-                        "lists of images, labels and regions as the paper's authors have them: "
-                        "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
-                        "or package.module:name of a source of yours")
-    p.add_argument('--root', type=Path, metavar='DIR',
-                   help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
-                        "labels/, classes.txt and, to score, masks/; for csv, the file")
+    _data_options(p)
     p.add_argument('--out', type=_local, metavar='DIR',
                    help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
     p.add_argument('--copy-to', metavar='URL',
                    help="copy the finished run to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--timeout', type=whole_number(1), metavar='SECONDS', help="that one cell may take (default: none)")
     p.add_argument('--device', **DEVICE_OPTION)
+    p.add_argument('--processes', type=whole_number(1), default=1, metavar='N',
+                   help="that share training and pseudo-labels of one run, each with a GPU of its own if there are "
+                        "any; the images of a step must be a multiple of N (default 1)")
     p.add_argument('--profile', metavar='P', action='append',
                    help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, list, "
                         "cityscapes, ade20k, clothes, voc_animals, bsds, paper_voc, released, paper_tags or "

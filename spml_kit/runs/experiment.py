@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['experiments', 'find_notebook', 'typed_values', 'notebook_parameters', 'check_parameters', 'check_given',
-           'reached_modules', 'code_version', 'run_id', 'run_folder', 'environment', 'RunFailed', 'run_notebook',
-           'copy_run', 'profiles', 'profile_parameters']
+           'reached_modules', 'code_version', 'run_id', 'run_folder', 'environment', 'RunFailed', 'joint_cells',
+           'check_joint', 'run_notebook', 'copy_run', 'profiles', 'profile_parameters']
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #375a2854
 import ast, contextlib, hashlib, io, json, math, os, platform, re, subprocess, sys, tokenize, warnings
@@ -22,6 +22,7 @@ from traitlets.config import Config
 from ..core import *
 from ..core import __version__
 from ..files import *
+from .processes import ProcessDied, check_processes, other_processes
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #2aabcea8
 def _package(): return Path(str(resources.files('spml_kit')))
@@ -335,6 +336,30 @@ def _move(files, folder):
 def _left(out, source): # by a run, in its folder
     return [out/name for name in ('report.html', 'metrics.json', source.name, 'log.txt', 'environment.json')]
 
+# %% ../../nbs/api/runs/96_experiment.ipynb #96e00021
+def joint_cells(
+    source,          # an experiment notebook
+    parameters:dict, # checked
+)->list: # of str
+    "Code of an experiment with its parameters, as a process beside the first executes it"
+    given, cells = '\n'.join(['# Parameters', *(f'{k} = {v!r}' for k, v in parameters.items())]), []
+    for c in _cells(source):
+        if c['cell_type'] == 'code': cells.append(c['source'])
+        if 'parameters' in c['metadata'].get('tags', []): cells.append(given)
+    return cells
+
+def check_joint(
+    source, # an experiment notebook
+    n:int,  # processes
+    device:str=None, # where networks run; None: GPUs if there are any
+):
+    "Refuse several processes where an experiment does not join them"
+    if not any('join_processes()' in cell for cell in joint_cells(source, {})):
+        raise SpmlError(f"{Path(source).stem} runs in one process; {n} are for experiments that call "
+                        f"join_processes(), such as single and quickstart")
+    check_processes(n, device)
+
+# %% ../../nbs/api/runs/96_experiment.ipynb #96e00022
 @contextlib.contextmanager
 def _on_device(name):
     "What starts meanwhile takes this device, see `chosen_device`; None: as it was"
@@ -345,6 +370,21 @@ def _on_device(name):
         if name: os.environ.pop('SPML_DEVICE')
         if before is not None: os.environ['SPML_DEVICE'] = before
 
+# %% ../../nbs/api/runs/96_experiment.ipynb #96e00025
+def _make_ready(out, before, source, code):
+    "The folder of a run; results that are there go into the folder `before`, until there are new ones"
+    if (out/source.name).exists() and (out/source.name).samefile(source):
+        raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
+    if before.exists(): check_output(before)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
+    was = read_json(out/'environment.json') if (out/'environment.json').exists() else {}
+    if was.get('experiment') == source.stem and was.get('code', code) != code:
+        print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
+    if (out/'report.html').exists() or (out/'metrics.json').exists():
+        write_json(before/'environment.json', was) # at every moment both folders have their record
+        _move(_left(out, source)[:-1], before)
+
 # %% ../../nbs/api/runs/96_experiment.ipynb #d0d29904
 def run_notebook(
     name,                 # experiment of the kit, or path of a notebook
@@ -353,6 +393,7 @@ def run_notebook(
     progress:bool=True,   # show a bar over the cells, and what they print?
     timeout:int=None,     # seconds that a cell may take; None: as long as it wants
     device:str=None,      # where networks run: 'cpu', 'cuda', 'cuda:1'; None: a GPU if there is one
+    processes:int=1,      # that share training and pseudo-labels, each with a GPU of its own if there are any
 )->Path: # the executed notebook
     "Execute an experiment into a folder: notebook, report, environment, and the metrics that the notebook writes"
     source = find_notebook(name)
@@ -360,22 +401,15 @@ def run_notebook(
     out = Path(out).resolve()
     given = {'out': out} if 'out' in notebook_parameters(source) else {}
     parameters = check_parameters(source, {**given, **(parameters or {})})
-    # results that were there, until there are new ones
-    there, code, final, before = out/'environment.json', code_version(source), out/source.name, out/'previous'
-    if final.exists() and final.samefile(source):
-        raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
-    if before.exists(): check_output(before)
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
-    was = read_json(there) if there.exists() else {}
-    if was.get('experiment') == source.stem and was.get('code', code) != code:
-        print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
-    if (out/'report.html').exists() or (out/'metrics.json').exists():
-        write_json(before/'environment.json', was) # at every moment both folders have their record
-        _move(_left(out, source)[:-1], before)
-    write_json(there, {'experiment': source.stem, 'parameters': parameters, 'code': code, **environment()})
+    if processes > 1: check_joint(source, processes, device)
+    final, before, code = out/source.name, out/'previous', code_version(source)
+    _make_ready(out, before, source, code)
+    write_json(out/'environment.json', {'experiment': source.stem, 'parameters': parameters, 'code': code,
+                                        'processes': processes, **environment()})
     try:
-        with _on_device(device): _execute(source, final, parameters, progress, timeout)
+        with _on_device(device), other_processes(processes, joint_cells(source, parameters), out):
+            _execute(source, final, parameters, progress, timeout)
+    except ProcessDied as e: raise RunFailed(str(e)) from None
     except SpmlError: # refused: what was there still holds
         if before.exists(): _move([*before.iterdir()], out)
         raise

@@ -28,6 +28,7 @@ from ..data.weak import WeakSet
 from ..data.tag_index import TagIndex
 from ..data.batches import weak_dls
 from ..method.recipes import RECIPES, Recipe
+from ..learn.distributed import barrier, my_share, rank
 from ..learn.callbacks import LineCB, TimeCB
 from ..learn.tracking import TrackCB, tracker_module
 from ..learn.learner import spml_learner
@@ -288,15 +289,17 @@ def _path(self:Pipeline, name, i): return inside(self.out/name, self.weak.names[
 def _label(self:Pipeline, step):
     "The label maps that are not there yet, and `labels` from now on"
     todo = [i for i in range(len(self.weak)) if not self._path(step.name, i).exists()]
-    done = tqdm(todo, step.name, len(self.weak), initial=len(self.weak) - len(todo), disable=not self.progress)
-    for i, labels in zip(done, step.do(self, todo)):
+    mine = my_share(todo)
+    done = tqdm(mine, step.name, len(self.weak), initial=len(self.weak) - len(mine), disable=not self.progress)
+    for i, labels in zip(done, step.do(self, mine)):
         write_index_png(self._path(step.name, i), labels, self.weak.classes.palette)
+    barrier()
     self.labels = self.weak.relabel(self.maps_of(step.name))
     self._score(step.name)
 
 @patch
 def _score(self:Pipeline, name):
-    if self.truth is None: return
+    if self.truth is None or rank() > 0: return
     counts, covered = Confusion(self.weak.c), []
     for i in range(len(self.weak)):
         label, mask = self.labels.sample(i).labels, self.truth.mask(i)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['join_processes', 'world_size', 'rank', 'all_sum', 'all_mean', 'gather', 'barrier', 'first_goes_ahead', 'my_share',
-           'ProcessEnds', 'end_other_processes', 'joint_mean', 'gather_segments', 'drawn_anchors',
-           'joint_relation_loss', 'ProcessesCB']
+           'end_other_processes', 'joint_mean', 'gather_segments', 'drawn_anchors', 'joint_relation_loss',
+           'ProcessesCB']
 
 # %% ../../nbs/api/learn/59_distributed.ipynb #2610e7f6
 import atexit, os, warnings
@@ -113,11 +113,9 @@ def my_share(
     barrier() # before anybody makes one, all have seen what is missing
     return items[rank()::world_size()]
 
-class ProcessEnds(Exception): "A process other than the first has done its part"
-
 def end_other_processes():
     "From here on the first process goes on alone"
-    if rank() > 0: raise ProcessEnds()
+    if rank() > 0: raise SystemExit
     _part()
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE'): os.environ.pop(name, None) # fastai looks
 

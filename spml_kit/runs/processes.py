@@ -15,20 +15,15 @@ from ..core import SpmlError
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00005
 def execute_cells(
     cells:list, # of str: the code of an experiment, cell by cell
-)->int: # exit code: 0, or 1 at the first cell that fails
-    "What a process beside the first does; results and tracebacks are printed"
-    from IPython.core.interactiveshell import InteractiveShell # here and below: the first process needs neither
-    from spml_kit.learn.distributed import ProcessEnds
-    shell = InteractiveShell.instance(colors='nocolor')
-    shell.set_custom_exc((ProcessEnds,), lambda *told, **kwargs: None) # a wanted end has no traceback
-    for text in cells:
-        done = shell.run_cell(text, store_history=True)
-        error = done.error_before_exec or done.error_in_exec
-        if error: return 0 if isinstance(error, ProcessEnds) else 1
-    return 0
+):
+    "What a process beside the first does, until a cell ends it"
+    scope = dict(__name__='__main__', In=['']) # as a kernel has them
+    for k, text in enumerate(cells, 1):
+        scope['In'].append(text)
+        exec(compile(text, f'<cell {k}>', 'exec'), scope)
 
 BESIDE = ('import json, sys; from spml_kit.runs.processes import execute_cells; '
-          'sys.exit(execute_cells(json.load(sys.stdin)))') # what such a process runs
+          'execute_cells(json.load(sys.stdin))') # what such a process runs
 
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00009
 @contextmanager

@@ -25,7 +25,7 @@ def pytest_configure(config):
                             "length by `make faults`")
 
 
-LONGEST = "test_lessons", "test_single", "test_experiment", "test_pipelines", "test_faults", "test_gpu_benchmark"
+LONGEST = "test_lessons", "test_single", "test_experiment", "test_pipelines", "test_faults", "test_gpu_benchmark", "test_distributed", "test_project"
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-LONG = ("higra", "nbconvert", "pandas", "papermill", "plotly.graph_objects", "scipy.signal", "skimage.metrics",
+LONG = ("higra", "nbconvert.exporters.html", "pandas", "papermill", "plotly.graph_objects", "scipy.signal", "skimage.metrics",
     "sklearn.model_selection", "timm", "torch._dynamo")
 
 

@@ -5,10 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #8fa86bbb
+# %% ../nbs/api/99_all.ipynb #8fa86bb9
 import gc as _gc
+
+# %% ../nbs/api/99_all.ipynb #8fa86bba
 _COLLECTS = _gc.isenabled()
-_gc.disable() # what is imported stays: to look for what could go takes a third of the time, and more at the end
+_gc.disable() # what is imported stays: looking for what could go takes a third of the time, and more at the end
+
+# %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .files import *
 from .arrays import *

@@ -5,6 +5,13 @@
 # %% auto #0
 __all__ = []
 
+# %% ../nbs/api/99_all.ipynb #8fa86bb9
+import gc as _gc
+
+# %% ../nbs/api/99_all.ipynb #8fa86bba
+_COLLECTS = _gc.isenabled()
+_gc.disable() # what is imported stays: looking for what could go takes a third of the time, and more at the end
+
 # %% ../nbs/api/99_all.ipynb #8fa86bbb
 from .core import *
 from .files import *
@@ -119,3 +126,5 @@ _TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NE
            'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}
 # constants that notebooks use; the others are the business of their modules
 __all__ = [o for o in globals() if not o.startswith('_') and (not o.isupper() or o in _TAUGHT)]
+_gc.freeze()
+if _COLLECTS: _gc.enable()

@@ -14,6 +14,8 @@ from spml_kit.files import write_index_png
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 
+from kernels import forking
+
 
 def pytest_configure(config):
     os.environ["SPML_DEVICE"] = "cpu" # equal bits are asked for; what needs a GPU names it
@@ -23,7 +25,7 @@ def pytest_configure(config):
                             "length by `make faults`")
 
 
-LONGEST = "test_lessons", "test_single", "test_experiment", "test_pipelines", "test_faults", "test_gpu_benchmark"
+LONGEST = "test_lessons", "test_single", "test_experiment", "test_pipelines", "test_faults", "test_gpu_benchmark", "test_distributed", "test_project"
 
 
 def pytest_collection_modifyitems(items):
@@ -57,6 +59,17 @@ def pytest_unconfigure(config):
     if not kinds: return
     for kind, tests in kinds.items(): terminal.write_line(line(f"  {kind}", tests.values()))
     terminal.write_line(line("faults", [of for tests in kinds.values() for of in tests.values()]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_kernels(tmp_path_factory):
+    "The kernels that tests start begin at once"
+    from jupyter_client.provisioning import local_provisioner
+    launch = local_provisioner.launch_kernel
+    local_provisioner.launch_kernel, end = forking(launch, tmp_path_factory.mktemp("kernels"))
+    yield
+    local_provisioner.launch_kernel = launch
+    end()
 
 
 @pytest.fixture(scope="session")

@@ -5,25 +5,19 @@ import re
 import sys
 from pathlib import Path
 
-import higra
-import pandas
-import papermill
-import plotly.graph_objects
-import scipy.signal
-import sklearn.model_selection
-import timm
-import torch._dynamo
-from nbconvert import HTMLExporter
 from nbdev.test import nbdev_test
 
+from faults.server import end
+from kernels import import_long
+
 ROOT = Path(__file__).parent.parent
+import_long()
 
 
 def start(path):
     "Process that tests the notebook"
     if pid := os.fork(): return pid
-    nbdev_test(path=str(path), timing=True) # leaves with 1 when it fails
-    sys.exit()
+    end(nbdev_test, dict(path=str(path), timing=True)) # which leaves with 1 when it fails
 
 
 def one(name):
@@ -45,7 +39,7 @@ def main():
     # from the last to the first: tutorials take long, and the short ones fill the end
     waiting = sorted(p for p in nbs.rglob('*.ipynb') if not any(part.startswith('.') or part == 'lessons' for part in p.relative_to(nbs).parts))
     running, failed = {}, []
-    gc.freeze() # else each process takes some six seconds to clear away what was imported here
+    gc.freeze() # else each process looks through what was imported here
     while waiting or running:
         while waiting and len(running) < 2:
             path = waiting.pop()

@@ -1,5 +1,5 @@
 """Run the stages, each in a process of its own that is ended when it takes too long; see README.md."""
-import argparse, os, signal, subprocess, sys, tempfile, time
+import argparse, gc, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -45,7 +45,11 @@ def stage(name, out, dry):
     torch.manual_seed(0)
     if dry: torch.set_num_threads(1) # small things are done sooner by one
     rows = Rows(out/f'{name}.json', dry)
-    rows.attempt(name, lambda: __import__(name).main(rows))
+    gc.disable() # what is imported stays
+    main = rows.attempt(name, lambda: __import__(name).main)
+    gc.freeze()
+    gc.enable()
+    if main: rows.attempt(name, lambda: main(rows))
 
 
 def apart(name, out, dry):

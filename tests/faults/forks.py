@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -17,6 +18,7 @@ import spml_kit
 ROOTS = os.pathsep.join(str(Path(file).resolve().parents[1]) for file in (spml_kit.__file__, __file__))
 QUIET = dict(PYTHONPATH=ROOTS, PYTHONWARNINGS="ignore", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 COMMANDS = Path(sys.executable).parent
+MODULES = "nbformat", "nbclient", "nbconvert", "papermill", "distributed", "spml_kit.all", "spml_kit.runs.cli", "faults.work"
 
 
 def wait_for(true, seconds, each=.02):
@@ -105,17 +107,18 @@ class Command(Tree):
 
 
 class Server:
-    "The process that forks the others"
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("server.py")],
-            env=os.environ | QUIET, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    "The process that forks the others, and has imported the modules"
+    def __init__(self, folder, modules=MODULES, environment=QUIET):
+        self.folder, self.lock = Path(folder), threading.Lock()
+        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("server.py"), *modules],
+            env=os.environ | {"PYTHONPATH": ROOTS} | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n", "the server of the fault suite does not start"
 
     def say(self, **asked):
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        with self.lock:
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
 
     def start(self, function, words, cwd, memory=0): return Fork(self, function, words, self.folder, cwd, memory)
 

@@ -1,4 +1,4 @@
-"""A process that has imported the kit and forks another for each request: who is to be killed, may hang or may take too
+"""A process that has imported what takes long, and forks another for each request: who is to be killed, may hang or may take too
 much memory is a process of its own, and begins at once."""
 import atexit
 import gc
@@ -10,14 +10,13 @@ import sys
 import threading
 import traceback
 
-MODULES = "nbformat nbclient nbconvert papermill distributed spml_kit.all spml_kit.runs.cli faults.work"
 
-
-def serve():
+def serve(modules):
     "Answer a line with a line, until nobody asks any more"
-    for name in MODULES.split(): importlib.import_module(name)
-    gc.collect()
+    gc.disable() # nothing of what is imported can go
+    for name in modules: importlib.import_module(name)
     gc.freeze() # what is never looked at is never copied
+    gc.enable()
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -58,4 +57,4 @@ def begin(function, words, cwd, out, err, environment, memory):
     return getattr(importlib.import_module(module), name)(words)
 
 
-if __name__ == "__main__": sys.exit(serve())
+if __name__ == "__main__": sys.exit(serve(sys.argv[1:]))

@@ -12,6 +12,7 @@ from spml_kit.core import UNLABELLED
 from spml_kit.files import load_tensors, write_index_png
 from spml_kit.data.weak import WeakSet
 from spml_kit.runs.cli import spml_run
+from spml_kit.runs.experiment import find_notebook, profile_parameters
 from spml_kit.data.body_parts import PartScenes
 
 from conftest import stroked_project
@@ -147,13 +148,25 @@ def test_mistyped_commands_are_refused_before_anything_starts(argv, words, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_the_papers_settings_go_through(tmp_path):
-    "Network, windows, clusters, second head and CRF as published; two steps of each"
-    assert spml_run(["scribbles", "--profile", "paper_voc", "--profile", "dry", "--out", str(tmp_path / "run")]) == 0
-    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def paper(out, *more):
+    "A run with the published settings, two steps of each; what it says of itself"
+    assert spml_run(["scribbles", "--profile", "paper_voc", "--profile", "dry", "--out", str(out / "run"), *more]) == 0
+    said = json.loads((out / "run" / "metrics.json").read_text())
     assert {r["method"] for r in said["rows"]} == {"spml_retrieval", "spml_head", "spml_retrieval_crf", "spml_head_crf"}
     recipe = said["conditions"]["recipe"]
-    assert (recipe["network"], recipe["optimiser"], recipe["grid"], recipe["dim"], said["conditions"]["crop"], said["conditions"]["steps"]) == ("paper_deeplab", "sgd", [6, 6], 64, 512, 2)
+    assert (recipe["network"], recipe["optimiser"], recipe["grid"], recipe["dim"], said["conditions"]["steps"]) == ("paper_deeplab", "sgd", [6, 6], 64, 2)
+    return said["conditions"]
+
+
+def test_the_papers_settings_go_through(tmp_path):
+    "Network, clusters, second head and CRF as published; windows a sixteenth of the published ones"
+    assert profile_parameters("paper_voc", find_notebook("single"))["crop"] == 512
+    assert paper(tmp_path, "-p", "size", "128", "-p", "crop", "128")["crop"] == 128
+
+
+@pytest.mark.long
+def test_the_papers_windows_go_through(tmp_path):
+    assert paper(tmp_path)["crop"] == 512
 
 
 def test_photographs(voc_animals, tmp_path):

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..core import SpmlError, Classes, named_object
 from ..regions.oversegment import RegionCache
-from .images import ImageSet, SceneSet, VocSet, folder_sets
+from .images import FolderSet, ImageSet, SceneSet, VocSet, folder_sets
 from .layouts import PairSet, ade20k_set, cityscapes_set, read_table
 from .listing import class_table_near
 from .masks import read_class_names
@@ -56,6 +56,11 @@ def train(self:Source,
 def valid(self:Source)->ImageSet:
     "Images to score on; masks are open where there are any"
     return self._valid().take(self.n_valid, self.seed)
+
+@patch
+def every(self:Source)->ImageSet: # None where nobody wants a mask of each
+    "All images of one's own, those that were drawn on included, in the order of their names"
+    return None
 
 @patch
 def simulates(self:Source,
@@ -114,6 +119,7 @@ class Folder(Source):
     def _sets(self): return folder_sets(self.root, max_size=self.size)
     def _train(self, masks): return self._sets()[0]
     def _valid(self): return self._sets()[1]
+    def every(self): return FolderSet(self.root/'images', classes=self._sets()[0].classes, max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return annotation if annotation == 'full' else self.root/'labels'
 
@@ -158,6 +164,10 @@ class Csv(Source):
     def _valid(self):
         learn, judge = self._parts()
         return PairSet(judge or learn, self._table(), masks=bool(judge), max_size=self.size)
+    def every(self):
+        learn, judge = self._parts()
+        pairs = {name: (image, None) for name, (image, _) in sorted({**learn, **judge}.items())}
+        return PairSet(pairs, self._table(), masks=False, max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return {name: label for name, (_, label) in self._parts()[0].items()}
 

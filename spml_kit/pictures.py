@@ -275,7 +275,8 @@ def read_image(
     # which values are black and white where there are more than 8 bits: 'depth', 'dtype', 'range', or (low, high);
     # None: as the folder's settings say, else 'depth'
     scale=None,
-    page:int=None,  # of a file with several, 0..; None: as the folder's settings say, else the first, which is told once
+    # of a file with several, 0..; None: as the folder's settings say, else the first, which is told once
+    page:int=None,
 )->np.ndarray: # (H,W,3) uint8 RGB, upright
     "Read a photograph"
     said = picture_settings(os.path.dirname(path))

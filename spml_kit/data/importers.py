@@ -389,8 +389,8 @@ def _picture_settings(plan):
     "Scale and page that the folders of the pictures ask for, all of them alike"
     said = {json.dumps(picture_settings(p.path.parent)) for p in plan.pictures if p.path}
     if len(said) > 1:
-        raise SpmlError(f"the pictures lie in folders whose {PICTURE_SETTINGS} differ, {' and '.join(sorted(said)[:2])}; "
-                        f"import each folder by itself")
+        raise SpmlError(f"the pictures lie in folders whose {PICTURE_SETTINGS} differ, "
+                        f"{' and '.join(sorted(said)[:2])}; import each folder by itself")
     return '' if said <= {'{}'} else said.pop()
 
 def _write_picture(p, folder, link):

@@ -270,7 +270,8 @@ def check_project(
     if not labels.is_dir() or not files_by_name(labels, deep=True):
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
                         f"drawn yet. To draw: spml_annotate {quote(str(root))}. To take over what another tool wrote: "
-                        f"spml_import FILE --images {quote(str(images))} --out NEW_FOLDER. Or put a label PNG, XML or JSON there for each "
+                        f"spml_import FILE --images {quote(str(images))} --out NEW_FOLDER. "
+                        f"Or put a label PNG, XML or JSON there for each "
                         f"image to train on, named as the image{other_tools_near(images, root)}")
     if class_table_near(root, images) is None:
         raise SpmlError(f"{Path(root, 'classes.txt')}: no such file; write the names of the classes there, one a line, "

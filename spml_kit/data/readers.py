@@ -152,8 +152,8 @@ def open_export(
     if name: return name, _read(named_reader(name), path, data)
     if path.is_dir(): return _open_folder(path, tool, progress)
     if tool: raise SpmlError(f"{path}: {named_reader(tool).title} keeps {named_reader(tool).what}; give that")
-    results = isinstance(data, list) and data and isinstance(data[0], dict) and {'image_id', 'category_id'} <= {*data[0]}
-    if results:
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, dict) and {'image_id', 'category_id'} <= {*first}:
         raise SpmlError(f"{path}: looks like results of COCO, which name neither pictures nor classes: write them as "
                         f"'annotations' into the file that holds the 'images' and 'categories'")
     raise SpmlError(f"{path}: not of a tool that is known"

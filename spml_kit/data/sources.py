@@ -58,11 +58,6 @@ def valid(self:Source)->ImageSet:
     return self._valid().take(self.n_valid, self.seed)
 
 @patch
-def every(self:Source)->ImageSet: # None where nobody wants a mask of each
-    "All images of one's own, those that were drawn on included, in the order of their names"
-    return None
-
-@patch
 def simulates(self:Source,
     annotation:str, # of the experiment
 )->bool:
@@ -85,6 +80,12 @@ def regions(self:Source,
     images:ImageSet, # the training images
 )->RegionCache: # None where there are none
     "Regions that come with the images"
+    return None
+
+# %% ../../nbs/api/data/15a_sources.ipynb #15a00019
+@patch
+def every(self:Source)->ImageSet: # None where nobody wants a mask of each
+    "All images of one's own, those that were drawn on included, in the order of their names"
     return None
 
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009
@@ -165,8 +166,7 @@ class Csv(Source):
         learn, judge = self._parts()
         return PairSet(judge or learn, self._table(), masks=bool(judge), max_size=self.size)
     def every(self):
-        learn, judge = self._parts()
-        pairs = {name: (image, None) for name, (image, _) in sorted({**learn, **judge}.items())}
+        pairs = {name: (image, None) for part in self._parts() for name, (image, _) in part.items()}
         return PairSet(pairs, self._table(), masks=False, max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return {name: label for name, (_, label) in self._parts()[0].items()}

@@ -85,7 +85,7 @@ def regions(self:Source,
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00019
 @patch
 def every(self:Source)->ImageSet: # None where nobody wants a mask of each
-    "All images of one's own, those that were drawn on included, in the order of their names"
+    "All images of one's own, those that were drawn on included"
     return None
 
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009

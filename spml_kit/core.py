@@ -190,8 +190,10 @@ def check_labels(
         raise SpmlError(f"{name}: a label map has two dimensions, this one has shape {labels.shape}; save it as a "
                         f"palette or grey PNG of class ids")
     if size is not None and labels.shape != tuple(size):
+        turned = labels.shape == tuple(size)[::-1]
+        why = '; it lies on its side, as its image may be stored (EXIF orientation): turn it upright' if turned else ''
         raise SpmlError(f"{name}: label map is {labels.shape[0]}x{labels.shape[1]}, its image {size[0]}x{size[1]} "
-                        f"(height x width); they must agree")
+                        f"(height x width); they must agree{why}")
     if not np.issubdtype(labels.dtype, np.integer) and (labels != np.floor(labels)).any():
         raise SpmlError(f"{name}: value {labels[labels != np.floor(labels)][0]} is not a whole number; labels are "
                         f"class ids")

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError, safe_open
 
@@ -349,13 +349,27 @@ def _open(path, load=True):
         if load: im.load()
         return im.copy() if load else im
 
+def _open_ids(path):
+    "A picture of ids, upright; one of several pages, or with the smallest number as white, is refused"
+    with opened_picture(path) as im:
+        if (n := getattr(im, 'n_frames', 1)) > 1:
+            raise SpmlError(f"{path}: holds {n} pages, and ids are on one; save the page that is meant as a file of "
+                            f"its own")
+        if im.format == 'TIFF' and im.tag_v2.get(262) == 0 and im.mode != '1': # programs disagree which it means
+            raise SpmlError(f"{path}: a TIFF that says that its smallest number is white, so that programs read its "
+                            f"numbers in two ways; save it as PNG, or with black first")
+        # else PIL maps a TIFF that lies on its side with its sides exchanged
+        if getattr(im, '_tile_size', im.size) != im.size: im.filename = ''
+        im.load()
+        return ImageOps.exif_transpose(im)
+
 _ID_MODES = 'P', 'L', 'I', 'I;16', '1' # PIL's, of files that hold ids; the others hold colours
 
 def read_index_png(
     path, # palette, grey or 16-bit PNG of ids
 )->np.ndarray: # (H,W) uint8 or int32
     "Read raw ids from a PNG, never colours"
-    im = _open(path)
+    im = _open_ids(path)
     if im.mode not in _ID_MODES:
         raise SpmlError(f"{path}: mode {im.mode} holds colours, not ids; save a palette or grey PNG of class ids")
     return np.array(im).astype(np.uint8 if im.mode in ('P', 'L', '1') else np.int32)
@@ -365,7 +379,7 @@ def read_raster(
     path, # a PNG, TIFF or BMP of ids or of colours
 )->tuple: # (H,W) ids or (H,W,2..4) channels as they are stored; (n,3) uint8 palette, None without one
     "Read the pixels of a label file as they are stored, with the palette that came with them"
-    im = _open(path)
+    im = _open_ids(path)
     if im.mode not in (*_ID_MODES, 'I;16B', 'LA', 'PA', 'RGB', 'RGBA'):
         raise SpmlError(f"{path}: pixels of mode {im.mode} are neither ids nor colours; save a palette or grey PNG of "
                         f"class ids")

@@ -3,6 +3,7 @@ import contextlib
 import io
 import itertools
 import inspect
+import os
 import pkgutil
 import struct
 import tempfile
@@ -47,7 +48,7 @@ from spml_kit.look.widgets import ClickImage, mosaic
 from spml_kit.method.nets import BackboneNet, EmbedNet, FrozenNet, SegNet, SoftmaxHead, image_tensor
 from spml_kit.neighbours.mcof import bayes_refine, region_features
 from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
-from spml_kit.pictures import as_image, check_scale, read_image, to_bytes, value_range
+from spml_kit.pictures import PICTURE_SETTINGS, as_image, check_scale, picture_settings, picture_size, read_image, to_bytes, value_range
 from spml_kit.regions import hed
 from spml_kit.regions.contours import contour_channels, gradient_contours
 from spml_kit.regions.merging import RegionPairs, merge_regions
@@ -321,7 +322,7 @@ def test_values_without_a_known_white_are_refused(values, scale, says):
     with pytest.raises(SpmlError, match=f"^x.tif: .*{says}"): to_bytes(np.array(values), scale, "x.tif")
 
 
-@pytest.mark.parametrize("scale", ["deep", "", None, 5, (1, 1), (2, 1), (1,), (0, np.nan), (0, 1, 2), ("a", "b")])
+@pytest.mark.parametrize("scale", ["deep", "", 5, (1, 1), (2, 1), (1,), (0, np.nan), (0, 1, 2), ("a", "b")])
 def test_scales_that_are_none_are_refused(tmp_path, scale):
     with pytest.raises(SpmlError, match="is none of"): check_scale(scale)
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
@@ -628,3 +629,51 @@ def test_the_annotator_draws_on_the_upright_picture(tmp_path):
     assert a.size == [36, 24] and np.array(Image.open(tmp_path / "labels" / "a.png")).shape == (36, 24)
     a.go(1)
     assert not a.failed and len(np.unique(a.image)) > 200
+
+
+def paged(path):
+    "Three pages of 12 bits, the third of another size"
+    with tifffile.TiffWriter(path) as f:
+        for v, size in ((4095, (4, 6)), (100, (4, 6)), (819, (5, 7))): f.write(np.full(size, v, np.uint16), photometric="minisblack")
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_settings_of_a_folder_reach_every_reader(place, tmp_path):
+    folder = tmp_path / "p" / "images" / "sub"
+    folder.mkdir(parents=True)
+    paged(folder / "a.tif")
+    assert picture_settings(folder) == {} and read_image(folder / "a.tif").min() == 255
+    (folder / place / PICTURE_SETTINGS).write_text("scale: [0, 4095]\npage: 2\n")
+    images = FolderSet(folder, classes=["background", "thing"])
+    for a in (read_image(folder / "a.tif"), as_image(str(folder / "a.tif")), images.image(0)): assert a.shape == (5, 7, 3) and (a == 51).all()
+    assert picture_size(folder / "a.tif") == images.stored_size(0) == (5, 7) and (images.scale, images.page) == ([0, 4095], 2)
+    assert (read_image(folder / "a.tif", (0, 819), 0) == 255).all() # an argument has the last word
+    assert FolderSet(folder, classes=["background", "thing"], scale=(0, 819)).image(0).min() == 255
+    assert prepare_regions(images, tmp_path / "r", n=4, progress=False).settings["scale"] == [0, 4095]
+
+
+def test_the_nearest_settings_count_and_new_ones_at_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    paged(tmp_path / "a" / "a.tif")
+    for where, page, seen in ((tmp_path, 1, 1), (tmp_path / "a", 2, 2), (tmp_path / "a", 0, 0)):
+        (where / PICTURE_SETTINGS).write_text(f"page: {page}")
+        os.utime(where / PICTURE_SETTINGS, ns=(page*10**9, page*10**9))
+        assert picture_settings(tmp_path / "a")["page"] == seen
+    (tmp_path / "a" / PICTURE_SETTINGS).write_text("")
+    assert picture_settings(tmp_path / "a") == {}
+
+
+@pytest.mark.parametrize("text, says", [("scales: range", "no setting 'scales'; did you mean 'scale'"), ("- 1", "holds lines such as"), ("page: two", "page 'two' is no whole number"), ("page: true", "page True"), ("page: -1", "page -1"), ("scale: [5, 1]", "none of"), ("scale: [", "not YAML"), ("page: 9", "there is no page 9 among 3")])
+def test_broken_settings_are_named(text, says, tmp_path):
+    paged(tmp_path / "a.tif")
+    (tmp_path / PICTURE_SETTINGS).write_text(text)
+    for read in (read_image, picture_size):
+        with pytest.raises(SpmlError, match=f"(?s){PICTURE_SETTINGS}.*{says}|{says}.*{PICTURE_SETTINGS}"): read(tmp_path / "a.tif")
+
+
+def test_what_is_said_of_depth_and_pages_names_the_settings(tmp_path):
+    paged(tmp_path / "a.tif")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read_image(tmp_path / "a.tif")
+    assert len(said) == 2 and all(PICTURE_SETTINGS in str(w.message) for w in said) and any("`scale: [0, 4095]`" in str(w.message) for w in said)

@@ -14,14 +14,16 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, UNLABELLED, VOID, Classes
-from ..files import check_file, is_there, read_index_png, write_json
+from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels
+from ..files import check_file, is_there, write_json
+from ..pictures import picture_size
 from .annotations import Annotation
 from .formats import read_annotation
 from .images import FolderSet
-from .masks import read_class_names
-from ..pictures import picture_size
+from .listing import class_table_near, find_files
+from .masks import read_class_names, read_mask
 from .shapes import VOID_NAME, Drawing, kit_labels, pack_runs, runs_of, shape_mask, to_kit
+from .weak import LABEL_SUFFIXES, checked_ids, label_file
 
 # %% ../../nbs/api/data/14f_exporters.ipynb #b855564c
 _KIND_OF = dict(scribbles='line', points='point', boxes='box', keypoints='point')
@@ -62,10 +64,13 @@ def kit_drawing(
     root = Path(root)
     said = {kind: read_annotation(root/kind/f'{name}.json') for kind in ('tags', 'boxes', 'scribbles', 'points')
             if is_there(root/kind/f'{name}.json')}
-    path = next((p for p in (root/'labels'/f'{name}{s}' for s in ('.png', '.json', '.xml')) if is_there(p)), None)
-    if not said and path:
-        ann = read_index_png(path) if path.suffix == '.png' else read_annotation(path, classes, size)
+    if not said and find_files(root/'labels', name, LABEL_SUFFIXES):
+        path = label_file(root/'labels', name)
+        if path.suffix.lower() in ('.json', '.xml'): ann = read_annotation(path, classes, size)
+        else: ann = check_labels(read_mask(path, classes), len(classes), str(path), size)
         said = {type(ann).__name__.lower() if isinstance(ann, Annotation) else 'full': ann}
+    for kind, ann in said.items():
+        if kind != 'full': checked_ids(ann, len(classes), f'{kind} of {name}')
     return to_drawing(name, said, classes, size) if said else None
 
 # %% ../../nbs/api/data/14f_exporters.ipynb #8d88567e
@@ -137,7 +142,8 @@ def export_drawings(
     if is_there(out) and (not out.is_dir() or any(out.iterdir())):
         raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is "
                         f"new or empty")
-    classes = Classes(tuple(read_class_names(check_file(root/'classes.txt'))))
+    table = class_table_near(root/'images', root) or check_file(root/'classes.txt')
+    classes = Classes(tuple(read_class_names(table)))
     paths, found = FolderSet(root/'images', classes=classes).paths, []
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix='.spml_kit.export.', dir=out.parent))
@@ -145,7 +151,7 @@ def export_drawings(
         for name, path in tqdm(paths.items(), desc='writing', disable=not progress, leave=False):
             if (one := kit_drawing(root, name, classes, picture_size(path))) is None: continue
             if to == 'labelme': write_json(part/f'{name}.json', labelme_json(one, os.path.relpath(path, out)))
-            found.append(replace(one, picture=path.name))
+            found.append(replace(one, picture=path.relative_to(root/'images').as_posix()))
         if not found: raise SpmlError(f"{root}: nothing is drawn here")
         if to == 'coco': write_json(part/'instances.json', coco_json(found, classes))
         else: (part/'labels.txt').write_text('\n'.join(('__ignore__', *classes.names)) + '\n', encoding='utf-8')

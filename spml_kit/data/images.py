@@ -17,13 +17,14 @@ from PIL import Image
 from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID
 from ..core import Classes, check_labels, rng_of, warn
 from ..files import inside
-from ..pictures import as_image, check_scale, read_image
+from ..pictures import as_image, check_scale, picture_settings, read_image, tell_once
 from .annotations import Boxes
 from .formats import read_voc_objects
 from .listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name
 from .listing import drawn_images, find_files, images_by_name, read_names, voc_list, why_no_image
 from .masks import read_class_names, read_mask
 from .scenes import SCENE_CLASSES, make_scene
+from .shapes import BACKGROUND_NAMES
 
 # %% ../../nbs/api/data/14_images.ipynb #4cec76da
 CACHE_BYTES = 4 << 30 # what one image set or one weak set keeps in memory, at most
@@ -329,9 +330,11 @@ class FolderSet(ImageSet):
         classes=None,     # Classes or names; None: classes.txt near the masks (else images), else counted in the masks
         max_size:int=None, # longer side in pixels; larger images are reduced
         names:list=None,  # names of the images to take, in this order; None: all, sorted
-        scale='depth',    # of images of more than 8 bits, as `read_image` takes it
+        scale=None,       # of images of more than 8 bits, as `read_image` takes it
     ):
-        self.folder, self.mask_folder, self.scale = Path(images), masks and Path(masks), check_scale(scale)
+        self.folder, self.mask_folder, self._scale = Path(images), masks and Path(masks), scale
+        said = picture_settings(self.folder)
+        self.scale, self.page = check_scale(said.get('scale', 'depth') if scale is None else scale), said.get('page')
         for f in (self.folder, self.mask_folder):
             if f is not None and not f.is_dir(): raise SpmlError(f"{f}: no such folder")
         self.paths = images_by_name(self.folder)
@@ -354,7 +357,7 @@ class FolderSet(ImageSet):
                             f"background first, or give classes=[...]")
         return _counted_classes(self.mask_paths.values(), self.mask_folder)
 
-    def _image(self, i): return read_image(self.paths[self.names[i]], self.scale)
+    def _image(self, i): return read_image(self.paths[self.names[i]], self._scale)
 
     def _mask(self, i): return self._read_mask(i, self.mask_paths[self.names[i]])
 
@@ -362,7 +365,7 @@ class FolderSet(ImageSet):
 def folder_sets(
     root, # folder with images/, labels/, classes.txt and perhaps masks/
     max_size:int=None, # longer side in pixels; larger images are reduced
-    scale='depth', # of images of more than 8 bits, as `read_image` takes it
+    scale=None, # of images of more than 8 bits, as `read_image` takes it
 )->tuple: # training FolderSet with closed masks, FolderSet to predict (and score, where there are masks)
     "Training and test set of one's own folder"
     check_project(root)
@@ -378,6 +381,9 @@ def folder_sets(
     test = [n for n in every if n not in drawn] or [*every]
     scored = [n for n in test if n in true] or [n for n in every if n in true]
     closed = FolderSet(images, max_size=max_size, names=train, scale=scale)
+    if (first := closed.classes.names[0]).casefold() not in (*BACKGROUND_NAMES, 'bg', 'other', 'none', 'nothing'):
+        tell_once('background', class_table_near(images, Path(root)),
+                  f"the first class, '{first}', is taken for the background; is it a thing, write background above it")
     return closed, FolderSet(images, masks if scored else None, closed.classes, max_size, scored or test, scale)
 
 # %% ../../nbs/api/data/14_images.ipynb #b1f0c3d2

@@ -7,7 +7,7 @@ __all__ = ['MEANS', 'MOST_REASONS', 'PictureFolder', 'one_spelling', 'class_orde
            'plan_import', 'write_annotations', 'write_project', 'import_annotations']
 
 # %% ../../nbs/api/data/14e_importers.ipynb #96ac7aa6
-import io, os, re, shutil, tempfile
+import io, json, os, re, shutil, tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core import SpmlError, Classes
 from ..files import convert_it, is_there, write_index_png
-from ..pictures import as_image, picture_size
+from ..pictures import PICTURE_SETTINGS, as_image, picture_settings, picture_size
 from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Reason, Shape, fit_drawing
 from .shapes import kit_labels, sort_shapes, to_kit, told_reason
 from .readers import named_reader, open_export
@@ -385,6 +385,14 @@ def _fitted(plan, drawings, spelling, progress):
     return plan
 
 # %% ../../nbs/api/data/14e_importers.ipynb #e858c1df
+def _picture_settings(plan):
+    "Scale and page that the folders of the pictures ask for, all of them alike"
+    said = {json.dumps(picture_settings(p.path.parent)) for p in plan.pictures if p.path}
+    if len(said) > 1:
+        raise SpmlError(f"the pictures lie in folders whose {PICTURE_SETTINGS} differ, "
+                        f"{' and '.join(sorted(said)[:2])}; import each folder by itself")
+    return '' if said <= {'{}'} else said.pop()
+
 def _write_picture(p, folder, link):
     if p.path is None: # it stands in the annotation file
         data = p.drawing.data() if callable(p.drawing.data) else p.drawing.data
@@ -424,6 +432,7 @@ def write_project(
     part = Path(tempfile.mkdtemp(prefix='.spml_kit.import.', dir=out.parent))
     try:
         for name in ('images', 'labels'): (part/name).mkdir()
+        if said := _picture_settings(plan): (part/'images'/PICTURE_SETTINGS).write_text(said + '\n') # JSON is YAML
         (part/'classes.txt').write_text('\n'.join(map(table_line, plan.classes.names)) + '\n', encoding='utf-8')
         for p in tqdm(plan.pictures, desc='writing', disable=not progress, leave=False):
             _write_picture(p, part/'images', link)

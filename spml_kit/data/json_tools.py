@@ -341,6 +341,9 @@ def _studio_shape(one, r):
     if size != one.size:
         raise SpmlError('region of a picture of {1}x{0} (width x height), most are of one of {3}x{2}'.format(*size,
             *one.size))
+    if turned := (r.get('image_rotation') or 0) % 360:
+        raise SpmlError(f'region of a picture that was turned by {turned:g} degrees in Label Studio; turn it back '
+                        f'there')
     name, to = str(v[kind][0]), np.array(size[::-1])/100
     if len(v[kind]) > 1: one.skipped.append('region with several labels, of which the first is taken (kept)')
     corner = lambda: np.array([v['x'], v['y']])*to
@@ -377,6 +380,10 @@ def _studio_task(path, t, k, out):
     results = done[-1]['result'] if done else [r for v in t.values() if isinstance(v, list) for r in v
                                                if isinstance(r, dict) and 'original_width' in r]
     if not done: results += [v for v in t.values() if _is(v, 'choices')]
+    with entry(one.skipped, f'task {k} of {path.name}'):
+        one.skipped += ['annotation of a task that has a later one (Label Studio)']*len(done[:-1])
+        guesses = [] if done else t.get('predictions') or []
+        one.skipped += ['prediction, which nobody has accepted (Label Studio)']*len(guesses)
     sizes = [size_of(r.get('original_height'), r.get('original_width')) for r in results if isinstance(r, dict)]
     one.size = next((size for size, _ in Counter(s for s in sizes if s).most_common(1)), None)
     for j, r in enumerate(results, 1):

@@ -16,7 +16,7 @@ from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels, did_you_m
 from ..files import read_lines, read_text
 from ..pictures import read_image
 from .images import ImageSet
-from .listing import name_of
+from .listing import name_of, visible_files
 from .masks import read_mask
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #9574b878
@@ -52,7 +52,7 @@ CITYSCAPES = dict(road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17,
                   motorcycle=32, bicycle=33) # the 19 classes and their numbers in labelIds files
 
 def _there(folder, pattern):
-    found = sorted(Path(folder).rglob(pattern)) if Path(folder).is_dir() else []
+    found = visible_files(folder, pattern) if Path(folder).is_dir() else []
     if not found:
         raise SpmlError(f"{folder}: no such folder, or no file {pattern} in it; `root` holds the unpacked data set")
     return found
@@ -101,24 +101,30 @@ def ade20k_set(
 def _rows(path):
     "(line, image, label, split) of each row"
     text = read_text(path)
-    first = text.partition('\n')[0]
-    rows = list(csv.reader(io.StringIO(text), delimiter=max(',;\t', key=first.count)))
-    head = [w.strip().lower() for w in rows[0]] if rows else []
+    first = next(iter(text.strip().splitlines()), '')
+    lines = csv.reader(io.StringIO(text, None), delimiter=max(',;\t', key=first.count))
+    try: rows = [(k, row) for k, row in enumerate(lines, 1) if any(row)]
+    except csv.Error as e: raise SpmlError(f"{path}: not CSV ({e})") from None
+    head = [w.strip().lower() for w in rows[0][1]] if rows else []
     if 'image' not in head:
         raise SpmlError(f"{path}: the first line names the columns image, label and split; it says {head[:6]}"
                         f"{did_you_mean('image', head)}")
-    for k, row in enumerate(rows[1:], 2):
+    for k, row in rows[1:]:
         said = dict(zip(head, (w.strip() for w in row)))
         if any(said.values()): yield k, said.get('image', ''), said.get('label', ''), said.get('split', '').lower()
 
 # %% ../../nbs/api/data/14d_layouts.ipynb #c7d19aae
+def _slashes(folder, said): # Windows parts folders by \\
+    return said.replace('\\', '/') if '\\' in said and not Path(folder, said).is_file() else said
+
 def read_table(
     path,              # CSV file: columns image, label, split, parted by commas, semicolons or tabs
     train:str='train', # what `split` says of rows to train on
     valid:str='val',   # and of those to predict, and to score where all have a label
 )->tuple: # two dictionaries, of those to train on and the others: name to (image file, label file or None)
     "A table of images and labels"
-    folder, rows = Path(path).parent, [*_rows(path)]
+    folder = Path(path).parent
+    rows = [(k, _slashes(folder, image), _slashes(folder, label), split) for k, image, label, split in _rows(path)]
     stems = [Path(image).stem for _, image, _, _ in rows]
     often = Counter(stems)
     parts = {train: {}, valid: {}}

@@ -169,9 +169,18 @@ def _of_rgb(rgb, n, table, name, where):
     if plain and not (np.bincount(rgb[..., 0].ravel(), minlength=256)[n:UNLABELLED]).any(): return rgb[..., 0]
     return ids_of_colours(rgb, table, name, where)
 
+# %% ../../nbs/api/data/10c_masks.ipynb #c1a50005
+def _no_label(path):
+    "What to do with a file that holds no labels in a form that is read"
+    from spml_kit.data.readers import looks_like # here: only a refusal needs it
+    yolo = looks_like(path.parent) if path.suffix.lower() == '.txt' else ''
+    return (f"{path}: labels are PNG, TIFF or BMP files of class ids, JSON or XML, and this is none of them"
+            + (f'; {yolo}' if yolo else '; convert it, or take it away'))
+
 # %% ../../nbs/api/data/10c_masks.ipynb #c1a50004
 def _check_ids(path, classes, size):
-    if path.suffix.lower() in MASK_SUFFIXES:
+    if path.suffix.lower() not in (*MASK_SUFFIXES, '.jpg', '.jpeg', '.json', '.xml'): raise SpmlError(_no_label(path))
+    if path.suffix.lower() not in ('.json', '.xml'):
         return check_labels(read_mask(path, classes), len(classes), str(path), size)
     said = read_json(path, object) if path.suffix.lower() == '.json' else None
     if isinstance(said, dict) and 'spml_kit' in said: ids = said.get('classes', said.get('parts', ()))
@@ -197,4 +206,7 @@ def check_drawn(
         until = time.monotonic() + seconds
         for name in train:
             _check_ids(drawn[name][0], classes, picture_size(every[name]))
-            if time.monotonic() > until: break
+            if time.monotonic() > until: return
+        for name in every: # those that are to be labelled, too
+            picture_size(every[name])
+            if time.monotonic() > until: return

@@ -18,7 +18,7 @@ from PIL import Image
 from ..core import SpmlError, UNLABELLED, VOID
 from ..files import is_there, read_index_png, read_json, read_text
 from ..pictures import read_image
-from .listing import read_table_names
+from .listing import read_table_names, visible_files
 from .masks import read_labelmap
 from .json_tools import VIA, ToolExport, ToolReader, file_name, size_of
 from .shapes import VOID_NAME, Drawing, Reason, ellipse_polygon, entry, runs_of
@@ -185,7 +185,7 @@ def _is_cvat_masks(path, data):
 def _read_cvat_masks(path, data):
     colours, out = read_labelmap(path/'labelmap.txt'), ToolExport([])
     names = {(r << 16) + (g << 8) + b: name for name, (r, g, b) in colours.items()}
-    for file in sorted(p for folder in sorted(path.glob('SegmentationClass*')) for p in folder.rglob('*.png')):
+    for file in (p for folder in sorted(path.glob('SegmentationClass*')) for p in visible_files(folder, '*.png')):
         one = Drawing(file.stem, source=file)
         with entry(out.skipped, file.name):
             _add_map(one, read_image(file).astype(np.int64) @ (1 << 16, 1 << 8, 1), names)
@@ -239,7 +239,7 @@ def _napari_rows(path, rows):
 def _is_napari(path, data):
     if path.is_dir():
         return any(re.match(r'index,(shape-type,vertex-index,)?axis-0,axis-1', read_text(p)[:60])
-                   for p in sorted(path.rglob('*.csv'))[:1])
+                   for p in visible_files(path, '*.csv')[:1])
     return {'index', 'axis-0', 'axis-1'} <= _columns(path, data)
 
 def _napari_map(p, named, out):
@@ -250,10 +250,10 @@ def _napari_map(p, named, out):
 
 def _read_napari(path, data):
     if not path.is_dir(): return ToolExport([_napari_rows(path, data)] if data else [])
-    layers = sorted({p.parent for p in path.rglob('*.csv')}) or [path]
+    layers = sorted({p.parent for p in visible_files(path, '*.csv')}) or [path]
     tables = (f/'classes.txt' for f in (*layers, path, path.parent))
     out = ToolExport([], next((read_table_names(p) for p in tables if is_there(p)), []))
-    for p in sorted(p for f in layers for p in f.iterdir()):
+    for p in sorted(p for f in layers for p in f.iterdir() if not p.name.startswith('.')):
         with entry(out.skipped, p.name):
             if p.suffix.lower() == '.csv' and (rows := read_csv(p)): out.drawings.append(_napari_rows(p, rows))
             elif p.suffix.lower() in ('.tif', '.tiff', '.png'): _napari_map(p, dict(enumerate(out.names)), out)
@@ -350,9 +350,9 @@ def _yolo_yaml(*folders): # the file, and what it says
 def _yolo_folder(path): return path if path.is_dir() else path.parent
 
 def _yolo_files(folder):
-    files = sorted(folder.rglob('*.txt'))
+    files = visible_files(folder, '*.[tT][xX][tT]')
     below = [p for p in files if 'labels' in p.relative_to(folder).parts[:-1]]
-    return [p for p in below or files if p.name not in _NO_YOLO and not re.match(r'readme', p.name, re.I)]
+    return [p for p in below or files if p.name.lower() not in _NO_YOLO and not re.match(r'readme', p.name, re.I)]
 
 def _yolo_names(folder, files):
     "Number to name, and the file that says so"

@@ -9,6 +9,7 @@ __all__ = ['READERS', 'LOADERS', 'named_reader', 'read_xml', 'recognise_tool', '
 import os, xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 from xml.parsers import expat
 
 import numpy as np
@@ -151,6 +152,10 @@ def open_export(
     if name: return name, _read(named_reader(name), path, data)
     if path.is_dir(): return _open_folder(path, tool, progress)
     if tool: raise SpmlError(f"{path}: {named_reader(tool).title} keeps {named_reader(tool).what}; give that")
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, dict) and {'image_id', 'category_id'} <= {*first}:
+        raise SpmlError(f"{path}: looks like results of COCO, which name neither pictures nor classes: write them as "
+                        f"'annotations' into the file that holds the 'images' and 'categories'")
     raise SpmlError(f"{path}: not of a tool that is known"
                     + ('; unpack it and give the folder' if suffix in ('.zip', '.gz', '.tar') else f"; known are "
                                                             f"{_known_tools()}"))
@@ -162,7 +167,8 @@ def looks_like(
     "The end of a message: whose file it is, and the command that reads it"
     try: name = recognise_tool(path)
     except SpmlError: return ''
-    return f"{Path(path).name} looks like {named_reader(name).title}: spml_import {path} --out PROJECT" if name else ''
+    command = f'spml_import {quote(str(path))} --out PROJECT'
+    return f"{Path(path).name} looks like {named_reader(name).title}: {command}" if name else ''
 
 def other_annotation(
     path,    # file of another tool
@@ -175,7 +181,8 @@ def other_annotation(
     name, export = (name, _read(named_reader(name), Path(path), data)) if name else open_export(path)
     if classes is None or len(export.drawings) != 1:
         many = '' if len(export.drawings) == 1 else f" with {len(export.drawings)} pictures"
-        raise SpmlError(f"{path}: looks like {named_reader(name).title}{many}: spml_import {path} --out PROJECT")
+        raise SpmlError(f"{path}: looks like {named_reader(name).title}{many}: spml_import {quote(str(path))} "
+                        f"--out PROJECT")
     one = export.drawings[0]
     if (size := size or one.size) is None:
         raise SpmlError(f"{path}: does not say how large its picture is; give `size`")

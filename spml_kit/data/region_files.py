@@ -105,7 +105,8 @@ def _of_arrays(made, path):
 def _said(path):
     "What a file says: (H,W) ids, or masks as `partition_of` takes them"
     suffix = path.suffix.lower()
-    if path.is_dir(): return [_mask(p) for p in sorted(path.iterdir()) if p.suffix.lower() in REGION_SUFFIXES[:4]]
+    if path.is_dir(): return [_mask(p) for p in sorted(path.iterdir())
+                              if p.suffix.lower() in REGION_SUFFIXES[:4] and not p.name.startswith('.')]
     if suffix in ('.npy', '.npz'): return _of_arrays(read_arrays(path), path)
     if suffix == '.json': return read_json(path, (dict, list))
     pixels, _ = read_raster(path)

@@ -240,6 +240,8 @@ def fit_drawing(
     out = replace(drawing, size=(h, w), relative=False, shapes=[], skipped=list(drawing.skipped))
     for s in drawing.shapes:
         if drawing.relative: s = replace(s, xy=s.xy*(w, h), holes=tuple(r*(w, h) for r in s.holes))
+        if s.kind == 'runs' and s.size != (h, w):
+            out.skipped.append(f'mask of {s.size[1]}x{s.size[0]} on a picture of {w}x{h} (width x height)'); continue
         far = len(s.xy) and s.kind != 'bitmap' and ((s.xy < -.5) | (s.xy > np.array([w, h]) + .5)).any(1)
         if np.any(far) and (s.kind == 'point' or s.kind == 'line' and far.all()):
             out.skipped.append(f'{s.kind} outside the picture'); continue

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..core import SpmlError, Classes, named_object
 from ..regions.oversegment import RegionCache
-from .images import ImageSet, SceneSet, VocSet, folder_sets
+from .images import FolderSet, ImageSet, SceneSet, VocSet, folder_sets
 from .layouts import PairSet, ade20k_set, cityscapes_set, read_table
 from .listing import class_table_near
 from .masks import read_class_names
@@ -82,6 +82,12 @@ def regions(self:Source,
     "Regions that come with the images"
     return None
 
+# %% ../../nbs/api/data/15a_sources.ipynb #15a00019
+@patch
+def every(self:Source)->ImageSet: # None where nobody wants a mask of each
+    "All images of one's own, those that were drawn on included"
+    return None
+
 # %% ../../nbs/api/data/15a_sources.ipynb #15a00009
 class Scenes(Source):
     "Scenes that are drawn on demand"
@@ -114,6 +120,7 @@ class Folder(Source):
     def _sets(self): return folder_sets(self.root, max_size=self.size)
     def _train(self, masks): return self._sets()[0]
     def _valid(self): return self._sets()[1]
+    def every(self): return FolderSet(self.root/'images', classes=self._sets()[0].classes, max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return annotation if annotation == 'full' else self.root/'labels'
 
@@ -158,6 +165,9 @@ class Csv(Source):
     def _valid(self):
         learn, judge = self._parts()
         return PairSet(judge or learn, self._table(), masks=bool(judge), max_size=self.size)
+    def every(self):
+        pairs = {name: (image, None) for part in self._parts() for name, (image, _) in part.items()}
+        return PairSet(pairs, self._table(), masks=False, max_size=self.size)
     def simulates(self, annotation): return False
     def said(self, images, annotation): return {name: label for name, (_, label) in self._parts()[0].items()}
 

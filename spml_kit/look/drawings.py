@@ -24,8 +24,9 @@ from ..regions.oversegment import oversegment
 from ..data.annotations import Boxes, Points, Scribbles, Tags
 from ..data.formats import DRAWN, KINDS, drawing_of, drawn_labels, read_annotation, write_annotation
 from ..data.images import resize
-from ..data.listing import table_line
+from ..data.listing import find_files, table_line
 from ..data.masks import read_class_names
+from ..data.weak import LABEL_SUFFIXES
 from ..method.nets import BackboneNet, locations, unit
 from ..infer.views import embed_view
 from ..regions.pooling import region_mean
@@ -81,7 +82,7 @@ def _most_exact(annotations): return annotations[max(annotations, key=DRAWN.inde
 def _as_map(annotations): return bool({'scribbles', 'points'} & annotations.keys()) # a label PNG? else JSON
 
 def _label_files(folder, name):
-    return [p for s in ('.png', '.json', '.xml') if is_there(p := Path(folder)/'labels'/f'{name}{s}')]
+    return find_files(Path(folder)/'labels', name, LABEL_SUFFIXES)
 
 def _agrees(path, annotations):
     "Does a label file say what a drawing gives?"

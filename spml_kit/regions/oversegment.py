@@ -280,8 +280,9 @@ def prepare_regions(
     _check_asked(n, threshold, contours, workers)
     source = getattr(contours, 'source', f'{contours.__module__}.{_name_of(contours)}')
     made_by = dict(n=n, threshold=threshold, contours=source, max_size=getattr(images, 'max_size', None))
-    if getattr(images, 'scale', 'depth') != 'depth':
-        made_by |= dict(scale=images.scale) # older folders have no such entry
+    # older folders have no such entries
+    if getattr(images, 'scale', 'depth') != 'depth': made_by |= dict(scale=images.scale)
+    if getattr(images, 'page', None): made_by |= dict(page=images.page)
     cache, attempt = RegionCache(folder, made_by), _Attempts(images.names)
     todo = [i for i in range(len(images)) if images.names[i] not in cache]
     bar = tqdm(total=len(images), initial=len(images) - len(todo), desc='regions', disable=not progress)

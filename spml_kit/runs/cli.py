@@ -230,7 +230,9 @@ def _run(args):
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device, processes=args.processes)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
-    if (final.parent/'model.spml').exists(): print(f"label new pictures: spml_predict {final.parent} IMAGES --out DIR")
+    if (final.parent/'masks').is_dir(): print(f"a mask of every image, of the size of its file: {final.parent/'masks'}")
+    if (final.parent/'model.spml').exists():
+        print(f"label new pictures: spml_predict {shlex.quote(str(final.parent))} IMAGES --out DIR")
     if args.copy_to: copy_run(final.parent, args.copy_to)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #96c00009
@@ -301,7 +303,7 @@ def _annotator(name, n, words, learn):
     "The notebook that draws on the n images of a folder, as JSON"
     intro = (f"# Draw on the {n} image{'s'*(n > 1)} of {name}\n\n"
              f"Run the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
-             f"Then, in a terminal: `spml_run scribbles --data folder --root {name}`.")
+             f"Then, in a terminal of this folder: `spml_run scribbles --data folder --root .`.")
     call = f"annotate('.'{f', [{words}]' if words else ''}{', learn=True' if learn else ''})"
     texts = [('markdown', intro), ('code', "from spml_kit.look.annotate import annotate"), ('code', call)]
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
@@ -317,9 +319,9 @@ def annotator_notebook(
     if not (root/'images').is_dir():
         raise SpmlError(f"{root}: no folder images/ in it; make {root/'images'} and put the pictures there")
     images = images_by_name(root/'images')
-    if not classes and class_table_near(root, root/'images') is None:
+    if not classes and class_table_near(root, root/'images') is None and not is_there(root/ANNOTATE):
         raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: "
-                        f"spml_annotate {root} --classes background cat dog")
+                        f"spml_annotate {shlex.quote(str(root))} --classes background cat dog")
     words = ', '.join(map(repr, classes))
     if not is_there(root/ANNOTATE):
         write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words, learn))
@@ -466,7 +468,7 @@ def _import(args):
     write_project(plan, args.out, not args.copy, bar)
     pictures = 'copies' if args.copy else 'links; --copy makes copies'
     print(f"{args.out}: images/ ({pictures}), labels/ and classes.txt are written; "
-          f"train with: spml_run scribbles --data folder --root {args.out}")
+          f"train with: spml_run scribbles --data folder --root {shlex.quote(str(args.out))}")
 
 # %% ../../nbs/api/runs/99_cli.ipynb #99a10006
 def spml_import(

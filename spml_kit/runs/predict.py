@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..core import SpmlError, Classes, named_device, warn
 from ..files import atomic_path, check_file, claim_folder, holds_ids, inside, is_there, read_index_png
 from ..files import read_bytes, read_json, write_index_png
-from ..pictures import as_image, read_image
+from ..pictures import as_image, picture_settings, read_image
 from ..data.images import resize
 from ..data.listing import IMAGE_SUFFIXES, foreign_among, images_by_name, name_of
 from ..infer.bundle import LabelModel, architecture, load_model
@@ -173,7 +173,8 @@ def label_picture(
     wanted:Wanted=Wanted(), # how, and what
 )->dict: # (H,W) of the file, and how many pixels each class has
     "Label a picture and write what is wanted of it"
-    files, image = _files(Path(out), name, wanted), read_image(path)
+    own = 'scale' in picture_settings(Path(path).parent) # else values are black and white as in training
+    files, image = _files(Path(out), name, wanted), read_image(path, None if own else model.card.get('scale'))
     seen = model.reduced(image, wanted.size)
     view = dict(scales=wanted.scales, flip=wanted.flip, window=wanted.window, k=wanted.k)
     maps = model.scores(seen, wanted.by, crf=wanted.crf, **view)
@@ -196,12 +197,14 @@ def label_picture(
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #c37b6430
 def _fingerprint(path):
-    "Of a file: its length, its beginning and its end"
+    "Of a picture: its length, its beginning and its end, and the settings of its folder"
     n = os.path.getsize(check_file(path))
     with open(path, 'rb') as f:
         head = f.read(1 << 16)
         f.seek(max(0, n - (1 << 16)))
-        return hashlib.sha256(b'%d' % n + head + f.read()).hexdigest()[:16]
+        said = picture_settings(Path(path).parent)
+        settings = json.dumps(said, sort_keys=True).encode() if said else b''
+        return hashlib.sha256(b'%d' % n + head + f.read() + settings).hexdigest()[:16]
 
 def _records(out):
     "What was written of each picture; a line that was cut short does not count"

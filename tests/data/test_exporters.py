@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from spml_kit.core import UNLABELLED, VOID, SpmlError
 from spml_kit.data.annotations import Boxes, Keypoints, Points, Scribbles, Tags
 from spml_kit.data.exporters import coco_json, export_drawings, labelme_json, to_drawing
-from spml_kit.data.formats import drawn_labels, read_annotation
+from spml_kit.data.formats import drawn_labels, read_annotation, write_annotation
 from spml_kit.data.importers import import_annotations
 from spml_kit.data.json_tools import COCO, LABELME
 from spml_kit.data.shapes import fit_drawing, to_kit
@@ -86,3 +87,44 @@ def test_a_project_there_and_back(to, tmp_path):
         elif p.suffix == ".json": assert read_annotation(p) == read_annotation(after[name])
     with pytest.raises(SpmlError, match="written over"): export_drawings(root, tmp_path / to, to)
     with pytest.raises(SpmlError, match="--to gif"): export_drawings(root, tmp_path / "x", "gif")
+
+
+STORED = { # how training may find the labels of a.png
+    "capitals": ("a.PNG", TRUTH), "TIFF": ("a.tif", TRUTH), "colours": ("a.png", CLASSES.palette[TRUTH].astype(np.uint8)), "twice": ("a.png.png", TRUTH),
+    "XML": ("a.XML", "<annotation><object><name>cat</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>")}
+
+
+@pytest.mark.parametrize("to", ["labelme", "coco"])
+@pytest.mark.parametrize("kind", STORED)
+def test_labels_of_every_form_go_out(to, kind, tmp_path):
+    root, (name, labels) = tmp_path / "p", STORED[kind]
+    picture(root / "images" / "a.png")
+    (root / "labels").mkdir()
+    (root / "images" / "classes.txt").write_text("background\ncat\ndog\n")
+    if isinstance(labels, str): (root / "labels" / name).write_text(labels)
+    else: Image.fromarray(labels).save(root / "labels" / name)
+    assert export_drawings(root, tmp_path / to, to) == 1
+    import_annotations(tmp_path / to, tmp_path / "again", images=root / "images")
+    if kind == "XML": assert read_annotation(tmp_path / "again" / "labels" / "a.json").boxes.tolist() == [[2, 2, 9, 9]]
+    else: assert (read_index_png(tmp_path / "again" / "labels" / "a.png") == TRUTH).all()
+
+
+@pytest.mark.parametrize("to", ["labelme", "coco"])
+def test_pictures_of_one_name_in_two_subfolders_go_out(to, tmp_path):
+    root = tmp_path / "p"
+    for sub, labels in (("x", TRUTH), ("y", TRUTH[::-1])):
+        picture(root / "images" / sub / "a.png")
+        write_index_png(root / "labels" / sub / "a.png", labels, CLASSES.palette)
+    (root / "classes.txt").write_text("background\ncat\ndog\n")
+    export_drawings(root, tmp_path / to, to)
+    import_annotations(tmp_path / to, tmp_path / "again", images=root / "images")
+    for sub, labels in (("x", TRUTH), ("y", TRUTH[::-1])): assert (read_index_png(tmp_path / "again" / "labels" / f"{sub}_a.png") == labels).all()
+
+
+def test_ids_outside_of_the_table_are_refused_on_the_way_out(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "classes.txt").write_text("background\ncat\n")
+    write_index_png(tmp_path / "labels" / "a.png", np.full(SIZE, 2, np.uint8))
+    with pytest.raises(SpmlError, match="a.png: value 2 is not a label"): export_drawings(tmp_path, tmp_path / "o")
+    write_annotation(tmp_path / "tags" / "a.json", Tags([1, 5]))
+    with pytest.raises(SpmlError, match="tags of a: value 5 is not a label"): export_drawings(tmp_path, tmp_path / "o")

@@ -1,5 +1,7 @@
 """Image sets: VOC layouts, folders, their masks and classes."""
 
+import warnings
+
 import numpy as np
 import pytest
 from test_importers import SQUARE, labelme, picture, shape
@@ -288,3 +290,15 @@ def test_small_images_are_enlarged_where_asked_for(tmp_path, size, wanted):
     assert images.image(0).shape[:2] == wanted and images.stored_size(0) == size
     plain = FolderSet(tmp_path, classes=("background", "thing"), max_size=64).image(0).shape[:2]
     assert plain == (wanted if max(size) > 64 else size)
+
+
+@pytest.mark.parametrize("names, said", [(("background", "cat"), 0), (("_background_", "cat"), 0), (("cat", "dog"), 1)])
+def test_a_table_without_a_background_is_told(names, said, tmp_path):
+    for folder in ("images", "labels"): (tmp_path / folder).mkdir()
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.array([[0, 1]*4]*6, np.uint8)).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for _ in range(2): folder_sets(tmp_path)
+    assert [f"the first class, '{names[0]}', is taken for the background" in str(w.message) for w in heard] == [True]*said

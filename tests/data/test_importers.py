@@ -454,3 +454,17 @@ def test_pictures_without_objects_are_said(tmp_path):
     assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()
     inside = read_index_png(tmp_path / "p" / "labels" / "b.png") == UNLABELLED
     assert inside[10:40, 10:40].all() and inside.sum() == 900  # nobody said that a box holds nothing
+
+
+def test_settings_of_pictures_come_along(tmp_path):
+    "The page that was drawn on is the page that is trained on"
+    for name, page in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        Image.new("L", (9, 9)).save(tmp_path / name / f"{name}.tif", save_all=True, append_images=[Image.new("L", (W, H))]*2)
+        labelme(tmp_path / name / f"{name}.json", shape("cat"), picture=f"{name}.tif")
+        (tmp_path / name / PICTURE_SETTINGS).write_text(f"page: {page}")
+    import_annotations(tmp_path / "a", tmp_path / "p")
+    train, _ = folder_sets(tmp_path / "p")
+    assert train.image(0).shape[:2] == SIZE and train.page == 1
+    with pytest.raises(SpmlError, match=f"folders whose {PICTURE_SETTINGS} differ"): import_annotations(tmp_path, tmp_path / "q", images=tmp_path)
+    assert not (tmp_path / "q").exists()

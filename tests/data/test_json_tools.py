@@ -123,3 +123,32 @@ def test_what_unpacks_to_very_much_is_left_out(tmp_path):
     assert one.shapes == [] and one.skipped == ["bitmap that is too large", "bitmap that is damaged", "bitmap that is damaged"]
     coco = dict(images=[dict(id=1, file_name="a.png")], categories=[dict(id=1, name="cat")], annotations=[dict(id=1, image_id=1, category_id=1, segmentation=dict(size=[10**6, 10**6], counts=[0, 10**12]))])
     assert "mask of" in COCO.read(tmp_path / "c.json", coco).drawings[0].skipped[0]
+
+
+def studio(task, **region):
+    r = dict(type="rectanglelabels", original_width=W, original_height=H, value=dict(x=10, y=10, width=20, height=20, rectanglelabels=["cat"]))
+    return dict(data=dict(image="a.png"), **{k: [dict(result=[r | region])]*n for k, n in task.items()})
+
+
+@pytest.mark.parametrize("task, region, reason", [(dict(annotations=2), {}, "annotation of a task that has a later one"), (dict(annotations=0, predictions=1), {}, "prediction, which nobody has accepted"), (dict(annotations=1), dict(image_rotation=90), "turned by 90 degrees in Label Studio")])
+def test_what_label_studio_leaves_open_is_told(task, region, reason, tmp_path):
+    picture(tmp_path / "a.png"); picture(tmp_path / "b.png")
+    good = studio(dict(annotations=1), image_rotation=360) | dict(data=dict(image="b.png"))
+    (tmp_path / "p.json").write_text(json.dumps([studio(task, **region), good]))
+    plan = plan_import(tmp_path / "p.json")
+    assert [len(p.drawing.shapes) for p in plan.pictures] == [int(task == dict(annotations=2)), 1]
+    assert len(plan.skipped) == 1 and reason in next(iter(plan.skipped)) and "task 1 " in next(iter(plan.skipped)).where
+
+
+def test_run_lengths_of_another_size_are_left_out(tmp_path):
+    picture(tmp_path / "a.png")
+    runs = lambda h, w: dict(counts=[h + 1, 3, h*w - h - 4], size=[h, w])
+    said = [dict(id=k, image_id=1, category_id=1, segmentation=runs(*size)) for k, size in enumerate([(H, W), (W, H)])]
+    (tmp_path / "c.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="a.png")], categories=[dict(id=1, name="cat")], annotations=said)))
+    plan = plan_import(tmp_path / "c.json")
+    assert len(plan.pictures[0].drawing.shapes) == 1 and [*plan.skipped] == [f"mask of {H}x{W} on a picture of {W}x{H} (width x height)"]
+
+
+def test_results_of_coco_are_named(tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps([dict(image_id=1, category_id=1, bbox=[1, 2, 3, 4], score=.5)]))
+    with pytest.raises(SpmlError, match="r.json: looks like results of COCO.*'annotations'"): plan_import(tmp_path / "r.json")

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from test_importers import picture
 from spml_kit.core import SpmlError
-from spml_kit.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, files_by_name, find_files, images_by_name, name_of, read_names, read_table_names, table_line
+from spml_kit.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, check_project, class_table_near, drawn_images, files_by_name, find_files, images_by_name, name_of, read_names, read_table_names, table_line
 
 stems = st.text(st.sampled_from("abcAB01_- .é\u0301üñ漢"), min_size=1, max_size=8).map(lambda s: "x" + s.strip(" .") + "y")
 FORMS = {"NFC": lambda s: unicodedata.normalize("NFC", s), "NFD": lambda s: unicodedata.normalize("NFD", s)}
@@ -80,7 +80,7 @@ def test_a_project_step_by_step(tmp_path):
     refused("no folder images/ in it", "put the pictures there")
     (tmp_path/"images").mkdir()
     for _ in range(2):
-        refused("labels: no", f"spml_annotate {tmp_path}", f"spml_import FILE --images {tmp_path}/images --out NEW_FOLDER", "label PNG")
+        refused("labels: no", f"spml_annotate {tmp_path}.", f"spml_import FILE --images {tmp_path}/images --out NEW_FOLDER", "label PNG")
         (tmp_path/"labels").mkdir(exist_ok=True)
     (tmp_path/"labels"/"a.png").touch()
     refused("classes.txt: no such file", "background first")
@@ -133,3 +133,40 @@ def test_lists_of_main_with_blanks(tmp_path):
     assert read_names(tmp_path / "l.txt", tmp_path) == ["my cat", "b c"]
     (tmp_path / "l.txt").write_text('"my cat\n')
     with pytest.raises(SpmlError, match="l.txt: line .*a quote that does not end"): read_names(tmp_path / "l.txt")
+
+
+@pytest.mark.parametrize("at", ["images", "images/x"])
+def test_a_link_that_leads_back_is_followed_once(at, tmp_path, recwarn):
+    picture(tmp_path/at/"a.png")
+    os.symlink(tmp_path/"images", tmp_path/at/"loop")
+    picture(tmp_path/"store"/"b.png")
+    if at != "images": os.symlink(tmp_path/"store", tmp_path/"images"/"y") # elsewhere
+    assert [*images_by_name(tmp_path/"images")] == (["a"] if at == "images" else ["x/a", "y/b"]) and not recwarn
+
+
+def test_what_systems_leave_is_no_label(tmp_path):
+    for name in ("a.png", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png"): (tmp_path/name).touch()
+    assert [*files_by_name(tmp_path, deep=True)] == ["a"]
+
+
+@pytest.mark.parametrize("image, label", [("x/a.png", "a.png"), ("a.png", "x/a.png"), ("x/a.png", "y/a.png")])
+def test_a_label_in_another_subfolder_is_told_where_its_image_is(image, label, tmp_path):
+    picture(tmp_path/"images"/image); picture(tmp_path/"labels"/label)
+    with pytest.raises(SpmlError, match=f"the image of this name is {image[:-4]}, and a label lies in the subfolder of its image"): drawn_images(tmp_path)
+
+
+def test_told_commands_can_be_typed(tmp_path):
+    root = tmp_path/"my 100% project"
+    (root/"images").mkdir(parents=True)
+    with pytest.raises(SpmlError, match=f"spml_annotate '{root}'.*--images '{root}/images'"): check_project(root)
+
+
+def test_a_folder_of_nothing_but_hidden_files_holds_no_labels(tmp_path):
+    picture(tmp_path/"images"/"a.png")
+    (tmp_path/"labels").mkdir(); (tmp_path/"labels"/".DS_Store").touch(); (tmp_path/"classes.txt").write_text("background\ncat\n")
+    with pytest.raises(SpmlError, match="labels: no file in it; nothing has been drawn yet"): check_project(tmp_path)
+
+
+def test_the_folder_of_images_is_told_from_the_project(tmp_path):
+    picture(tmp_path/"images"/"a.png")
+    with pytest.raises(SpmlError, match=f"images: no folder images/ in it.*Give the folder that holds it, {tmp_path}$"): check_project(tmp_path/"images")

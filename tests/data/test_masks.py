@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -12,8 +13,9 @@ from conftest import FIXTURES
 from test_importers import SIZE, picture
 from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels
 from spml_kit.data.images import FolderSet
-from spml_kit.files import write_index_png
+from spml_kit.files import read_index_png, write_index_png
 from spml_kit.data.masks import check_drawn, ids_of_colours, labelmap_near, read_labelmap, read_mask
+from spml_kit.pictures import read_image
 from spml_kit.runs import cli
 
 N = 5
@@ -220,3 +222,48 @@ def test_a_look_takes_no_longer_than_it_may(tmp_path):
     write_index_png(root / "labels" / "b.png", GOOD + 9)
     check_drawn(root, seconds=0)
     with pytest.raises(SpmlError, match="b.png: value 9"): check_drawn(root)
+
+
+def test_ids_of_several_pages_are_refused(tmp_path):
+    one, two = Image.fromarray(GOOD), Image.fromarray(GOOD + 1)
+    for name in ("a.tif", "a.png"):
+        one.save(tmp_path / name, save_all=True, append_images=[two])
+        with pytest.raises(SpmlError, match=f"{name}: holds 2 pages, and ids are on one"): read_mask(tmp_path / name, CLASSES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_smallest_number_is_white_is_refused(dtype, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", labels(0).astype(dtype), photometric="miniswhite")
+    with pytest.raises(SpmlError, match="a.tif: a TIFF that says that its smallest number is white"): read_mask(tmp_path / "a.tif", CLASSES)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_labels_are_upright_as_their_pictures_are(orientation, suffix, tmp_path):
+    "A program that keeps a camera's EXIF stores picture and labels alike"
+    stored, exif = labels(1, of=(0, 1, 2)), Image.Exif()
+    exif[0x0112] = orientation
+    _palette(stored, PALETTE).save(tmp_path / f"a.{suffix}", exif=exif)
+    Image.fromarray(PALETTE[stored]).save(tmp_path / f"p.{suffix}", exif=exif)
+    np.testing.assert_array_equal(PALETTE[read_mask(tmp_path / f"a.{suffix}", CLASSES)], read_image(tmp_path / f"p.{suffix}"))
+    np.testing.assert_array_equal(read_index_png(tmp_path / f"a.{suffix}"), read_mask(tmp_path / f"a.{suffix}", CLASSES))
+
+
+def test_a_label_map_on_its_side_is_told_so():
+    with pytest.raises(SpmlError, match="a.png: label map is 12x17, its image 17x12 .*it lies on its side"): check_labels(labels(0), 5, "a.png", (17, 12))
+    with pytest.raises(SpmlError) as e: check_labels(labels(0), 5, "a.png", (17, 13))
+    assert "side" not in str(e.value)
+
+
+@pytest.mark.parametrize("name, says", [("a.gif", "a.gif: labels are PNG, TIFF or BMP files .*convert it"), ("a.txt", "a.txt: labels are .*labels looks like YOLO: spml_import '.*/my p/labels' --out PROJECT"), ("a.jpg", "a.jpg: JPEG changes")])
+def test_other_files_among_labels_are_named(name, says, tmp_path):
+    root = project(tmp_path / "my p", "1 .5 .5 .2 .2\n", name)
+    with pytest.raises(SpmlError, match=says): check_drawn(root)
+
+
+def test_pictures_that_nobody_drew_on_are_opened_too(tmp_path):
+    root = project(tmp_path / "p", GOOD)
+    picture(root / "images" / "b.png")
+    check_drawn(root)
+    (root / "images" / "b.png").write_bytes(b"cut")
+    with pytest.raises(SpmlError, match="b.png: not a readable image"): check_drawn(root)

@@ -155,3 +155,23 @@ def test_tables_that_were_cut_short_are_refused(text, says, tmp_path):
     with pytest.raises(SpmlError, match=f"a.csv: {says}"): read_csv(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text('a,b\n"1,\n2",3\n', encoding="utf-16")
     assert read_csv(tmp_path / "a.csv") == [{"a": "1,\n2", "b": "3"}]
+
+
+def test_endings_of_yolo_in_capitals(tmp_path):
+    yolo(tmp_path, classes_txt="cat\ndog")
+    label = next((tmp_path / "labels").glob("*.txt"))
+    label.rename(label.with_suffix(".TXT"))
+    assert [s.name for s in plan_import(tmp_path).pictures[0].drawing.shapes] == ["dog"]
+
+
+def test_files_that_macos_leaves_hide_no_tool(tmp_path):
+    root = tmp_path / "y"
+    yolo(root, classes_txt="cat\ndog")
+    for folder in (root / "labels", root / "__MACOSX" / "labels"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "._a.txt").write_bytes(b"\0\5\x16\7")
+    plan = plan_import(root)
+    assert plan.tool == "yolo" and [s.name for s in plan.pictures[0].drawing.shapes] == ["dog"] and not plan.skipped
+    picture(tmp_path / "n" / "a.png")
+    (tmp_path / "n" / "a.cat.csv").write_text("index,axis-0,axis-1\n0,5,6\n"); (tmp_path / "n" / "._a.cat.csv").write_bytes(b"\0\5\x16\7")
+    assert plan_import(tmp_path / "n").tool == "napari"

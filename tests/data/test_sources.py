@@ -152,3 +152,23 @@ def test_nested_folders(tmp_path):
 def test_every_source_has_a_name():
     assert {"scenes", "voc", "folder", "cityscapes", "ade20k", "csv"} <= {*SOURCES} and len(CITYSCAPES) == 19
     for name in SOURCES: named_source(name)
+
+
+@pytest.mark.parametrize("change", [lambda b: b"\n\n" + b, lambda b: b.replace(b"\n", b"\r"), lambda b: b.replace(b"/", b"\\"), lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b"\r\n"), lambda b: b.decode().encode("utf-16")], ids=["blank lines", "old Mac", "backslashes", "Windows", "UTF-16"])
+def test_tables_as_programs_write_them(listed, change):
+    write_csv(listed/"l.csv", ROWS)
+    (listed/"l.csv").write_bytes(change((listed/"l.csv").read_bytes()))
+    source = named_source("csv")(listed/"l.csv")
+    assert source.train().names == ["0", "1"] and source.valid().names == ["2", "3"] and source.every().names == ["0", "1", "2", "3"]
+    assert not source.every().masks and source.every().image(3).shape == source.valid().image(1).shape
+
+
+def test_a_table_that_is_no_csv_is_refused(listed):
+    (listed/"l.csv").write_text('image,label,split\n"' + "x"*200_000 + '",,val\n')
+    with pytest.raises(SpmlError, match="l.csv: not CSV .field larger"): named_source("csv")(listed/"l.csv").train()
+
+
+def test_hidden_files_of_data_sets_are_none(cityscapes):
+    for p in [*cityscapes.rglob("*.png")]: (p.parent/f"._{p.name}").write_bytes(b"\0\5\x16\7")
+    source = named_source("cityscapes")(cityscapes)
+    assert not any("._" in n for n in source.train().names + source.valid().names)

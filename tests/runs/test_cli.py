@@ -36,7 +36,7 @@ def test_a_folder_without_labels_is_told_at_once_how_to_make_them(project, label
     done = subprocess.run([sys.executable, "-c", code, "scribbles", "--data", "folder", "--root", str(project), "--out", str(tmp_path/"run")], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2 and done.stdout.strip() == "False" and not (tmp_path/"run").exists()
-    assert f"spml_annotate {project}" in done.stderr and f"spml_import FILE --images {project}/images --out NEW_FOLDER" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert f"spml_annotate '{project}'" in done.stderr and f"spml_import FILE --images '{project}/images' --out NEW_FOLDER" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
@@ -48,6 +48,7 @@ def test_the_annotators_notebook(project, capsys):
     nb = json.loads((project/ANNOTATE).read_text())
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
     assert code == ["from spml_kit.look.annotate import annotate", """annotate('.', ['background', "cat's"])"""] and nb["nbformat"] == 4
+    assert spml_annotate([str(project), "--print"]) == 0 # the notebook knows the classes
     assert annotator_notebook(project, ["background", "cat's"]) == annotator_notebook(project, ["background", "cat's"])
     (project/ANNOTATE).write_text("{}") # somebody's by now
     with pytest.raises(SpmlError, match="other classes than .*dog"): annotator_notebook(project, ["background", "dog"])

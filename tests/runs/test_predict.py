@@ -10,7 +10,7 @@ from spml_kit.core import SpmlError
 from spml_kit.files import read_index_png
 from spml_kit.infer.bundle import load_model
 from spml_kit.runs.cli import spml_run
-from spml_kit.runs.predict import Wanted, picture_files, predict_pictures, run_model, spml_predict
+from spml_kit.runs.predict import Wanted, label_picture, picture_files, predict_pictures, run_model, spml_predict
 
 from conftest import photo, stroked_project
 
@@ -170,3 +170,24 @@ def test_wanted_is_checked(bad):
 def test_python_gives_the_files(trained, photos, tmp_path):
     made = predict_pictures(trained, [photos / "scene_000006.png"], tmp_path / "out", progress=False)
     assert {n: p.relative_to(tmp_path).as_posix() for n, p in made.items()} == {"scene_000006": "out/labels/scene_000006.png"}
+
+
+def test_other_settings_of_a_folder_are_other_pictures(trained, photos, tmp_path):
+    deep = photos.parent / "deep"
+    deep.mkdir()
+    for p in sorted(photos.iterdir()): Image.fromarray(np.array(Image.open(p).convert("L")).astype(np.uint16)*16).save(deep / p.name)
+    first = predict_pictures(trained, [deep], tmp_path / "out", progress=False)
+    assert [*first] == sorted(p.stem for p in photos.iterdir())
+    (deep / "spml_pictures.yaml").write_text("scale: [0, 65535]")
+    with pytest.raises(SpmlError, match="the label map of another picture, or of an earlier"): predict_pictures(trained, [deep], tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("own, seen", [("", 255), ("page: 0", 255), ("scale: [0, 4095]", 16)])
+def test_pictures_are_scaled_as_in_training(own, seen, tmp_path, monkeypatch):
+    "Unless their own folder says otherwise"
+    class Model:
+        card = dict(scale=[0, 255])
+        def reduced(self, image, size): raise SpmlError(f"seen {image.max()}")
+    Image.fromarray(np.full((4, 6), 255, np.uint16)).save(tmp_path / "a.png")
+    if own: (tmp_path / "spml_pictures.yaml").write_text(own)
+    with pytest.raises(SpmlError, match=f"seen {seen}$"): label_picture(Model(), tmp_path / "a.png", "a", tmp_path / "out")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from spml_kit.core import UNLABELLED
-from spml_kit.files import load_tensors, write_index_png
+from spml_kit.files import load_tensors, read_index_png, write_index_png
 from spml_kit.data.weak import WeakSet
 from spml_kit.runs.cli import spml_run
 from spml_kit.runs.experiment import find_notebook, profile_parameters
@@ -35,6 +35,13 @@ def test_own_folder_is_trained_predicted_and_scored(folder, tmp_path, capsys):
     assert all(0 <= r["miou"] <= 100 and r["data"] == "folder" for r in rows)
     for method in ("spml_retrieval", "spml_head"):
         assert len(list((tmp_path / "run" / "predictions" / method).glob("*.png"))) == 2
+    made = {p.stem: read_index_png(p) for p in (tmp_path / "run" / "masks").glob("*.png")} # of every image, those drawn on included
+    assert made.keys() == {p.stem for p in (folder / "images").iterdir()}
+    for name, mask in made.items():
+        assert mask.shape == (64, 64) and mask.max() < 13
+        if not (folder / "labels" / f"{name}.png").exists(): continue
+        drawn = read_index_png(folder / "labels" / f"{name}.png")
+        assert (mask == drawn)[drawn < UNLABELLED].all()
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert "spml_head" in capsys.readouterr().out
 

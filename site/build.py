@@ -19,6 +19,7 @@ OUT = ROOT / "_docs"
 SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini")
 HOST = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"] + "/"
+FILES = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}/'  # of the repository, which are no pages
 
 
 def methods(thing):
@@ -59,6 +60,7 @@ def finish(html, folder, pages):
     "A page without scripts for formulas, and with links to the page beside it where nbdev links to the published one"
     html = re.sub(r'(<span class="math (\w+)">)\\.(.*?)\\.(?=</span>)', lambda m: m[1] + convert(unescape(m[3]), display="inline" if m[2] == "inline" else "block"), html, flags=re.S)
     html = re.sub(r"<(?:link|script)[^>]*katex[^>]*>(?:</script>)?", "", html)
+    html = re.sub(r'href="(?:\.\./)+(?=CONTRIBUTING|CITATION|LICENSE|benchmarks/)', f'href="{FILES}', html)
     return re.sub(re.escape(HOST) + r"((?:\w+/)+\w+)\.html", lambda m: "../" * len(folder.parts) + pages[m[1]], html)
 
 

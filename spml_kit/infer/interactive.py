@@ -279,7 +279,7 @@ def consolidate(self:LiveSegmenter):
     with self._lock:
         if not self.drawn: return self
         x, y, weight = [], [], []
-        for i in self.drawn:
+        for i in sorted(self.drawn): # whatever came first, the sums are the same
             rows, cells = self._cells(i)[:2]
             x.append(without_place(rows)); y.append(cells)
             weight.append(1/torch.bincount(cells)[cells].float()/len(cells.unique()))
@@ -293,7 +293,7 @@ def _drawn_prototypes(self:LiveSegmenter, i):
     "Unit prototypes and labels of drawn segments: of the image where it has two classes, else of all"
     mine = i in self.drawn and len(self.drawn[i][self.drawn[i] < UNLABELLED].unique()) > 1
     mu, label = [], []
-    for j in ([i] if mine else self.drawn):
+    for j in ([i] if mine else sorted(self.drawn)):
         rows, cells, regions, _ = self._cells(j)
         own, of, _ = drawn_segments(regions, cells)
         mu.append(cluster_means(unit(self.neck(rows if mine else without_place(rows))), own, len(of)))

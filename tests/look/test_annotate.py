@@ -14,6 +14,7 @@ from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.files import read_index_png, read_json, write_index_png
 from spml_kit.data.images import SceneSet, folder_sets
 from spml_kit.data.weak import WeakSet, check_weak_set
+from spml_kit.infer.bundle import load_model
 from spml_kit.learn.learner import create_model
 from spml_kit.method.recipes import RECIPES
 
@@ -333,7 +334,18 @@ def test_a_stroke_does_not_wait_for_learning(root):
     a.learner.close()
 
 
+def test_what_strokes_taught_is_written_and_labels_other_pictures(root):
+    a = learning(root)
+    assert "nothing is drawn" in said(a, do="model") and not (root / "model.spml").exists()
+    a.add_stroke([(4, 4), (50, 4)], 0)
+    a.add_stroke([(20, 20), (30, 30)], "cat")
+    assert said(a, do="model").startswith("written: model.spml")
+    shown = a.segmenter.predict(1).labels
+    np.testing.assert_array_equal(load_model(root / "model.spml").predict(root / "images" / "photo_1.png"), shown)
+    a.learner.close()
+
+
 def test_without_learning_there_is_nothing_to_accept(root):
     a = annotate(root, CLASSES)
     assert not a.learns
-    assert "no label map" in said(a, do="accept") and "learn=True" in said(a, do="doubtful")
+    assert "no label map" in said(a, do="accept") and all("learn=True" in said(a, do=k) for k in ("doubtful", "model"))

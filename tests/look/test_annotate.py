@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spml_kit.look.annotate import annotate
@@ -231,7 +232,7 @@ def test_damage_is_told_and_left_alone(root, damage, says):
 KILLED = """
 import sys, warnings; warnings.simplefilter('ignore')
 from spml_kit.look.annotate import annotate
-a = annotate(sys.argv[1], ['background', 'cat', 'dog'])
+a = annotate(sys.argv[1], ['background', 'cat', 'dog'], learn=True)
 print('ready', flush=True)
 n = 0
 while True:
@@ -242,7 +243,7 @@ while True:
 
 
 def test_nothing_is_lost_when_the_kernel_dies(root):
-    "Killed in the midst of drawing: every stroke that was confirmed is there, and training reads the folder"
+    "Killed in the midst of drawing and learning: every stroke that was confirmed is there and is learnt, and training reads the folder"
     drawing = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], stdout=subprocess.PIPE, text=True)
     assert drawing.stdout.readline() == "ready\n"
     for _ in range(5): drawing.stdout.readline()
@@ -254,6 +255,9 @@ def test_nothing_is_lost_when_the_kernel_dies(root):
     assert not a.failed and len(a.marks) in (confirmed, confirmed + 1)
     a.save()
     np.testing.assert_array_equal(WeakSet(folder_sets(root)[0], root / "labels").sample(0).labels, a.labels)
+    again = learning(root)
+    assert torch.equal(again.segmenter.drawn[0], again.segmenter._on_grid(0, a.labels)) and set(np.unique(again._opinions[0].labels)) <= {0, 1, 2}
+    again.learner.close()
 
 
 @pytest.mark.parametrize("name, content", [("json", b'{"shapes": []}'), ("json", b'{"spml_kit": 1, "kind": "tags", "classes": [1]}'), ("xml", b"<annotation/>"), ("png", None)])

@@ -76,10 +76,9 @@ def create_network(
     make = getattr(nets, said['network'])
     known = inspect.signature(nets.EmbedNet if make is nets.FrozenNet else make).parameters
     origin = {k: v for k, v in dict(pretrained=False, weights=None).items() if k in known}
-    drawn = _head(said) == 'drawn'
-    try: # the embedding of a `FrozenNet` is not asked where strokes taught another
-        embed = make(dim=1 if drawn else said['dim'], **{k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()},
-                     **origin)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()}
+    drawn = _head(said) == 'drawn' # which asks the backbone alone: an embedding of one number is the smallest
+    try: embed = make(dim=1 if drawn else said['dim'], **given, **origin)
     except (TypeError, AttributeError, AssertionError, ValueError) as e:
         raise SpmlError(f"{where}: no network is made of its architecture ({e}); it is of another version of the kit "
                         f"or of timm, or was changed") from None
@@ -236,11 +235,11 @@ def save_model(
     colours = [net.embed.mean, getattr(net.embed, 'std', getattr(getattr(net.embed, 'embed', None), 'std', None))]
     mean, std = ([float(v) for v in o.flatten()] for o in colours)
     table = model.classes
-    save_tensors(path, tensors, kind='LabelModel', version=_HEADS[_head(model.said)], architecture=model.said, classes=list(table.names),
-                 swaps=[list(p) for p in table.swaps], palette=table.palette[:len(table)].tolist(), size=int(model.size
-                         or 0),
-                 grid=list(model.grid), scales=list(model.scales), flip=bool(model.flip), names=list(model.names),
-                 card=model.card, mean=mean, std=std, wide=_wide(weights))
+    save_tensors(path, tensors, kind='LabelModel', version=_HEADS[_head(model.said)], architecture=model.said,
+                 classes=list(table.names), swaps=[list(p) for p in table.swaps],
+                 palette=table.palette[:len(table)].tolist(), size=int(model.size or 0), grid=list(model.grid),
+                 scales=list(model.scales), flip=bool(model.flip), names=list(model.names), card=model.card, mean=mean,
+                 std=std, wide=_wide(weights))
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #f36718a2
 def _check_file(path, meta):
@@ -249,8 +248,8 @@ def _check_file(path, meta):
         raise SpmlError(f"{path}: no model of the kit, {meta.get('kind') or 'some other safetensors file'}; give the "
                         f"model.spml of a run, or the run's folder")
     if meta.get('version') not in _HEADS.values():
-        raise SpmlError(f"{path}: format {meta.get('version')!r}; this kit reads {FORMAT} and earlier: install the spml_kit that "
-                        f"wrote it, or repeat the command of the run")
+        raise SpmlError(f"{path}: format {meta.get('version')!r}; this kit reads {FORMAT} and earlier: install the "
+                        f"spml_kit that wrote it, or repeat the command of the run")
     wrong = [k for k, kind in _KINDS.items() if not isinstance(meta.get(k), kind)]
     if not wrong: wrong = [k for k, kind in _ARCHITECTURE.items() if not isinstance(meta['architecture'].get(k), kind)]
     if not wrong and not (len(meta['grid']) == 2 and meta['scales'] and all(isinstance(v, (int, float)) and v > 0
@@ -294,7 +293,8 @@ def load_model(
     if isinstance(net, DrawnNet) and not 0 <= net.label.min() <= net.label.max() < len(classes):
         raise SpmlError(f"{path}: its drawn segments have classes that it does not name; make it anew")
     for name, p in net.named_parameters():
-        if p.ndim == 4 and name not in meta['wide']: p.data = p.data.clone(memory_format=torch.contiguous_format)
+        if p.ndim == 4 and name not in meta['wide']:
+            p.data = p.data.clone(memory_format=torch.contiguous_format) # `contiguous` would leave 1x1 as it is
     return LabelModel(net.to(device).eval(), classes, meta['architecture'], _index_of(path, tensors, meta),
                       meta['size'],
                       tuple(meta['grid']), tuple(meta['scales']), meta['flip'], tuple(meta['names']), meta['card'])

@@ -11,17 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from spml_kit.core import Classes, SpmlError, UNLABELLED
 from spml_kit.data.images import FolderSet, SceneSet
 from spml_kit.files import load_tensors, read_index_png, save_tensors
 from spml_kit.infer.bundle import load_model, save_model
-from spml_kit.infer.drawn import nearest_drawn
 from spml_kit.infer.interactive import BackgroundLearner, LiveSegmenter, doubt_of, fit_linear, stroke_place
 from spml_kit.learn.frozen import FeatureCache
-from spml_kit.method.nets import FrozenNet, unit
+from spml_kit.method.nets import FrozenNet
 from spml_kit.runs.export import export_network
 from spml_kit.runs.predict import spml_predict
 
@@ -200,18 +197,6 @@ def test_features_on_disk_give_the_same(images, net, tmp_path):
 
 
 # the pieces against their definitions
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.integers(2, 4))
-def test_retrieval_is_its_definition(seed, n):
-    g = torch.Generator().manual_seed(seed)
-    q, mu, label = unit(torch.randn(7, 5, generator=g)), unit(torch.randn(9, 5, generator=g)), torch.randint(n, (9,), generator=g)
-    plain = torch.full((7, n), -torch.inf, dtype=torch.float64)
-    for c in set(label.tolist()):
-        sim = (q.double() @ mu[label == c].double().T).sort(1, descending=True)[0][:, :3]
-        plain[:, c] = 12*sim.mean(1)
-    torch.testing.assert_close(nearest_drawn(q, mu, label, n).double(), plain.softmax(1), atol=1e-5, rtol=1e-4)
-
 
 def test_the_classifier_is_at_its_minimum():
     g = torch.Generator().manual_seed(0)

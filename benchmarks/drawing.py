@@ -147,7 +147,7 @@ def main():
     images, net = VocSet(root, 'train'), FrozenNet().eval()
     which = rng_of(0, 'drawing').permutation(len(images))[:args.images]
     shared, conditions = LiveSegmenter(images, net=net), machine() | dict(split='train', steps=STEPS, backbone='tf_efficientnet_lite0', forest='50 trees, depth 10', length=.5, width=3)
-    rows = known(args.out, conditions, [images.names[i] for i in which]) if args.resume else []
+    rows = known(args.out, conditions, [images.names[i] for i in which]) if args.resume and args.out.exists() else []
     for i in which[:len(rows)]: learn(images, int(i), shared)
     for i in which[len(rows):]:
         rows.append(judge(images, int(i), net, shared))

@@ -2,6 +2,7 @@
 
     SPML_DATA=... python benchmarks/drawing.py             # 40 photographs of voc_animals: a table, benchmarks/drawing.json and drawing.png
     python benchmarks/drawing.py --images 10               # the first of the same list
+    python benchmarks/drawing.py --resume                  # go on with what the file has, to the same numbers
 
 Strokes: the first is one of each class of the photograph, background included, through its largest piece, half as long as the piece allows, 3 pixels wide. Each further one goes through the largest piece that is wrong when every pixel takes the class of the nearest stroke: all methods get the same strokes, and none of them decides where they lie. True masks place the strokes and judge; nothing learns from them.
 
@@ -26,7 +27,7 @@ from measure import machine
 from spml_kit.core import UNLABELLED, VOID, data_root, rng_of
 from spml_kit.data.images import VocSet
 from spml_kit.data.simulate import simulate_scribbles
-from spml_kit.files import write_json
+from spml_kit.files import read_json, write_json
 from spml_kit.infer.interactive import LiveSegmenter
 from spml_kit.method.nets import FrozenNet, image_tensor
 
@@ -101,6 +102,22 @@ def judge(images, i, net, shared):
     return dict(name=images.names[i], strokes=[int((m < UNLABELLED).sum()) for m in (maps[n - 1] for n in COUNTS)], iou=scores, seconds=np.mean(seconds, 0).tolist())
 
 
+def learn(images, i, shared):
+    "What a photograph that was judged earlier leaves in `segmenter, with earlier`"
+    maps = strokes(images.mask(i), images.names[i], max(COUNTS))
+    for n in COUNTS: shared.update(i, maps[n - 1], steps=STEPS)
+    shared.consolidate()
+
+
+def known(out, conditions, names):
+    "Rows of a file that a run of the same conditions left"
+    said = read_json(out)
+    other = [k for k, v in conditions.items() if k not in ('date', 'load') and said['conditions'].get(k) != v]
+    rows = said['rows'][:len(names)]
+    if other or [r['name'] for r in rows] != names[:len(rows)]: raise SystemExit(f"{out}: made under other conditions ({', '.join(other) or 'other photographs'}); leave --resume away")
+    return rows
+
+
 def show(rows, out, conditions):
     "Table, JSON and figure"
     mean = {m: np.mean([r['iou'][m] for r in rows], 0) for m in METHODS}
@@ -121,18 +138,22 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--images', type=int, default=40)
     p.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
+    p.add_argument('--resume', action='store_true', help="keep the photographs that --out has already")
     args = p.parse_args()
     root = data_root('voc_animals', 'VOC2012')
     if root is None: return print("skipped: no photographs; SPML_DATA is to name a folder with voc_animals/VOC2012 in it")
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    images, net, rows = VocSet(root, 'train'), FrozenNet().eval(), []
+    images, net = VocSet(root, 'train'), FrozenNet().eval()
     which = rng_of(0, 'drawing').permutation(len(images))[:args.images]
     shared, conditions = LiveSegmenter(images, net=net), machine() | dict(split='train', steps=STEPS, backbone='tf_efficientnet_lite0', forest='50 trees, depth 10', length=.5, width=3)
-    for i in which:
+    rows = known(args.out, conditions, [images.names[i] for i in which]) if args.resume and args.out.exists() else []
+    for i in which[:len(rows)]: learn(images, int(i), shared)
+    for i in which[len(rows):]:
         rows.append(judge(images, int(i), net, shared))
         mean = show(rows, args.out, conditions) # a run that is cut short leaves what it has
         print(f"{len(rows):>3} {rows[-1]['name']}", {m: (100*v).round(1).tolist() for m, v in mean.items()}, flush=True)
+    mean = show(rows, args.out, conditions)
     print('\n'.join([f"{'strokes':<26}" + ''.join(f'{n:>7}' for n in COUNTS), *(f'{m:<26}' + ''.join(f'{100*s:7.1f}' for s in v) for m, v in mean.items())]))
 
 

@@ -83,6 +83,7 @@ from .infer.crf_loss import *
 from .infer.views import *
 from .infer.scores import *
 from .infer.pseudo import *
+from .infer.drawn import *
 from .infer.bundle import *
 from .infer.interactive import *
 from .runs.workers import *

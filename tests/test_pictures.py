@@ -31,6 +31,7 @@ from spml_kit.data.weak import Sample, WeakSet
 from spml_kit.data.batches import recolour
 from spml_kit.infer.bundle import LabelModel
 from spml_kit.infer.crf import KERNELS, dense_crf
+from spml_kit.infer.drawn import DrawnNet, agreed, cell_rows
 from spml_kit.infer.interactive import describe
 from spml_kit.infer.pseudo import nearest_segment_scores, random_walk_scores
 from spml_kit.infer.scores import (head_scores, predict_head, predict_retrieval, retrieval_scores, retrieval_witnesses, stream_head, stream_predictions, stream_retrieval,
@@ -464,6 +465,8 @@ TAGS, CLASSES, SCORES = np.array([True, True, False]), Classes(("background", "t
 INDEX, STORE, INSIDE = training_index(NET, [SCENE], [LABELS], 3, grid=(3, 3)), segment_store(NET, [SCENE], [LABELS], 3, (3, 3)), LABELS == 1
 PEAK = torch.tensor([[0, 1, 2, 3]])
 MODEL, FROZEN = LabelModel(NET, CLASSES, {}, INDEX, grid=(3, 3)), FrozenNet("test_resnet", 8, pretrained=False).eval()
+DRAWN = DrawnNet(FROZEN, 8, 3, 3)
+DRAWN.base.normal_(); DRAWN.mu, DRAWN.label = torch.eye(8)[:3], torch.arange(3)
 
 
 class Given(ImageSet):
@@ -519,7 +522,8 @@ def frozen(image):
 
 weak = lambda image: WeakSet(Given(image), lambda i: LABELS)
 DOORS = {
-    "as_image": as_image, "describe": lambda o: describe(o, [torch.ones(2, 4, 4)], 4).rows, "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
+    "as_image": as_image, "describe": lambda o: describe(o, [torch.ones(2, 4, 4)], 4).rows, "cell_rows": lambda o: cell_rows(o, [torch.ones(2, 4, 4)])[0],
+    "agreed": lambda o: agreed([torch.tensor(SCORES).float()], o), "DrawnNet.scores": lambda o: DRAWN.scores(o), "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
     "stream_head": lambda o: next(stream_head(NET, [o])), "head_scores": lambda o: head_scores(NET, o), "predict_head": lambda o: predict_head(NET, o, flip=True),
     "training_index": lambda o: training_index(NET, [o], [LABELS], 3, grid=(3, 3)).mu, "stream_retrieval": lambda o: next(stream_retrieval(NET, [o], INDEX, 3, grid=(3, 3))),
     "retrieval_scores": lambda o: retrieval_scores(NET, o, INDEX, 3, grid=(3, 3)), "predict_retrieval": lambda o: predict_retrieval(NET, o, INDEX, 3, grid=(3, 3)),

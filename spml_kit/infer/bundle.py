@@ -22,11 +22,13 @@ from ..data.images import resize
 from ..method import nets
 from ..method.nets import SegNet, SoftmaxHead
 from .crf import dense_crf
+from .drawn import DrawnNet
 from .retrieval import SegmentIndex
 from .scores import head_scores, retrieval_scores, retrieval_witnesses
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #1ded2d34
 _NETWORKS = 'EmbedNet', 'FrozenNet', 'paper_deeplab', 'paper_pspnet'
+_HEADS = dict(softmax=1, drawn=2) # and the format that first had it
 _ORIGIN = 'pretrained', 'weights' # of an embedding network's arguments: where it starts from, not what it is
 # of `timm.create_model`: what leads to other files
 _LEADS = 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only'
@@ -38,8 +40,16 @@ def architecture(
     embed = {k: v for k, v in recipe.embed.items() if k not in (*_ORIGIN, 'compiled')}
     return dict(network=recipe.network, dim=recipe.dim, dropout=recipe.dropout, embed=embed)
 
+def _head(said): return str(said.get('head', 'softmax')) # of an architecture
+
 def _check_architecture(said, where, own_code):
     "Refuse what would import code, read other files, or make no network of this kit"
+    n = said.get('segments')
+    fits = dict(softmax=n is None, drawn=said['network'] == 'FrozenNet' and type(n) is int and n > 0)
+    if not fits.get(_head(said)):
+        raise SpmlError(f"{where}: head '{_head(said)}' with {n} segments on network '{said['network']}'; 'softmax', "
+                        f"or 'drawn' with drawn segments on a FrozenNet is wanted: the file is of another version of "
+                        f"the kit, or was changed")
     backbone = said['embed'].get('backbone', 'tf_efficientnet_lite0')
     if said['network'] not in _NETWORKS:
         raise SpmlError(f"{where}: network '{said['network']}' is not one of {list(_NETWORKS)}; the file is of another "
@@ -60,26 +70,27 @@ def create_network(
     n_classes:int, # C
     where='model', # its file, for messages
     own_code:bool=False, # may a backbone package.module:name be imported? that runs its module
-)->SegNet: # on the CPU, with weights at random
+)->SegNet: # on the CPU, with weights at random; a `DrawnNet` where its head is 'drawn'
     "The network of an architecture"
     _check_architecture(said, where, own_code)
     make = getattr(nets, said['network'])
     known = inspect.signature(nets.EmbedNet if make is nets.FrozenNet else make).parameters
     origin = {k: v for k, v in dict(pretrained=False, weights=None).items() if k in known}
-    try:
-        embed = make(dim=said['dim'], **{k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()},
-                     **origin)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in said['embed'].items()}
+    drawn = _head(said) == 'drawn' # which asks the backbone alone: an embedding of one number is the smallest
+    try: embed = make(dim=1 if drawn else said['dim'], **given, **origin)
     except (TypeError, AttributeError, AssertionError, ValueError) as e:
         raise SpmlError(f"{where}: no network is made of its architecture ({e}); it is of another version of the kit "
                         f"or of timm, or was changed") from None
-    net = SegNet(embed, SoftmaxHead(said['dim'], n_classes, said['dropout']))
+    if drawn: net = DrawnNet(embed, said['dim'], n_classes, said['segments'])
+    else: net = SegNet(embed, SoftmaxHead(said['dim'], n_classes, said['dropout']))
     return net.to(memory_format=torch.channels_last).eval()
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #9e8692e9
 @dataclass
 class LabelModel:
     "A trained network and all that labelling a picture takes"
-    net:SegNet       # embedding network and head
+    net:SegNet       # embedding network and head, or a `DrawnNet`
     classes:Classes  # C names, background first
     said:dict        # its `architecture`
     index:SegmentIndex=None # training segments, for retrieval; None: only the head labels
@@ -91,12 +102,13 @@ class LabelModel:
     card:dict=field(default_factory=dict) # what it was trained on and how it scored, as json holds it
 
     def __repr__(self):
-        backbone = self.said['embed'].get('backbone', 'tf_efficientnet_lite0' if self.said['network'] == 'EmbedNet'
+        backbone = self.said['embed'].get('backbone', 'tf_efficientnet_lite0' if self.said['network'] in _NETWORKS[:2]
                                           else self.said['network'])
         told = [f"LabelModel: {backbone}, {len(self.classes)} classes "
                 f"({', '.join(self.classes.names[:6])}{', …' if len(self.classes) > 6 else ''})",
                 f"pictures at {f'{self.size} pixels at most' if self.size else 'their own size'}, scales "
                 f"{[*self.scales]}{', mirrored too' if self.flip else ''}",
+                f"{self.said['segments']} drawn segments" if isinstance(self.net, DrawnNet) else
                 'no segments: it labels by the head' if self.index is None else
                 f'{len(self.index)} segments of {len(self.names)} training images']
         return '\n  '.join([*told, *(f'{k}: {v}' for k, v in self.card.items() if not isinstance(v, (dict, list)))])
@@ -121,6 +133,9 @@ def _crop(image, window):
 @patch
 def segments(self:LabelModel)->SegmentIndex:
     "The training segments; a model without any is refused"
+    if isinstance(self.net, DrawnNet):
+        raise SpmlError("strokes taught this model: it always asks its drawn segments, and holds no others; use "
+                        "by='head'")
     if self.index is None:
         raise SpmlError("this model holds no training segments, so retrieval has nobody to ask: use by='head', or "
                         "repeat the command of the run, which leaves them in model.spml and repeats nothing else")
@@ -135,16 +150,26 @@ def scores(self:LabelModel,
     flip:bool=None,  # each also mirrored? None: as the model says
     window:int=None, # side of the windows in which a larger picture is seen, pixels, 32..; None: whole
     k:int=20,        # neighbours that vote, for retrieval
-    crf:bool=False,  # with borders by the CRF?
+    crf:bool=False,  # with borders by the CRF? Those of a model that strokes taught are always so
 )->torch.Tensor: # (C,h,w) probabilities, or shares of votes
     "Class scores of every pixel"
     if by not in ('head', 'retrieval'): raise SpmlError(f"by='{by}': head or retrieval is wanted")
     image = as_image(image)
+    if isinstance(self.net, DrawnNet): return self._seen_once(image, by, scales, flip, window)
     view = dict(scales=tuple(scales or self.scales), flip=self.flip if flip is None else flip,
                 mirror=self.classes.mirrored, crop=_crop(image, window))
     if by == 'head': maps = head_scores(self.net, image, **view)
     else: maps = retrieval_scores(self.net, image, self.segments(), len(self.classes), k=k, grid=self.grid, **view)
     return dense_crf(image, maps) if crf else maps
+
+@patch
+def _seen_once(self:LabelModel, image, by, scales, flip, window):
+    "Scores of a model that strokes taught"
+    if by == 'retrieval': self.segments()
+    if tuple(scales or (1,)) != (1,) or flip or _crop(image, window):
+        raise SpmlError("strokes taught this model, which sees a picture once, as a whole: leave scales, flip and "
+                        "window away")
+    return self.net.scores(image)
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #9d0cabf4
 @patch
@@ -185,13 +210,14 @@ def witnesses(self:LabelModel,
     return resize(seen[0][1].cpu().numpy().astype(np.int32), image.shape[:2]), rows
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #e0926165
-FORMAT = 1 # of the file; a later one is refused
+FORMAT = max(_HEADS.values()) # of the file; a later one is refused
 _KINDS = dict(classes=list, swaps=list, palette=list, architecture=dict, size=int, grid=list, scales=list, flip=bool,
               names=list, card=dict, mean=list, std=list, wide=list)
 _ARCHITECTURE = dict(network=str, dim=int, dropout=(int, float), embed=dict)
 
 def _wide(tensors): # which convolutions lie in memory channels last: it decides the last digit
-    return [k for k, v in tensors.items() if v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)]
+    strides = lambda c, h, w: (c*h*w, 1, c*w, c) # of 1x1 too, where torch calls either order contiguous
+    return [k for k, v in tensors.items() if v.ndim == 4 and v.stride() == strides(*v.shape[1:])]
 
 def save_model(
     path,             # file to write, model.spml
@@ -199,9 +225,9 @@ def save_model(
 ):
     "Write a model, atomically"
     net = model.net
-    if type(net.head) is not SoftmaxHead:
-        raise SpmlError(f"head {type(net.head).__name__}: a file holds a network with a SoftmaxHead; for others save "
-                        f"`model.net.state_dict()` and keep the code")
+    if not isinstance(net, DrawnNet) and type(net.head) is not SoftmaxHead:
+        raise SpmlError(f"head {type(net.head).__name__}: a file holds a network with a SoftmaxHead, or a DrawnNet; "
+                        f"for others save `model.net.state_dict()` and keep the code")
     weights = {k.replace('embed.embed.', 'embed.', 1): v for k, v in net.state_dict().items()} # of a second head
     tensors = {f'model.{k}': v for k, v in weights.items()}
     if model.index is not None:
@@ -209,11 +235,11 @@ def save_model(
     colours = [net.embed.mean, getattr(net.embed, 'std', getattr(getattr(net.embed, 'embed', None), 'std', None))]
     mean, std = ([float(v) for v in o.flatten()] for o in colours)
     table = model.classes
-    save_tensors(path, tensors, kind='LabelModel', version=FORMAT, architecture=model.said, classes=list(table.names),
-                 swaps=[list(p) for p in table.swaps], palette=table.palette[:len(table)].tolist(), size=int(model.size
-                         or 0),
-                 grid=list(model.grid), scales=list(model.scales), flip=bool(model.flip), names=list(model.names),
-                 card=model.card, mean=mean, std=std, wide=_wide(weights))
+    save_tensors(path, tensors, kind='LabelModel', version=_HEADS[_head(model.said)], architecture=model.said,
+                 classes=list(table.names), swaps=[list(p) for p in table.swaps],
+                 palette=table.palette[:len(table)].tolist(), size=int(model.size or 0), grid=list(model.grid),
+                 scales=list(model.scales), flip=bool(model.flip), names=list(model.names), card=model.card, mean=mean,
+                 std=std, wide=_wide(weights))
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #f36718a2
 def _check_file(path, meta):
@@ -221,13 +247,14 @@ def _check_file(path, meta):
     if meta.get('kind') != 'LabelModel':
         raise SpmlError(f"{path}: no model of the kit, {meta.get('kind') or 'some other safetensors file'}; give the "
                         f"model.spml of a run, or the run's folder")
-    if meta.get('version') != FORMAT:
-        raise SpmlError(f"{path}: format {meta.get('version')!r}; this kit reads {FORMAT}: install the spml_kit that "
-                        f"wrote it, or repeat the command of the run")
+    if meta.get('version') not in _HEADS.values():
+        raise SpmlError(f"{path}: format {meta.get('version')!r}; this kit reads {FORMAT} and earlier: install the "
+                        f"spml_kit that wrote it, or repeat the command of the run")
     wrong = [k for k, kind in _KINDS.items() if not isinstance(meta.get(k), kind)]
     if not wrong: wrong = [k for k, kind in _ARCHITECTURE.items() if not isinstance(meta['architecture'].get(k), kind)]
     if not wrong and not (len(meta['grid']) == 2 and meta['scales'] and all(isinstance(v, (int, float)) and v > 0
             for v in (*meta['grid'], *meta['scales'])) and meta['size'] >= 0): wrong = ['grid, scales or size']
+    if not wrong and meta['version'] < _HEADS.get(_head(meta['architecture']), 0): wrong = ['version']
     if wrong:
         raise SpmlError(f"{path}: {wrong[0]} is missing in its metadata, or of another kind; it was changed: make it "
                         f"anew")
@@ -263,8 +290,11 @@ def load_model(
         raise SpmlError(f"{path}: its tensors are not those of the network that it names: {len(wrong)} differ, first "
                         f"{wrong[0]}; it was changed, or this timm builds the backbone otherwise")
     net.load_state_dict(weights)
+    if isinstance(net, DrawnNet) and not 0 <= net.label.min() <= net.label.max() < len(classes):
+        raise SpmlError(f"{path}: its drawn segments have classes that it does not name; make it anew")
     for name, p in net.named_parameters():
-        if p.ndim == 4 and name not in meta['wide']: p.data = p.data.contiguous()
+        if p.ndim == 4 and name not in meta['wide']:
+            p.data = p.data.clone(memory_format=torch.contiguous_format) # `contiguous` would leave 1x1 as it is
     return LabelModel(net.to(device).eval(), classes, meta['architecture'], _index_of(path, tensors, meta),
                       meta['size'],
                       tuple(meta['grid']), tuple(meta['scales']), meta['flip'], tuple(meta['names']), meta['card'])

@@ -99,7 +99,11 @@ def keep(self:FeatureCache,
     image:np.ndarray, # (H,W,3) uint8
 ):
     "Make the features of an image, and write them to its file"
-    save_tensors(self.path(name), self.make(image), image=fingerprint(image), size=image.shape[:2])
+    self._write(name, image, self.make(image))
+
+@patch
+def _write(self:FeatureCache, name, image, made):
+    save_tensors(self.path(name), made, image=fingerprint(image), size=image.shape[:2])
 
 # %% ../../nbs/api/learn/65_frozen.ipynb #b0d70009
 @patch
@@ -108,13 +112,17 @@ def budget(self:FeatureCache,
 )->dict: # images to make, bytes, seconds; judged by the first
     "What `fill` will take"
     todo = [i for i, name in enumerate(images.names) if not is_there(self.path(name))]
-    if not todo: return dict(images=0, bytes=0, seconds=0.)
+    return self._judged(images, todo)[0] if todo else dict(images=0, bytes=0, seconds=0.)
+
+@patch
+def _judged(self:FeatureCache, images, todo):
+    "What some images will take, and the features of the first"
     image = images.image(todo[0])
-    self.make(image) # the first call sets things up
+    self.make(image[:64, :64]) # the first call sets things up
     start = time.perf_counter()
     made = self.make(image)
-    return dict(images=len(todo), bytes=len(todo)*sum(2*m.numel() for m in made.values()),
-                seconds=len(todo)*(time.perf_counter() - start))
+    seconds, size = time.perf_counter() - start, sum(2*m.numel() for m in made.values())
+    return dict(images=len(todo), bytes=len(todo)*size, seconds=len(todo)*seconds), made
 
 @patch
 def fill(self:FeatureCache,
@@ -124,14 +132,16 @@ def fill(self:FeatureCache,
     "Make what is not there yet; what is there must be of these images"
     todo = [i for i, name in enumerate(images.names) if not self.holds(name, images.image(i))]
     if not todo: return self
-    needs, free = self.budget(images), shutil.disk_usage(self.folder).free
+    (needs, first), free = self._judged(images, todo), shutil.disk_usage(self.folder).free
     if needs['bytes'] > .95*free:
         raise SpmlError(f"{self.folder}: features of {len(todo)} images take {needs['bytes']/1e6:,.0f} MB, and "
                         f"{free/1e6:,.0f} MB are free; choose another folder, or smaller images")
     if progress:
         tqdm.write(f"features of {len(todo)} images: about {needs['bytes']/1e6:,.0f} MB and "
                    f"{needs['seconds']:,.0f} seconds")
-    for i in tqdm(todo, 'features', disable=not progress): self.keep(images.names[i], images.image(i))
+    for i in tqdm(todo, 'features', disable=not progress):
+        image = images.image(i)
+        self._write(images.names[i], image, first if i == todo[0] else self.make(image))
     return self
 
 # %% ../../nbs/api/learn/65_frozen.ipynb #b0d7000c

@@ -24,6 +24,7 @@ from ..files import write_index_png, write_json
 from ..data.exporters import coco_json, to_drawing
 from ..data.sources import named_source
 from ..infer.bundle import LabelModel
+from ..infer.drawn import DrawnNet
 from .cli import command_parser, finish_command
 from .experiment import RunFailed, find_notebook, notebook_parameters
 from .predict import run_model
@@ -85,6 +86,9 @@ def export_network(
     "Write a trained network for other programs"
     path = Path(path)
     if to not in FORMATS: raise SpmlError(f"--to {to}: one of {', '.join(FORMATS)} is wanted")
+    if isinstance(model.net, DrawnNet):
+        raise SpmlError("strokes taught this model, and the borders that it draws are no layers of a network: label "
+                        "with `spml_predict`, or draw, train with `spml_run` and export that run")
     if to == 'onnx': _need_onnx()
     if is_there(path):
         raise SpmlError(f"{path}: there already; nothing is written over: choose another name, or move it away")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from spml_kit.core import Classes, SpmlError
 from spml_kit.files import load_tensors, save_tensors
+from spml_kit.infer.drawn import DrawnNet
 from spml_kit.infer.bundle import FORMAT, LabelModel, architecture, create_network, load_model, save_model
 from spml_kit.infer.retrieval import SegmentIndex
 from spml_kit.infer.scores import predict_head, predict_retrieval
@@ -111,8 +112,8 @@ def test_witnesses_are_those_that_voted(model):
 
 
 REFUSED = {
-    "an earlier format": (dict(version=0), "format 0; this kit reads 1"),
-    "a later format": (dict(version=FORMAT + 1), "format 2"),
+    "an earlier format": (dict(version=0), "format 0; this kit reads 2 and earlier"),
+    "a later format": (dict(version=FORMAT + 1), "format 3"),
     "no format": (dict(version=None), "format None"),
     "another kind": (dict(kind="SegmentIndex"), "no model of the kit, SegmentIndex"),
     "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of another kind"),
@@ -130,6 +131,10 @@ REFUSED = {
     "code": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="os:getcwd"))), "code of somebody's own"),
     "another file": (dict(architecture=architecture(RECIPE) | dict(embed=dict(checkpoint_path="/etc/passwd"))), "leads to other files"),
     "weights": (dict(architecture=architecture(RECIPE) | dict(embed=dict(weights="/etc/passwd"))), "leads to other files"),
+    "another head": (dict(architecture=architecture(RECIPE) | dict(head="linear")), "head 'linear' with None segments"),
+    "a head that is no word": (dict(architecture=architecture(RECIPE) | dict(head=["drawn"])), "version of the kit, or was changed"),
+    "drawn segments of a head that has none": (dict(architecture=architecture(RECIPE) | dict(segments=3)), "head 'softmax' with 3 segments"),
+    "a drawn head on a network that learnt": (dict(version=2, architecture=architecture(RECIPE) | dict(head="drawn", segments=3)), "head 'drawn' with 3 segments on network 'EmbedNet'"),
     "a hub": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="hf-hub/timm/x"))), "has no backbone"),
 }
 
@@ -177,8 +182,68 @@ def test_a_head_of_another_kind_is_refused(tmp_path):
     with pytest.raises(SpmlError, match="head Conv2d"): save_model(tmp_path / "m", LabelModel(odd, TABLE, architecture(RECIPE)))
 
 
-def test_fastai_is_not_needed(file, tmp_path):
+# what strokes taught
+
+@pytest.fixture(scope="module")
+def drawn():
+    "A network of strokes, with numbers at random"
+    torch.manual_seed(0)
+    said = dict(network="FrozenNet", dim=6, dropout=0., embed=dict(backbone="mobilenetv3_small_050"), head="drawn", segments=9)
+    net = create_network(said, len(TABLE))
+    net.base.normal_()
+    net.mu, net.label = torch.nn.functional.normalize(torch.randn(9, 6), dim=1), torch.arange(9) % 3
+    return LabelModel(net, TABLE, said, size=64, card=dict(drawn_images=2))
+
+
+@pytest.fixture
+def drawn_file(drawn, tmp_path):
+    save_model(tmp_path / "model.spml", drawn)
+    return tmp_path / "model.spml"
+
+
+def test_what_strokes_taught_comes_back(drawn, drawn_file):
+    again, image = load_model(drawn_file), photo(90, 70)
+    assert type(again.net) is DrawnNet and (again.size, again.card, again.said) == (64, drawn.card, drawn.said)
+    assert torch.equal(again.scores(image), drawn.scores(image)) and again.predict(image).shape == (90, 70)
+    assert np.array_equal(again.predict(image), again.predict(image, crf=True)) # its borders are always those of the CRF
+    assert set(np.unique(again.predict(image))) <= {0, 1, 2} # the fourth class was not drawn
+    assert "9 drawn segments" in repr(again)
+
+
+def test_the_format_is_the_first_that_had_such_a_head(model, drawn_file, tmp_path):
+    save_model(tmp_path / "other", model)
+    assert load_tensors(tmp_path / "other")[1]["version"] == 1 # earlier kits read it
+    assert load_tensors(drawn_file)[1]["version"] == 2
+    with pytest.raises(SpmlError, match="version is missing"): load_model(changed(drawn_file, version=1))
+
+
+@pytest.mark.parametrize("how, why", [(dict(by="retrieval"), "holds no others"), (dict(scales=(1., .5)), "leave scales"), (dict(flip=True), "leave scales"), (dict(window=32, size=0), "leave scales")])
+def test_a_drawn_model_sees_a_picture_once(drawn, how, why):
+    with pytest.raises(SpmlError, match=why): drawn.predict(photo(64, 50), **how)
+    with pytest.raises(SpmlError, match="holds no others"): drawn.witnesses(photo(64, 50))
+    assert np.array_equal(drawn.predict(photo(64, 50), window=64), drawn.predict(photo(64, 50))) # no larger than a window
+
+
+@pytest.mark.parametrize("said, why", [(dict(segments=8), "mu|label"), (dict(segments=0), "0 segments"), (dict(segments="9"), "9 segments"), (dict(dim=7), "differ"), (dict(embed=dict(backbone="mobilenetv3_small_075")), "differ"),
+    (dict(embed=dict(backbone="os:getcwd")), "somebody's own"), (dict(embed=dict(weights="/etc/passwd")), "leads to other files")])
+def test_a_drawn_model_that_was_changed_is_refused(drawn, drawn_file, said, why):
+    with pytest.raises(SpmlError, match=why): load_model(changed(drawn_file, architecture=drawn.said | said))
+
+
+def test_drawn_segments_are_of_its_classes(drawn_file):
+    for k in (-1, 4):
+        with pytest.raises(SpmlError, match="classes that it does not name"): load_model(changed(drawn_file, more={"model.label": torch.full((9,), k)}))
+
+
+def test_fastai_is_not_needed(model, drawn, drawn_file, tmp_path):
     np.save(tmp_path / "image.npy", photo(40, 50))
-    code = "import sys; sys.modules['fastai'] = None; import numpy as np\nfrom spml_kit.infer.bundle import load_model\nm = load_model(sys.argv[1])\nfor by in ('head', 'retrieval'): print(m.predict(np.load(sys.argv[2]), by=by).shape)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, file, tmp_path / "image.npy"], capture_output=True, text=True)
-    assert done.stdout == "(40, 50)\n(40, 50)\n", done.stderr
+    code = """
+import sys; sys.modules["fastai"] = None
+import numpy as np
+from spml_kit.infer.bundle import load_model
+for k, (file, by) in enumerate(((1, "head"), (1, "retrieval"), (2, "head"))): np.save(f"{sys.argv[3]}.{k}.npy", load_model(sys.argv[file]).predict(np.load(sys.argv[3]), by=by))
+"""
+    save_model(tmp_path / "other", model)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path / "other", drawn_file, tmp_path / "image.npy"], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    for k, made in enumerate((model.predict(photo(40, 50)), model.predict(photo(40, 50), by="retrieval"), drawn.predict(photo(40, 50)))): np.testing.assert_array_equal(np.load(tmp_path / f"image.npy.{k}.npy"), made)

@@ -4,20 +4,23 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
 from spml_kit.core import Classes, SpmlError, UNLABELLED
-from spml_kit.data.images import SceneSet
+from spml_kit.data.images import FolderSet, SceneSet
 from spml_kit.files import load_tensors, read_index_png, save_tensors
-from spml_kit.infer.interactive import BackgroundLearner, LiveSegmenter, doubt_of, fit_linear, nearest_drawn, stroke_place
+from spml_kit.infer.bundle import load_model, save_model
+from spml_kit.infer.interactive import BackgroundLearner, LiveSegmenter, doubt_of, fit_linear, stroke_place
 from spml_kit.learn.frozen import FeatureCache
-from spml_kit.method.nets import FrozenNet, unit
+from spml_kit.method.nets import FrozenNet
+from spml_kit.runs.export import export_network
+from spml_kit.runs.predict import spml_predict
 
 SIZE = 96
 
@@ -118,6 +121,73 @@ def test_masks_are_written(images, net, tmp_path):
     np.testing.assert_array_equal(read_index_png(path), s.predict(0).labels)
 
 
+def test_a_stroke_reads_no_image(images, net, monkeypatch):
+    s = LiveSegmenter(images, net=net).update(0, marks(images, 0), steps=1)
+    monkeypatch.setattr(type(images), "image", lambda self, i: pytest.fail("the image is read again"))
+    s.update(0, marks_of_size(SIZE), steps=1)
+
+
+def marks_of_size(n):
+    labels = np.full((n, n), UNLABELLED, np.uint8)
+    labels[4:8, 4:40], labels[60:64, 4:40] = 0, 1
+    return labels
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_order_of_the_images_does_not_decide_what_they_share(images, net, order):
+    s = LiveSegmenter(images, net=net)
+    for i in order: s.update(i, marks(images, i), steps=0)
+    assert torch.equal(s.consolidate().base, in_turn(images, net).base) and torch.equal(s.predict(2).scores, in_turn(images, net).predict(2).scores)
+
+
+@cache
+def in_turn(images, net):
+    s = LiveSegmenter(images, net=net)
+    for i in (0, 1): s.update(i, marks(images, i), steps=0)
+    return s.consolidate()
+
+
+# taken along
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "Files larger than what is looked at"
+    folder, scenes = tmp_path_factory.mktemp("pictures"), SceneSet(3, size=SIZE, seed=3)
+    for i in range(3): Image.fromarray(scenes.image(i)[:, :80]).save(folder / f"scene_{i}.png")
+    return FolderSet(folder, classes=scenes.classes, max_size=72)
+
+
+def test_a_model_labels_files_as_the_segmenter_does(pictures, net, tmp_path):
+    s = LiveSegmenter(pictures, net=net)
+    for i in (0, 1): s.update(i, marks(SceneSet(3, size=SIZE, seed=3), i)[:, :80], steps=2)
+    save_model(tmp_path / "model.spml", s.as_model())
+    assert torch.equal(load_model(tmp_path / "model.spml").scores(pictures.image(2)), s.predict(2).scores)
+    assert spml_predict([str(tmp_path / "model.spml"), str(pictures.paths["scene_2"]), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    shown, = s.write_masks(tmp_path / "masks", [2])
+    assert (tmp_path / "out" / "labels" / "scene_2.png").read_bytes() == shown.read_bytes()
+    with pytest.raises(SpmlError, match="strokes taught this model"): export_network(load_model(tmp_path / "model.spml"), tmp_path / "net.pt2")
+    assert not (tmp_path / "net.pt2").exists()
+
+
+def test_a_model_changes_nothing_and_is_changed_by_nothing(images, net):
+    s = LiveSegmenter(images, net=net).update(0, marks(images, 0), steps=2).consolidate()
+    before, model = s.predict(0).scores, s.as_model()
+    assert torch.equal(s.predict(0).scores, before)
+    there = model.scores(images.image(2))
+    s.update(1, marks(images, 1), steps=4).consolidate()
+    assert torch.equal(model.scores(images.image(2)), there) and not torch.equal(s.predict(2).scores, there)
+
+
+def test_a_model_says_which_network_it_is_of(images, tmp_path):
+    own = FrozenNet("mobilenetv3_small_050", pretrained=False)
+    s = LiveSegmenter(images, net=own).update(0, marks(images, 0), steps=1)
+    for embed in (None, dict(backbone="mobilenetv3_small_075")):
+        with pytest.raises(SpmlError, match="not the network that was given"): s.as_model(embed)
+    save_model(tmp_path / "m", s.as_model(dict(backbone="mobilenetv3_small_050")))
+    assert torch.equal(load_model(tmp_path / "m").scores(images.image(2)), s.predict(2).scores)
+    with pytest.raises(SpmlError, match="nothing is drawn"): LiveSegmenter(images, net=own).as_model()
+
+
 def test_features_on_disk_give_the_same(images, net, tmp_path):
     cache = FeatureCache(tmp_path / "features", net)
     a = LiveSegmenter(images, cache=cache).update(0, marks(images, 0), steps=2).predict(0)
@@ -127,18 +197,6 @@ def test_features_on_disk_give_the_same(images, net, tmp_path):
 
 
 # the pieces against their definitions
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.integers(2, 4))
-def test_retrieval_is_its_definition(seed, n):
-    g = torch.Generator().manual_seed(seed)
-    q, mu, label = unit(torch.randn(7, 5, generator=g)), unit(torch.randn(9, 5, generator=g)), torch.randint(n, (9,), generator=g)
-    plain = torch.full((7, n), -torch.inf, dtype=torch.float64)
-    for c in set(label.tolist()):
-        sim = (q.double() @ mu[label == c].double().T).sort(1, descending=True)[0][:, :3]
-        plain[:, c] = 12*sim.mean(1)
-    torch.testing.assert_close(nearest_drawn(q, mu, label, n).double(), plain.softmax(1), atol=1e-5, rtol=1e-4)
-
 
 def test_the_classifier_is_at_its_minimum():
     g = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spml_kit.look.annotate import annotate
@@ -14,6 +15,7 @@ from spml_kit.core import UNLABELLED, SpmlError
 from spml_kit.files import read_index_png, read_json, write_index_png
 from spml_kit.data.images import SceneSet, folder_sets
 from spml_kit.data.weak import WeakSet, check_weak_set
+from spml_kit.infer.bundle import load_model
 from spml_kit.learn.learner import create_model
 from spml_kit.method.recipes import RECIPES
 
@@ -230,7 +232,7 @@ def test_damage_is_told_and_left_alone(root, damage, says):
 KILLED = """
 import sys, warnings; warnings.simplefilter('ignore')
 from spml_kit.look.annotate import annotate
-a = annotate(sys.argv[1], ['background', 'cat', 'dog'])
+a = annotate(sys.argv[1], ['background', 'cat', 'dog'], learn=True)
 print('ready', flush=True)
 n = 0
 while True:
@@ -241,7 +243,7 @@ while True:
 
 
 def test_nothing_is_lost_when_the_kernel_dies(root):
-    "Killed in the midst of drawing: every stroke that was confirmed is there, and training reads the folder"
+    "Killed in the midst of drawing and learning: every stroke that was confirmed is there and is learnt, and training reads the folder"
     drawing = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], stdout=subprocess.PIPE, text=True)
     assert drawing.stdout.readline() == "ready\n"
     for _ in range(5): drawing.stdout.readline()
@@ -253,6 +255,9 @@ def test_nothing_is_lost_when_the_kernel_dies(root):
     assert not a.failed and len(a.marks) in (confirmed, confirmed + 1)
     a.save()
     np.testing.assert_array_equal(WeakSet(folder_sets(root)[0], root / "labels").sample(0).labels, a.labels)
+    again = learning(root)
+    assert torch.equal(again.segmenter.drawn[0], again.segmenter._on_grid(0, a.labels)) and set(np.unique(again._opinions[0].labels)) <= {0, 1, 2}
+    again.learner.close()
 
 
 @pytest.mark.parametrize("name, content", [("json", b'{"shapes": []}'), ("json", b'{"spml_kit": 1, "kind": "tags", "classes": [1]}'), ("xml", b"<annotation/>"), ("png", None)])
@@ -333,7 +338,18 @@ def test_a_stroke_does_not_wait_for_learning(root):
     a.learner.close()
 
 
+def test_what_strokes_taught_is_written_and_labels_other_pictures(root):
+    a = learning(root)
+    assert "nothing is drawn" in said(a, do="model") and not (root / "model.spml").exists()
+    a.add_stroke([(4, 4), (50, 4)], 0)
+    a.add_stroke([(20, 20), (30, 30)], "cat")
+    assert said(a, do="model").startswith("written: model.spml")
+    shown = a.segmenter.predict(1).labels
+    np.testing.assert_array_equal(load_model(root / "model.spml").predict(root / "images" / "photo_1.png"), shown)
+    a.learner.close()
+
+
 def test_without_learning_there_is_nothing_to_accept(root):
     a = annotate(root, CLASSES)
     assert not a.learns
-    assert "no label map" in said(a, do="accept") and "learn=True" in said(a, do="doubtful")
+    assert "no label map" in said(a, do="accept") and all("learn=True" in said(a, do=k) for k in ("doubtful", "model"))

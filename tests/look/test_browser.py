@@ -19,6 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from spml_kit.files import read_index_png
+from spml_kit.infer.bundle import load_model
 from spml_kit.data.weak import WeakSet
 from spml_kit.data.images import folder_sets
 from spml_kit.data.formats import read_annotation
@@ -54,6 +55,7 @@ def driver(tmp_path_factory):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", dict(enabled=True)) # JupyterLab's current widget is the one with the focus
     yield driver
     driver.quit()
 
@@ -120,7 +122,7 @@ class Lab:
         nbformat.write(nb, self.root / f"{name}.ipynb")
         self.driver.get(f"{self.url}/lab/tree/{name}.ipynb?token={self.token}&reset")
         idle = "const w = window.jupyterapp?.shell?.currentWidget; return w?.context?.path == arguments[0] && w.sessionContext?.session?.kernel?.status == 'idle'"
-        self.wait(lambda: self.js(idle, f"{name}.ipynb"), f"{name}: no kernel", 60)
+        self.wait(lambda: self.js(idle, f"{name}.ipynb"), f"{name}: no kernel", 180)
 
     def run(self):
         "Run all cells, without waiting for them"
@@ -245,7 +247,7 @@ def test_annotator(lab):
 
 
 def test_it_learns_while_one_draws(lab):
-    "Two strokes by hand, then label map and doubt on the page, accept, and the next image"
+    "Two strokes by hand, then label map and doubt on the page, accept, the model of them, and the next image"
     code = """from pathlib import Path
 from PIL import Image
 from spml_kit.data.images import SceneSet
@@ -274,6 +276,9 @@ a"""
     one("[data-do=doubt]").click()
     lab.wait(lambda: ink() != before and one("[data-do=doubt]").get_attribute("aria-pressed") == "true", "doubt is not shown")
     lab.picture("learning_doubt")
+    one("[data-do=model]").click()
+    lab.wait(lambda: "written: model.spml" in one(".spml-annotate .status").text, "the model was not written")
+    assert set(np.unique(load_model(root / "model.spml").predict(root / "images" / "photo_1.png"))) <= {0, 1}
     one("[data-do=doubtful]").click()
     lab.wait(lambda: "(1/3)" not in one(".spml-annotate .name").text, "no next image")
     lab.no_error()

@@ -45,7 +45,8 @@ function controls(act, get, put) {
   const preview = button('propagate', 'label every pixel as the drawn pixels that look like it; pale where unsure: a stroke helps there (v)', () => act({do: 'preview'}), {'data-do': 'preview'})
   const learning = get('learns') ? [button('doubt', 'show where the label map is doubtful', () => put('doubtful', !get('doubtful')), {'data-do': 'doubt'}),
     button('accept', 'keep the label map of this image', () => act({do: 'accept'}), {'data-do': 'accept'}),
-    button('next doubtful', 'open the most doubtful image that is not accepted', () => act({do: 'doubtful'}), {'data-do': 'doubtful'})] : []
+    button('next doubtful', 'open the most doubtful image that is not accepted', () => act({do: 'doubtful'}), {'data-do': 'doubtful'}),
+    button('model', 'write model.spml: what the strokes taught, for other pictures', () => act({do: 'model'}), {'data-do': 'model'})] : []
   const step = (text, by, key) => button(text, `${by < 0 ? 'previous' : 'next'} image (${key})`, () => act({do: 'go', by}), {'data-do': by < 0 ? 'previous' : 'next'})
   const name = make('span', {className: 'name'})
   const choices = get('palette').map(({name, colour, key}, c) => [

@@ -6,7 +6,7 @@
 __all__ = ['BESIDE', 'execute_cells', 'check_processes', 'ProcessDied', 'other_processes']
 
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00002
-import _thread, json, os, socket, subprocess, sys, threading, time
+import _thread, json, os, signal, socket, subprocess, sys, threading, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -61,9 +61,23 @@ def _watch(others, stop, grace=10):
     "Interrupt the main thread when another process has failed and the first still waits a while later"
     while not stop.wait(.5):
         if any(p.poll() for p in others):
-            if not stop.wait(grace): _thread.interrupt_main()
+            if not stop.wait(grace): _thread.interrupt_main(signal.SIGUSR1) # SIGINT is ignored in the background
             return
 
+@contextmanager
+def _interrupted(others, folder):
+    "Where `_watch` may interrupt"
+    def tell(*_):
+        k, = [k for k, p in enumerate(others, 1) if p.poll()][:1]
+        raise ProcessDied(f"process {k} of {len(others) + 1} failed; what it says is in {folder/f'log_{k}.txt'}")
+    stop, before = threading.Event(), signal.signal(signal.SIGUSR1, tell)
+    threading.Thread(target=_watch, args=(others, stop), daemon=True).start()
+    try: yield
+    finally:
+        stop.set()
+        signal.signal(signal.SIGUSR1, before)
+
+# %% ../../nbs/api/runs/96d_processes.ipynb #96e00016
 @contextmanager
 def other_processes(
     n:int,      # processes in all
@@ -74,23 +88,16 @@ def other_processes(
     if n == 1:
         yield
         return
-    others, stop = [], threading.Event()
+    others, folder = [], Path(folder)
     with ExitStack() as stack:
         stack.enter_context(_environment(_meeting_point(n) | dict(RANK=0, LOCAL_RANK=0)))
         try:
             for k in range(1, n):
-                log = stack.enter_context(open(Path(folder)/f'log_{k}.txt', 'w'))
+                log = stack.enter_context(open(folder/f'log_{k}.txt', 'w'))
                 env = os.environ | dict(RANK=str(k), LOCAL_RANK=str(k), MPLBACKEND='agg')
                 others.append(subprocess.Popen([sys.executable, '-c', BESIDE], stdin=subprocess.PIPE, stdout=log,
                                                stderr=log, text=True, env=env))
                 with others[-1].stdin as given: json.dump(cells, given)
-            threading.Thread(target=_watch, args=(others, stop), daemon=True).start()
-            yield
-        except KeyboardInterrupt:
-            if failed := [k for k, p in enumerate(others, 1) if p.poll()]:
-                said = Path(folder)/f'log_{failed[0]}.txt'
-                raise ProcessDied(f"process {failed[0]} of {n} failed; what it says is in {said}") from None
-            raise
+            with _interrupted(others, folder): yield
         finally:
-            stop.set()
             for p in others: p.kill(); p.wait()

@@ -208,7 +208,7 @@ def script(capsys):
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_bash_completes_options_names_and_what_follows_options(script):
-    assert completed(script, "spml_run", "--pro") == ["--profile"] and completed(script, "spml_run", "scr") == ["scribbles"]
+    assert completed(script, "spml_run", "--pro") == ["--processes", "--profile"] and completed(script, "spml_run", "scr") == ["scribbles"]
     assert completed(script, "spml_run", "quickstart", "--profile", "paper_v") == ["paper_voc"] and completed(script, "spml_run", "--data", "cl") == ["clothes"]
     assert completed(script, "spml_run", "single", "-p", "n_tr") == ["n_train"] and completed(script, "spml_run", "--completion", "") == ["bash", "zsh"]
     assert completed(script, "spml_run", "--out", "") == [] # files, as bash does by itself

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['VIEWS', 'FEWEST', 'MOST', 'DECIDING', 'CLASSIFIER', 'SEEDS', 'EMBEDDING', 'HEAD', 'WALK', 'NEIGHBOURS', 'PIPELINES',
            'PLANS', 'fit_run', 'steps_for', 'Step', 'Pipeline', 'train_classifier', 'make_seeds', 'train_embedding',
-           'train_head', 'walk_labels', 'neighbour_labels', 'walk_again', 'control_plan']
+           'train_head', 'train_feature_head', 'walk_labels', 'neighbour_labels', 'walk_again', 'feature_head_plan',
+           'control_plan']
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #9f022acb
 from collections.abc import Callable
@@ -347,19 +348,27 @@ def train_embedding(
 )->Learner:
     "SPML with a joint head"
     make = lambda dls, path: spml_learner(dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path)
-    heads = sum(s.do is train_head and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
+    heads = sum(s.do in (train_head, train_feature_head) and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 
 def train_head(
     pipe:Pipeline, # whose labels so far it learns
     folder, # of the step
+    sees='embedding', # what it classifies, or the backbone's 'features'
 )->Learner:
     "A fresh classifier of the frozen embedding"
     embedding = pipe.learners['embedding'].model
-    make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path)
+    make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path, sees)
     seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
     return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur,
                     features=pipe.features)
+
+def train_feature_head(
+    pipe:Pipeline, # whose labels so far it learns
+    folder, # of the step
+)->Learner:
+    "A fresh classifier of the backbone's features, which SPML's labels teach"
+    return train_head(pipe, folder, 'features')
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(
@@ -417,6 +426,12 @@ PLANS = dict(refined='spml_kit.neighbours.drs:refined_plan', # functions that gi
              mcof='spml_kit.neighbours.mcof:mcof_spml_plan') # by their names on the command line
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000042
+def feature_head_plan(
+    plan:tuple, # of `Step`, such as one of `PIPELINES`
+)->tuple: # of `Step`
+    "The same steps with second heads that see the backbone's features, and not the embedding"
+    return tuple(replace(s, do=train_feature_head) if s.do is train_head else s for s in plan)
+
 def control_plan(
     plan:tuple, # of `Step`, such as one of `PIPELINES`
 )->tuple: # of `Step`

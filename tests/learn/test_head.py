@@ -11,6 +11,7 @@ from spml_kit.data.weak import WeakSet
 from spml_kit.infer.scores import predict_head
 from spml_kit.learn.frozen import FeatureCache, with_features
 from spml_kit.learn.head import FeatureHead, FrozenEmbed, head_learner, probe_learner
+from spml_kit.learn.learner import create_model
 from spml_kit.method.nets import EmbedNet, FrozenNet, SegNet, SoftmaxHead, image_tensor
 from spml_kit.method.recipes import RECIPES
 
@@ -91,3 +92,24 @@ def test_a_linear_probe_is_linear_and_one_with_a_hidden_layer_is_not():
 
 def test_a_backbone_that_learns_is_refused(tmp_path):
     with pytest.raises(SpmlError, match="its backbone learns; a probe wants"): probe_learner(batches(), RECIPES["small"], path=tmp_path)
+
+
+@pytest.mark.parametrize("net", ["cnn", "vit"])
+def test_a_second_head_on_the_features_sees_no_embedding_and_the_network_keeps_its_own(net, tmp_path):
+    recipe = recipe_of(net)
+    trained = create_model(recipe, batches().c)
+    learn = quiet(head_learner(batches(), trained, recipe, path=tmp_path, sees="features"))
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.fit_poly(1)
+    moved = {k for k, v in learn.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith("head.") for k in moved)
+    model, x = learn.model.eval(), torch.rand(2, 3, 48, 64)
+    maps, emb = model.embed.look(x)
+    assert torch.equal(emb, trained.eval().embed(x)) and torch.equal(model(x)[0], emb)
+    assert torch.equal(model.head(maps, emb), model.head(maps, torch.randn_like(emb)))
+    want = [m for m in model.embed.embed.features(x) if m is not None]
+    assert maps[0].shape == (2, sum(m.shape[1] for m in want), 12, 16)
+
+
+def test_what_a_second_head_cannot_see_is_refused(tmp_path):
+    with pytest.raises(SpmlError, match="sees='image': embedding or features is wanted"): head_learner(batches(), create_model(recipe_of("cnn"), 3), recipe_of("cnn"), path=tmp_path, sees="image")

@@ -6,7 +6,7 @@
 __all__ = ['BESIDE', 'execute_cells', 'check_processes', 'ProcessDied', 'other_processes']
 
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00002
-import _thread, json, os, signal, socket, subprocess, sys, threading, time
+import json, os, signal, socket, subprocess, sys, threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -61,7 +61,8 @@ def _watch(others, stop, grace=10):
     "Interrupt the main thread when another process has failed and the first still waits a while later"
     while not stop.wait(.5):
         if any(p.poll() for p in others):
-            if not stop.wait(grace): _thread.interrupt_main(signal.SIGUSR1) # SIGINT is ignored in the background
+            # SIGINT is ignored in the background
+            if not stop.wait(grace): signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
             return
 
 @contextmanager

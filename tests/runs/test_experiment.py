@@ -228,7 +228,7 @@ def test_profiles_fit_their_notebooks():
 def test_profiles_are_merged_entry_by_entry(monkeypatch, tmp_path):
     import spml_kit.runs.cli as module
     seen = {}
-    monkeypatch.setattr(module, "run_notebook", lambda name, out, parameters, timeout, device: seen.update(parameters) or tmp_path / "x.ipynb")
+    monkeypatch.setattr(module, "run_notebook", lambda name, out, parameters, timeout, device, processes: seen.update(parameters) or tmp_path / "x.ipynb")
     assert spml_run(["keypoints", "--profile", "paper_densepose", "--profile", "dry", "--data", "parts", "-p", "seed", "3"]) == 0
     assert (seen["data"], seen["steps"], seen["seed"], seen["recipe_name"], seen["size"]) == ("parts", 2, 3, "paper_densepose", 640)
     seen.clear()

@@ -41,13 +41,15 @@ def _contours(conditions):
     return f", contours of the folder {Path(folder).name}" if folder else ', gradient contours without training'
 
 def _labels(runs):
-    "Where labels came from that neither images nor people bring along"
+    "Where labels came from that neither images nor people bring along, and what second heads make of them"
     drawn = lambda a, d, c: (a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose')
                              and not c.get('label_folder'))
     simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions) if drawn(a, d, c)}
     seeds = {c['cam'] for a, c in zip(runs.annotation, runs.conditions) if a in ('tags', 'boxes') and 'cam' in c}
     said = f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else ''
-    return said + (f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else '')
+    said += f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else ''
+    sees = {c.get('head_sees', 'embedding') for c in runs.conditions} - {'embedding'}
+    return said + (f", second heads on the backbone's {_said(sees)}" if sees else '')
 
 # %% ../../nbs/api/runs/98a_captions.ipynb #dd61b523
 def conditions_in_words(

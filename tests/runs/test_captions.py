@@ -40,6 +40,13 @@ def test_caption_names_the_contours(tmp_path, folder, words):
     assert words in captioned_table("table7", collect_runs(tmp_path))[1]
 
 
+@pytest.mark.parametrize("sees, words", [("features", ", second heads on the backbone's features"), ("embedding", ""), (None, "")])
+def test_caption_names_what_second_heads_see(tmp_path, sees, words):
+    run(tmp_path, "a", 60., **({} if sees is None else dict(head_sees=sees)))
+    caption = captioned_table("table7", collect_runs(tmp_path))[1]
+    assert ("second heads" in caption) == bool(words) and words in caption
+
+
 def test_caption_names_what_the_table_does_not_vary(tmp_path):
     run(tmp_path, "a", 60., relations={"similarity": {"weight": 1.0}}, length=.5)
     caption = {name: captioned_table(name, collect_runs(tmp_path))[1] for name in ("table7", "table6b")}

@@ -75,12 +75,10 @@ def list_lines(
 def _own_steps(p): # of the experiment `single`
     from spml_kit.method.recipes import RECIPES, TRAINED_AS # here and below: they import torch
     from spml_kit.cams.classifier import TAG_METHODS
-    from spml_kit.runs.pipelines import PIPELINES, PLANS, train_classifier, train_embedding, train_head
-    from spml_kit.runs.pipelines import feature_head_plan, train_feature_head
+    from spml_kit.runs.pipelines import named_plan, train_classifier, train_embedding, train_feature_head, train_head
     bs = RECIPES[p['recipe_name']].but(**p['recipe_changes']).bs
     kind = TRAINED_AS.get(p['annotation'], p['annotation'])
-    plan = PIPELINES[kind] if p['plan'] == 'paper' else named_object(p['plan'], PLANS, 'plan')()
-    if p['head_sees'] == 'features': plan = feature_head_plan(plan)
+    plan = named_plan(kind, p['plan'], p['head_sees'])
     steps = {train_embedding: p['rounds']*p['steps'], train_classifier: p['tag_steps'],
              **dict.fromkeys([train_head, train_feature_head], p['head_steps'])}
     maps, made = p['map_folder'] or p['map_function'], {}

@@ -6,7 +6,7 @@
 __all__ = ['VIEWS', 'FEWEST', 'MOST', 'DECIDING', 'CLASSIFIER', 'SEEDS', 'EMBEDDING', 'HEAD', 'WALK', 'NEIGHBOURS', 'PIPELINES',
            'PLANS', 'fit_run', 'steps_for', 'Step', 'Pipeline', 'train_classifier', 'make_seeds', 'train_embedding',
            'train_head', 'train_feature_head', 'walk_labels', 'neighbour_labels', 'walk_again', 'feature_head_plan',
-           'control_plan']
+           'named_plan', 'control_plan']
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #9f022acb
 from collections.abc import Callable
@@ -431,6 +431,15 @@ def feature_head_plan(
 )->tuple: # of `Step`
     "The same steps with second heads that see the backbone's features, and not the embedding"
     return tuple(replace(s, do=train_feature_head) if s.do is train_head else s for s in plan)
+
+def named_plan(
+    annotation:str,   # one of `PIPELINES`
+    name:str='paper', # 'paper', one of `PLANS`, or package.module:name of a function that gives the steps
+    head_sees:str='embedding', # what second heads classify: the 'embedding', or the backbone's 'features'
+)->tuple: # of `Step`
+    "The steps that the parameters of an experiment ask for"
+    plan = PIPELINES[annotation] if name == 'paper' else named_object(name, PLANS, 'plan')()
+    return feature_head_plan(plan) if head_sees == 'features' else plan
 
 def control_plan(
     plan:tuple, # of `Step`, such as one of `PIPELINES`

@@ -22,7 +22,7 @@ from traitlets.config import Config
 from ..core import *
 from ..core import __version__
 from ..files import *
-from .processes import ProcessDied, check_processes, other_processes
+from .processes import ProcessDied, check_processes, other_processes, set_variables
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #2aabcea8
 def _package(): return Path(str(resources.files('spml_kit')))
@@ -359,17 +359,6 @@ def check_joint(
                         f"join_processes(), such as single and quickstart")
     check_processes(n, device)
 
-# %% ../../nbs/api/runs/96_experiment.ipynb #96e00022
-@contextlib.contextmanager
-def _on_device(name):
-    "What starts meanwhile takes this device, see `chosen_device`; None: as it was"
-    before = os.environ.get('SPML_DEVICE')
-    if name: os.environ['SPML_DEVICE'] = name
-    try: yield
-    finally:
-        if name: os.environ.pop('SPML_DEVICE')
-        if before is not None: os.environ['SPML_DEVICE'] = before
-
 # %% ../../nbs/api/runs/96_experiment.ipynb #96e00025
 def _make_ready(out, before, source, code):
     "The folder of a run; results that are there go into the folder `before`, until there are new ones"
@@ -407,7 +396,8 @@ def run_notebook(
     write_json(out/'environment.json', {'experiment': source.stem, 'parameters': parameters, 'code': code,
                                         'processes': processes, **environment()})
     try:
-        with _on_device(device), other_processes(processes, joint_cells(source, parameters), out):
+        on_device = set_variables(dict(SPML_DEVICE=device) if device else {}) # see `chosen_device`
+        with on_device, other_processes(processes, joint_cells(source, parameters), out):
             _execute(source, final, parameters, progress, timeout)
     except ProcessDied as e: raise RunFailed(str(e)) from None
     except SpmlError: # refused: what was there still holds

@@ -8,7 +8,7 @@ __all__ = ['PAPER_RESNET', 'CAN_SERVE', 'DepthwiseDilated', 'on_grid', 'Neck', '
 
 # %% ../../nbs/api/method/39_backbones.ipynb #b0b70004
 from contextlib import contextmanager, nullcontext
-from math import ceil, log2
+from math import log2
 
 import timm
 import torch
@@ -76,6 +76,8 @@ def _lines(n, cells, step, like):
     near = F.relu(1 - away)
     return near/near.sum(1, keepdim=True)
 
+def _cells(n, stride): return (n + stride - 1)//stride # in whole numbers, which an exported program with free sides can hold
+
 def on_grid(
     x:torch.Tensor, # (B,C,a,b) map
     covered:tuple,  # rows and columns of the image that it covers, from the top left, in pixels
@@ -83,7 +85,7 @@ def on_grid(
     stride:int,     # of the grid, in pixels
 )->torch.Tensor: # (B,C,ceil(rows/stride),ceil(columns/stride))
     "A map on the grid of a stride: cut where its cells are those of the grid, else resampled"
-    n = [ceil(s/stride) for s in size]
+    n = [_cells(s, stride) for s in size]
     if all(c == s*stride for c, s in zip(covered, x.shape[-2:])): return x[..., :n[0], :n[1]]
     y, z = (_lines(n[i], x.shape[2+i], stride*x.shape[2+i]/covered[i], x) for i in (0, 1))
     return y @ x @ z.T
@@ -114,7 +116,7 @@ class Neck(nn.Module):
         maps = {self.stride: self.norm(x)}
         for up in self.up:
             s = min(maps)
-            maps[s//2] = up(maps[s])[..., :ceil(2*size[0]/s), :ceil(2*size[1]/s)]
+            maps[s//2] = up(maps[s])[..., :_cells(size[0], s//2), :_cells(size[1], s//2)]
         for _ in range(self.pools):
             s = max(maps)
             maps[2*s] = F.max_pool2d(maps[s], 2, ceil_mode=True)
@@ -191,7 +193,7 @@ def native(self:Pyramid,
     size = x.shape[-2:]
     if self.only: x, covered = F.interpolate(x, self.only, mode='bilinear', antialias=True), size
     else:
-        covered = [ceil(n/self.multiple)*self.multiple for n in size]
+        covered = [_cells(n, self.multiple)*self.multiple for n in size]
         if covered != [*size]: x = F.pad(x, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode='replicate')
     maps = self.net(x)
     if _channels_last(self.net): maps = [m.permute(0, 3, 1, 2) for m in maps]

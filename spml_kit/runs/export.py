@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'LAYOUTS', 'ProbabilityNet', 'export_network', 'run_splits
 
 # %% ../../nbs/api/runs/96b_export.ipynb #a5a43ce0
 import json, os, shutil, tempfile, warnings
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from skimage.measure import find_contours
+from timm.layers import padding as timm_padding
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -48,12 +50,26 @@ class ProbabilityNet(nn.Module):
 # %% ../../nbs/api/runs/96b_export.ipynb #05a4507d
 FORMATS = dict(pt2='.pt2', onnx='.onnx', safetensors='.safetensors') # of a network, and the endings of their files
 
-def _trace(net):
-    "The exported program, for any number of pictures and any sides that are multiples of 32"
+def _same_padding(x, kernel_size, stride, dilation):
+    over = x % stride
+    if over == 0: over = stride # known of free sides too, which are multiples of 32
+    return max((kernel_size - 1)*dilation + 1 - over, 0)
+
+@contextmanager
+def _whole_numbers():
+    "timm rounds a quotient of floats for its `same` padding; of a free side, no archive can hold that"
+    theirs, timm_padding.get_same_padding = timm_padding.get_same_padding, _same_padding
+    try: yield
+    finally: timm_padding.get_same_padding = theirs
+
+def _trace(net, sides):
+    "The exported program, for any number of pictures, of these sides or of any that are multiples of 32"
     dim = torch.export.Dim
-    free = {0: dim('batch', min=1, max=1024), 2: 32*dim('rows', min=1, max=256), 3: 32*dim('columns', min=1, max=256)}
-    with torch.no_grad():
-        return torch.export.export(ProbabilityNet(net), (torch.rand(2, 3, 96, 128),), dynamic_shapes=(free,))
+    free = {0: dim('batch', min=1, max=1024)}
+    if sides is None: free |= {2: 32*dim('rows', min=1, max=256), 3: 32*dim('columns', min=1, max=256)}
+    with torch.no_grad(), _whole_numbers():
+        x = torch.rand(2, 3, *(sides or (96, 128)))
+        return torch.export.export(ProbabilityNet(net), (x,), dynamic_shapes=(free,))
 
 def _need_onnx():
     absent = [p for p in ('onnx', 'onnxscript') if find_spec(p) is None]
@@ -61,13 +77,13 @@ def _need_onnx():
         raise SpmlError(f"--to onnx needs {' and '.join(absent)}, which is not installed: pip install "
                         f"{' '.join(absent)}; --to pt2 needs nothing more")
 
-def _write(model, path, to):
+def _write(model, path, to, sides):
     "Write it, and give the function that the file holds, as far as this machine can run it"
     net = model.net.cpu()
     if to == 'safetensors':
         save_tensors(path, net.state_dict(), kind='weights', architecture=model.said, classes=list(model.classes.names))
         return None
-    program = _trace(net)
+    program = _trace(net, sides)
     with atomic_path(path) as tmp:
         if to == 'pt2': torch.export.save(program, tmp)
         else: torch.onnx.export(program, (), str(tmp), dynamo=True, external_data=False)
@@ -78,34 +94,45 @@ def _write(model, path, to):
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 # %% ../../nbs/api/runs/96b_export.ipynb #6d54cf90
-def export_network(
-    model:LabelModel, # of a run
-    path,             # file to write; one that is there is not replaced
-    to:str='pt2',     # one of `FORMATS`
-)->float: # largest difference to the kit's own probabilities; nan where this machine cannot run the file
-    "Write a trained network for other programs"
-    path = Path(path)
+def _check_request(model, path, to, sides):
     if to not in FORMATS: raise SpmlError(f"--to {to}: one of {', '.join(FORMATS)} is wanted")
     if isinstance(model.net, DrawnNet):
         raise SpmlError("strokes taught this model, and the borders that it draws are no layers of a network: label "
                         "with `spml_predict`, or draw, train with `spml_run` and export that run")
+    if sides and (min(sides) < 32 or any(n % 32 for n in sides)):
+        raise SpmlError(f"--sides {sides[0]} {sides[1]}: rows and columns are multiples of 32")
     if to == 'onnx': _need_onnx()
     if is_there(path):
         raise SpmlError(f"{path}: there already; nothing is written over: choose another name, or move it away")
+
+def _about(model, to, sides):
+    "What another program must know of the file"
     table = model.classes
     about = dict(spml_kit=1, format=to, classes=list(table.names), palette=table.palette[:len(table)].tolist(),
                  architecture=model.said, size=model.size)
     if to != 'safetensors':
-        about |= dict(input='float32 RGB, 0..1, (pictures, 3, rows, columns), sides multiples of 32: pad at the right '
-                            'and at the bottom, with the mean colour',
+        shape = ', '.join(map(str, sides)) + ')' if sides else 'rows, columns), sides multiples of 32'
+        about |= dict(input=f'float32 RGB, 0..1, (pictures, 3, {shape}: pad at the right and at the bottom, with the '
+                            f'mean colour',
                       mean=[float(v) for v in model.net.embed.mean.flatten()],
-                                          output='float32 probabilities, (pictures, classes, rows, columns)')
+                      output='float32 probabilities, (pictures, classes, rows, columns)')
+    return about
+
+def export_network(
+    model:LabelModel, # of a run
+    path,             # file to write; one that is there is not replaced
+    to:str='pt2',     # one of `FORMATS`
+    sides:tuple=None, # rows and columns of its pictures, multiples of 32; None: free. Swin is traced with fixed ones only
+)->float: # largest difference to the kit's own probabilities; nan where this machine cannot run the file
+    "Write a trained network for other programs"
+    path = Path(path)
+    _check_request(model, path, to, sides)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of torch's own making, about its own archive
-        function = _write(model, path, to)
-    write_json(path.with_name(f'{path.name}.json'), about)
+        function = _write(model, path, to, sides)
+    write_json(path.with_name(f'{path.name}.json'), _about(model, to, sides))
     if function is None: return float('nan')
-    x = torch.rand(1, 3, 160, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, *(sides or (160, 64)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): worst = float((function(x) - ProbabilityNet(model.net)(x)).abs().max())
     if not worst < 1e-4:
         raise RunFailed(f"{path}: what was written differs from the network by {worst:.2g}; do not use it, and tell "
@@ -293,7 +320,9 @@ def _export(args):
     model = run_model(args.run)
     folder = args.run if args.run.is_dir() else args.run.parent
     path = args.out or folder/f'network{FORMATS[args.to]}'
-    worst = export_network(model, path, args.to)
+    if args.to != 'safetensors' and not args.sides:
+        print("with free sides; of Swin transformers that does not end: give --sides ROWS COLUMNS", flush=True)
+    worst = export_network(model, path, args.to, args.sides)
     print(f"{path}{'' if np.isnan(worst) else f', which differs from the network by {worst:.1e} at most'}; classes, "
           f"input and output are told in {path.name}.json")
 
@@ -306,6 +335,8 @@ def spml_export(
     p.add_argument('run', type=Path, metavar='RUN', help="folder of a finished run; for --to also its model.spml")
     p.add_argument('--to', choices=[*FORMATS], metavar='FORMAT', help="pt2 (torch.export, runs without the kit), onnx, "
                    "or safetensors (weights alone)")
+    p.add_argument('--sides', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'), help="of the pictures that the written "
+                   "network takes, multiples of 32 (default: any)")
     p.add_argument('--labels', choices=[*LAYOUTS], metavar='TRAINER', help="voc, mmseg, hf (Hugging Face datasets), "
                    "coco or yolo: labels of the training images, and predictions, with their pictures")
     p.add_argument('--predictions', default='spml_head', metavar='NAME', help="whose predictions, a folder of "

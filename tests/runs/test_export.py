@@ -1,9 +1,11 @@
 "A network for other programs and labels for other trainers: equal numbers, right layouts, nothing written over."
 import json
 from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,28 +17,66 @@ from spml_kit.infer.bundle import LabelModel, architecture, create_network, save
 from spml_kit.infer.scores import head_scores
 from spml_kit.method.backbones import DepthwiseDilated
 from spml_kit.method.recipes import RECIPES
-from spml_kit.runs.export import LAYOUTS, ProbabilityNet, export_labels, export_network, spml_export
+from spml_kit.runs.export import LAYOUTS, ProbabilityNet, _same_padding, export_labels, export_network, spml_export
 
 from conftest import photo
 
 TABLE = SceneSet(1).classes
 
 
+def untrained(**embed):
+    recipe = RECIPES["small"].but(embed=dict(pretrained=False, **embed))
+    torch.manual_seed(0)
+    return LabelModel(create_network(architecture(recipe), len(TABLE)), TABLE, architecture(recipe), size=64)
+
+
 @pytest.fixture(scope="module", params=["aspp", "psp"])
 def model(request):
-    recipe = RECIPES["small"].but(embed=dict(backbone="mobilenetv3_small_050", pretrained=False, head=request.param))
-    torch.manual_seed(0)
-    net = create_network(architecture(recipe), len(TABLE))
-    assert any(type(m) is DepthwiseDilated for m in net.modules())
-    return LabelModel(net, TABLE, architecture(recipe), size=64)
+    made = untrained(backbone="mobilenetv3_small_050", head=request.param)
+    assert any(type(m) is DepthwiseDilated for m in made.net.modules())
+    return made
+
+
+def same_at_other_sizes(model, path):
+    program = torch.export.load(path).module()
+    for n, h, w in ((1, 64, 64), (3, 96, 32)):
+        x = torch.rand(n, 3, h, w)
+        with torch.no_grad(): assert torch.allclose(program(x), ProbabilityNet(model.net)(x), atol=1e-4)
+    return program
+
+
+# the default's padding asks for the size; of a transformer's patches the map is resampled
+@pytest.mark.parametrize("embed", [dict(head="psp"), dict(backbone="vit_small_patch14_dinov2", embed_dim=48, depth=3, num_heads=3)])
+def test_backbones_are_exported_with_free_sides(embed, tmp_path):
+    model, theirs = untrained(**embed), timm.layers.padding.get_same_padding
+    assert export_network(model, tmp_path / "net.pt2") < 1e-4
+    same_at_other_sizes(model, tmp_path / "net.pt2")
+    assert timm.layers.padding.get_same_padding is theirs
+
+
+def test_padding_is_that_of_the_backbones():
+    for x, kernel, stride, dilation in product(range(1, 40), range(1, 8), range(1, 6), range(1, 4)):
+        assert _same_padding(x, kernel, stride, dilation) == timm.layers.padding.get_same_padding(x, kernel, stride, dilation)
+
+
+def test_fixed_sides_serve_swin(tmp_path):
+    model = untrained(backbone="swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2))
+    assert export_network(model, tmp_path / "net.pt2", sides=(64, 96)) < 1e-4
+    assert "(pictures, 3, 64, 96)" in json.loads((tmp_path / "net.pt2.json").read_text())["input"]
+    x, program = torch.rand(3, 3, 64, 96), torch.export.load(tmp_path / "net.pt2").module()
+    with torch.no_grad(): assert torch.allclose(program(x), ProbabilityNet(model.net)(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("sides", [(0, 32), (33, 32), (64, 100), (-32, 64)])
+def test_sides_are_multiples(sides, tmp_path):
+    with pytest.raises(SpmlError, match=f"--sides {sides[0]} {sides[1]}"):
+        export_network(untrained(backbone="mobilenetv3_small_050"), tmp_path / "net.pt2", sides=sides)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_program_gives_the_same_numbers_at_other_sizes(model, tmp_path):
     assert export_network(model, tmp_path / "net.pt2") < 1e-4
-    program = torch.export.load(tmp_path / "net.pt2").module()
-    for n, h, w in ((1, 64, 64), (3, 96, 32)):
-        x = torch.rand(n, 3, h, w)
-        with torch.no_grad(): assert torch.allclose(program(x), ProbabilityNet(model.net)(x), atol=1e-4)
+    program = same_at_other_sizes(model, tmp_path / "net.pt2")
     image = photo(64, 96)
     with torch.no_grad(): prob = program(torch.from_numpy(image).permute(2, 0, 1)[None]/255)
     assert torch.allclose(prob[0], head_scores(model.net, image), atol=1e-4)

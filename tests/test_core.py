@@ -40,9 +40,10 @@ def test_tables_of_classes_that_cannot_be(names, says):
 def test_colours_of_voc():
     "As its development kit prints them; no class shares one"
     said = {"background": (0, 0, 0), "aeroplane": (128, 0, 0), "bicycle": (0, 128, 0), "person": (192, 128, 128), "tvmonitor": (0, 64, 128)}
-    for name, colour in said.items(): assert tuple(VOC_CLASSES.palette[VOC_CLASSES.id(name)]) == colour
-    assert len(np.unique(voc_palette(), axis=0)) == 256
-    assert VOC_CLASSES.colour(np.array([[15, VOID]])).tolist() == [[[192, 128, 128], [255, 255, 255]]]
+    for name, colour in said.items(): assert tuple(voc_palette()[VOC_CLASSES.id(name)]) == colour
+    assert tuple(voc_palette()[VOID]) == (224, 224, 192)
+    for table in voc_palette(), VOC_CLASSES.palette: assert len(np.unique(table, axis=0)) == 256
+    assert VOC_CLASSES.colour(np.array([[0, 1, VOID]])).tolist() == [[[195]*3, [255, 120, 0], [255]*3]]
 
 
 @settings(max_examples=100, deadline=None)

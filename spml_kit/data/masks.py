@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels, did_you_mean
+from ..core import SpmlError, UNLABELLED, VOID, Classes, check_labels, did_you_mean, voc_palette
 from ..files import is_there, read_json, read_lines, read_raster
 from ..pictures import picture_size, tell_once
 from .listing import MASK_SUFFIXES, check_project, class_table_near, drawn_images, read_table_names
@@ -64,16 +64,18 @@ def _told(path, mtime, classes):
                         f"{list(names)}{did_you_mean(absent[0], names)}; rename it, or take the line out")
     return {rgb: names.index(n) if n in names else 0 for n, rgb in table.items()}
 
-_CREAM = (224, 224, 192) # of 255 in the masks of PASCAL VOC
+_GREYS = ((195, 195, 195), (90, 90, 90)) # of background and unlabelled in the kit's masks
 
 def colours_of(
     classes:Classes, # C classes
     folder,          # of the label file
 )->tuple: # dict of (r,g,b) to id, and where it comes from
-    "Which colour is which class"
+    "Which colour is which class: by a labelmap, else in the kit's colours and in PASCAL VOC's"
     if (path := labelmap_near(folder)): return _told(path, path.stat().st_mtime_ns, classes), str(path)
-    ids = [*range(len(classes)), UNLABELLED, VOID]
-    return {**dict(zip(map(tuple, classes.palette[ids].tolist()), ids)), _CREAM: VOID}, "the kit's colours"
+    ids = [*range(len(classes)), VOID]
+    voc, ours = ({tuple(table[k].tolist()): k for k in codes} for table, codes in
+                 ((voc_palette(), ids), (classes.palette, [*ids, UNLABELLED])))
+    return voc | ours, "the kit's colours"
 
 # %% ../../nbs/api/data/10c_masks.ipynb #46b75d41
 def ids_of_colours(
@@ -110,7 +112,7 @@ def ids_of_palette(
     own = lambda u, c: c is None or c == (u, u, u) # without a colour, or a plain ramp of greys
     meant = {u: u if own(u, c) else table.get(c) for u, c in colours.items()}
     # black and white are anybody's
-    tells = lambda c: c and (len({*c}) > 1 or c == (90, 90, 90) or where.endswith('labelmap.txt'))
+    tells = lambda c: c and (len({*c}) > 1 or c in _GREYS or where.endswith('labelmap.txt'))
     wrong = [u for u, m in meant.items() if m is not None and m != u and tells(colours[u])]
     if not wrong:
         if any(map(tells, colours.values())): _tell_white(colours, table, name, where)

@@ -28,7 +28,7 @@ from ..data.images import FolderSet, resize
 from ..infer.bundle import save_model
 from ..infer.interactive import BackgroundLearner, LiveSegmenter, Opinion
 from ..data.formats import DRAWN
-from .drawings import KEYS, Mark, class_colours, class_table, drawn_labels, mend_labels, prepare_spread
+from .drawings import KEYS, Mark, class_table, drawn_labels, mend_labels, prepare_spread
 from .drawings import read_drawing, spread_labels, to_annotations, to_marks, write_drawing
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #98ee56ba
@@ -65,7 +65,7 @@ class Annotator(anywidget.AnyWidget):
         self.paths = FolderSet(images if images.is_dir() else self.folder, classes=placeholder).paths
         self.names, self.classes = list(self.paths), class_table(self.folder, classes)
         palette = [dict(name=n, key=KEYS[i] if i < len(KEYS) else '', colour='rgb(%d,%d,%d)' % tuple(c))
-                   for i, (n, c) in enumerate(zip(self.classes.names, class_colours(len(self.classes))))]
+                   for i, (n, c) in enumerate(zip(self.classes.names, self.classes.palette))]
         super().__init__(count=len(self.names), palette=palette)
         if learn: self._start_learning(segmenter)
         self.on_msg(lambda _, content, buffers: self._receive(content))
@@ -238,8 +238,8 @@ def _respread(self:Annotator):
     if self.learner: return self._show_opinion()
     try:
         labels, sure = self.spread_drawing()
-        alpha = (70 + 130*np.minimum(1, 3*sure))*np.where(labels == 0, .6, 1) # background is black: less of it
-        self.spread = _encode(np.dstack([class_colours()[labels], alpha.round()]).astype(np.uint8))
+        alpha = (70 + 130*np.minimum(1, 3*sure))*np.where(labels == 0, .6, 1) # of background less
+        self.spread = _encode(np.dstack([self.classes.palette[labels], alpha.round()]).astype(np.uint8))
     except SpmlError as e: self.spread, self.status = b'', str(e)
 
 @patch
@@ -306,7 +306,7 @@ def _show_opinion(self:Annotator):
     if self.doubtful:
         over = np.zeros((*opinion.doubt.shape, 4), np.uint8)
         over[..., 0], over[..., 3] = 255, (230*opinion.doubt).round()
-    else: over = np.dstack([class_colours()[opinion.labels], np.where(opinion.labels == 0, 90, 150)]).astype(np.uint8)
+    else: over = np.dstack([self.classes.palette[opinion.labels], np.where(opinion.labels == 0, 90, 150)]).astype(np.uint8)
     self.spread, self.place = _encode(over), [round((x + .5)*ratio, 1), round((y + .5)*ratio, 1)]
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #1ea4a004
@@ -372,7 +372,7 @@ def annotate(
 def figure(self:Annotator)->plt.Figure:
     "The image with its marks, their label map, and the label of every pixel"
     if self.image is None: raise SpmlError(self.status)
-    (h, w), colours, marks = self.image.shape[:2], class_colours(), self._drawing()
+    (h, w), colours, marks = self.image.shape[:2], self.classes.palette, self._drawing()
     said = {k: a for k,a in to_annotations(marks, self.brush).items() if k in ('scribbles', 'points')}
     ink = drawn_labels(said, (h, w))
     rim = ndi.binary_dilation(ink < UNLABELLED, iterations=max(1, max(h, w)//160)) & (ink == UNLABELLED)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANNOTATOR', 'KEYS', 'Mark', 'to_annotations', 'to_marks', 'write_labels', 'write_drawing', 'mend_labels',
-           'read_drawing', 'class_table', 'class_colours', 'pixel_features', 'prepare_spread', 'spread_labels']
+           'read_drawing', 'class_table', 'pixel_features', 'prepare_spread', 'spread_labels']
 
 # %% ../../nbs/api/look/94_drawings.ipynb #b8e720f7
 from dataclasses import dataclass
@@ -30,7 +30,6 @@ from ..data.weak import LABEL_SUFFIXES
 from ..method.nets import BackboneNet, locations, unit
 from ..infer.views import embed_view
 from ..regions.pooling import region_mean
-from .plot import OKABE_ITO
 
 # %% ../../nbs/api/look/94_drawings.ipynb #4a8c2500
 @dataclass(frozen=True)
@@ -213,14 +212,6 @@ def class_table(
 
 # %% ../../nbs/api/look/94_drawings.ipynb #5696b201
 KEYS = '0123456789acdfghijklmnoqrtuwxy' # of the classes in turn; the other letters are commands
-
-def class_colours(
-    n:int=256, # number of colours
-)->np.ndarray: # (n,3) uint8 RGB
-    "Colours of the classes on the page"
-    base = np.array([[int(c[i:i+2], 16) for i in (1, 3, 5)] for c in OKABE_ITO if c != '#000000'])
-    rings = np.concatenate([base, .5*base + 128, .55*base])
-    return np.concatenate([np.zeros((1, 3)), np.tile(rings, (-(-n//len(rings)), 1))])[:n].round().astype(np.uint8)
 
 # %% ../../nbs/api/look/94_drawings.ipynb #433c3177
 _SIDE, _STRIDE = 320, 4 # longer side in pixels at which a drawing is spread; pixels per step of the features' grid

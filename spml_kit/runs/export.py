@@ -20,7 +20,7 @@ from timm.layers import padding as timm_padding
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import UNLABELLED, VOID, SpmlError
+from ..core import UNLABELLED, VOID, SpmlError, voc_palette
 from ..files import atomic_path, inside, is_there, opened_picture, read_index_png, read_json, save_tensors
 from ..files import write_index_png, write_json
 from ..data.exporters import coco_json, to_drawing
@@ -218,7 +218,7 @@ def _voc(out, items, table):
     lists = {}
     for split, images, i, name, mask in items:
         _put_picture(images, i, out/'JPEGImages'/name, '.jpg')
-        write_index_png(out/'SegmentationClass'/f'{name}.png', mask, table.palette)
+        write_index_png(out/'SegmentationClass'/f'{name}.png', mask, voc_palette())
         lists.setdefault(split, []).append(name)
     for split, names in lists.items():
         _write_lines(out/'ImageSets'/'Segmentation'/f'{split}.txt', names)

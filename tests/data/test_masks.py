@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import FIXTURES
 from test_importers import SIZE, picture
-from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels
+from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, check_labels, voc_palette
 from spml_kit.data.images import FolderSet
 from spml_kit.files import read_index_png, write_index_png
 from spml_kit.data.masks import check_drawn, ids_of_colours, labelmap_near, read_labelmap, read_mask
@@ -91,7 +91,16 @@ def test_smoothed_palettes_are_refused(tmp_path):
     im = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), mode="P")
     im.putpalette(np.array([PALETTE[0], PALETTE[3], PALETTE[1], (PALETTE[3]//2)], np.uint8).tobytes())
     im.save(tmp_path/"a.png")
-    with pytest.raises(SpmlError, match=r"a.png: number 1 has the colour \(128, 128, 0\), which is class 3 among the kit.s colours, and number 3 .*no class's"): read_mask(tmp_path/"a.png", CLASSES)
+    with pytest.raises(SpmlError, match=r"a.png: number 1 has the colour \(0, 150, 105\), which is class 3 among the kit.s colours, and number 3 .*no class's"): read_mask(tmp_path/"a.png", CLASSES)
+
+
+@pytest.mark.parametrize("colours", [voc_palette(), PALETTE], ids=["VOC", "the kit"])
+def test_colour_pictures_in_either_table(colours, tmp_path):
+    ids = labels(0, (*range(N), VOID))
+    Image.fromarray(colours[ids]).save(tmp_path/"a.png")
+    assert np.array_equal(read_mask(tmp_path/"a.png", CLASSES), ids)
+    Image.fromarray(voc_palette()[np.array([[254]])]).save(tmp_path/"b.png") # VOC has no unlabelled
+    with pytest.raises(SpmlError, match="no class's"): read_mask(tmp_path/"b.png", CLASSES)
 
 
 def test_black_and_white_palettes_are_anybodys(tmp_path):

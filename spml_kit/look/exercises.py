@@ -6,8 +6,11 @@
 __all__ = ['Unwritten', 'check']
 
 # %% ../../nbs/api/look/95a_exercises.ipynb #412dbb11
-import linecache, traceback
+import ast, linecache, re, textwrap, traceback
 from functools import wraps
+
+import fastcore.test
+from IPython import get_ipython
 
 # %% ../../nbs/api/look/95a_exercises.ipynb #64b8185e
 class Unwritten(Exception):
@@ -26,6 +29,21 @@ def _written(f):
 def _line(frame):
     return linecache.getline(frame.filename, frame.lineno).strip()
 
+def _compared(error):
+    "What a test of fastcore compared, and what an `assert` says"
+    frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
+    if frames[-1].f_code is not fastcore.test.test.__code__: return str(error).strip()
+    yours, expected = (textwrap.indent(str(frames[-1].f_locals[k]), ' '*6).strip() for k in 'ab')
+    return f'yours:    {yours}\n    expected: {expected}'
+
+def _unread(function):
+    "The syntax error of the last cell that writes a function, if that cell has one: what is known is an older one"
+    shell, begins = get_ipython(), re.compile(rf'^def {re.escape(function.__name__)}\(', re.M)
+    written = [c for c in shell.user_ns.get('In', []) if begins.search(c)] if shell else []
+    if not written: return None
+    try: ast.parse(shell.transform_cell(written[-1]))
+    except SyntaxError as e: return e
+
 # %% ../../nbs/api/look/95a_exercises.ipynb #ed9f6544
 def check(
     *functions,  # what the reader wrote; each must give something other than None
@@ -36,14 +54,21 @@ def check(
     names = ', '.join(f'`{f.__name__}`' for f in functions)
     def run(tests):
         said, tried = '', True
-        try: tests(*map(_written, functions))
+        try:
+            for f in functions:
+                if (e := _unread(f)): raise e
+            tests(*map(_written, functions))
+        except SyntaxError as e:
+            said = (f'{names}: the cell that writes it is no Python yet, line {e.lineno}: {e.msg}\n    '
+                    f'{(e.text or "").strip()}\nMend it, run that cell, then this one.')
+            tried = False
         except Unwritten:
             said = (f'{names}: not written yet. Put your lines where the ... stands, with a `return`; run that cell, '
                     f'then this one.')
             tried = False
         except AssertionError as e:
             where = [o for o in traceback.extract_tb(e.__traceback__) if o.name == tests.__name__]
-            said = f'{names}: not right yet. This does not hold:\n    {_line(where[-1])}\n    {str(e).strip()}'
+            said = f'{names}: not right yet. This does not hold:\n    {_line(where[-1])}\n    {_compared(e)}'
         except Exception as e:
             frames = traceback.extract_tb(e.__traceback__)
             last = next((o for o in reversed(frames) if o.name in {f.__name__ for f in functions}), frames[-1])

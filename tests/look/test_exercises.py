@@ -1,5 +1,9 @@
-"""Exercises that check themselves: what is said of a function that is right, wrong, unwritten, or stops."""
+"""Exercises that check themselves: what is said of a function that is right, wrong, unwritten, no Python, or stops."""
+import numpy as np
 import pytest
+from fastcore.test import test_close as close
+from fastcore.test import test_eq as same
+from IPython.core.interactiveshell import InteractiveShell
 
 from spml_kit.look.exercises import check
 
@@ -35,3 +39,27 @@ def test_several_functions_are_tested_together(capsys):
     @check(half, unwritten)
     def missing(f, g): assert f(2) == 1 and g(1) == 1
     assert missing is False and "`half`, `unwritten`: not written yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("compare, yours, expected", [(same, "6", "1.5"), (close, "6", "1.5"), (lambda a, b: same(np.full((2, 2), a), np.full((2, 1), b)), "[[6 6]\n       [6 6]]", "[[1.5]\n       [1.5]]")], ids=["eq", "close", "rows"])
+def test_what_was_given_and_what_was_expected_are_told_apart(compare, yours, expected, capsys):
+    def halved(f): compare(f(3), 1.5)
+    assert check(twice)(halved) is False
+    assert f"yours:    {yours}\n    expected: {expected}" in capsys.readouterr().out
+
+
+CHECK = "@check(f)\ndef ready(f): assert f(1) == 2, 'no'"
+RIGHT, WRONG, BROKEN = "def f(x):\n    return 2*x", "def f(x):\n    return x", "def f(x):\n    return 2*(x"
+
+
+@pytest.mark.parametrize("cells, said", [
+    ([RIGHT, BROKEN, CHECK], "`f`: the cell that writes it is no Python yet, line 2: '(' was never closed\n    return 2*(x"),
+    ([WRONG, BROKEN, RIGHT, CHECK], "`f`: right."), ([RIGHT, "x = (", CHECK], "`f`: right."), ([BROKEN, WRONG, CHECK], "not right yet"),
+    (["f = lambda x: x", CHECK], "`<lambda>`: not right yet"), (["%time f = 1", RIGHT, CHECK], "`f`: right.")], ids=str)
+def test_a_syntax_error_is_told_instead_of_judging_what_was_before(cells, said, monkeypatch, capsys):
+    shell = InteractiveShell()
+    monkeypatch.setattr("spml_kit.look.exercises.get_ipython", lambda: shell)
+    for cell in ["from spml_kit.look.exercises import check", *cells]:
+        capsys.readouterr()
+        shell.run_cell(cell, store_history=True)
+    assert said in capsys.readouterr().out

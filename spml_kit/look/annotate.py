@@ -306,7 +306,9 @@ def _show_opinion(self:Annotator):
     if self.doubtful:
         over = np.zeros((*opinion.doubt.shape, 4), np.uint8)
         over[..., 0], over[..., 3] = 255, (230*opinion.doubt).round()
-    else: over = np.dstack([self.classes.palette[opinion.labels], np.where(opinion.labels == 0, 90, 150)]).astype(np.uint8)
+    else:
+        alpha = np.where(opinion.labels == 0, 90, 150)
+        over = np.dstack([self.classes.palette[opinion.labels], alpha]).astype(np.uint8)
     self.spread, self.place = _encode(over), [round((x + .5)*ratio, 1), round((y + .5)*ratio, 1)]
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #1ea4a004

@@ -43,6 +43,7 @@ def hex_of(
     "The colour in letters"
     return '#%02x%02x%02x' % tuple(int(v) for v in rgb)
 
+# %% ../../nbs/api/look/91_explain.ipynb #91c0e001
 def colour_blind(
     rgb, # (...,3) uint8
     eyes:str='deutan', # without green-sensitive cones; 'protan': without red-sensitive ones

@@ -76,7 +76,7 @@ def _lines(n, cells, step, like):
     near = F.relu(1 - away)
     return near/near.sum(1, keepdim=True)
 
-def _cells(n, stride): return (n + stride - 1)//stride # in whole numbers, which an exported program with free sides can hold
+def _cells(n, stride): return (n + stride - 1)//stride # whole numbers, which an exported program can hold
 
 def on_grid(
     x:torch.Tensor, # (B,C,a,b) map

@@ -62,6 +62,7 @@ def _whole_numbers():
     try: yield
     finally: timm_padding.get_same_padding = theirs
 
+# %% ../../nbs/api/runs/96b_export.ipynb #96b0e001
 def _trace(net, sides):
     "The exported program, for any number of pictures, of these sides or of any that are multiples of 32"
     dim = torch.export.Dim
@@ -118,11 +119,12 @@ def _about(model, to, sides):
                       output='float32 probabilities, (pictures, classes, rows, columns)')
     return about
 
+# %% ../../nbs/api/runs/96b_export.ipynb #96b0e002
 def export_network(
     model:LabelModel, # of a run
     path,             # file to write; one that is there is not replaced
     to:str='pt2',     # one of `FORMATS`
-    sides:tuple=None, # rows and columns of its pictures, multiples of 32; None: free. Swin is traced with fixed ones only
+    sides:tuple=None, # rows and columns of its pictures, multiples of 32; None: free, which Swin does not bear
 )->float: # largest difference to the kit's own probabilities; nan where this machine cannot run the file
     "Write a trained network for other programs"
     path = Path(path)

@@ -89,6 +89,7 @@ from .infer.interactive import *
 from .runs.workers import *
 from .runs.pipelines import *
 from .runs.shards import *
+from .runs.report import *
 from .runs.experiment import *
 from .runs.asked import *
 from .runs.processes import *

@@ -23,6 +23,7 @@ from ..core import *
 from ..core import __version__
 from ..files import *
 from .processes import ProcessDied, check_processes, other_processes, set_variables
+from .report import write_report
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #2aabcea8
 def _package(): return Path(str(resources.files('spml_kit')))
@@ -269,16 +270,6 @@ class _Lines:
             if self.show: tqdm.write(line)
     def flush(self): self.file.flush()
 
-def _report(notebook, path, source):
-    import nbformat
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import RegexRemovePreprocessor
-    exporter = HTMLExporter(embed_images=True, require_js_url='', mathjax_url='')
-    exporter.register_preprocessor(RegexRemovePreprocessor(patterns=[r'#\|\s*hide\b']), enabled=True)
-    html, _ = exporter.from_notebook_node(nbformat.read(notebook, 4),
-                                          {'metadata': {'name': source.stem, 'path': str(source.parent)}})
-    with atomic_path(path) as tmp: tmp.write_text(html, encoding='utf-8')
-
 # %% ../../nbs/api/runs/96_experiment.ipynb #e0cff232
 def _papermill():
     "Without the grammars of formats that no notebook has, which jsonschema takes five seconds to build"
@@ -393,8 +384,8 @@ def run_notebook(
     if processes > 1: check_joint(source, processes, device)
     final, before, code = out/source.name, out/'previous', code_version(source)
     _make_ready(out, before, source, code)
-    write_json(out/'environment.json', {'experiment': source.stem, 'parameters': parameters, 'code': code,
-                                        'processes': processes, **environment()})
+    said = dict(experiment=source.stem, parameters=parameters, code=code, processes=processes, **environment())
+    write_json(out/'environment.json', said)
     try:
         on_device = set_variables(dict(SPML_DEVICE=device) if device else {}) # see `chosen_device`
         with on_device, other_processes(processes, joint_cells(source, parameters), out):
@@ -405,7 +396,7 @@ def run_notebook(
         raise
     finally:
         if before.exists() and not any(before.iterdir()): before.rmdir()
-    _report(final, out/'report.html', source)
+    write_report(final, out/'report.html', source, said)
     for f in _left(before, source): f.unlink(missing_ok=True)
     if before.exists() and not any(before.iterdir()): before.rmdir()
     return final

@@ -1,6 +1,8 @@
-"""Build the website in _docs from the notebooks, complete without a network: formulas are MathML, links between pages are relative. Ends with 1 if a link leads nowhere."""
+"""Build the website in _docs from the notebooks, complete without a network: formulas are MathML, links between pages are relative, search works from files. `--github USER/REPOSITORY` adds links that open a page in Colab. Ends with 1 if a link leads nowhere."""
+import argparse
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -64,6 +66,33 @@ def finish(html, folder, pages):
     return re.sub(re.escape(HOST) + r"((?:\w+/)+\w+)\.html", lambda m: "../" * len(folder.parts) + pages[m[1]], html)
 
 
+def runnable(html, page, github):
+    "A page that hands out its notebook"
+    notebook = ROOT / "nbs" / page.with_suffix(".ipynb")
+    if not notebook.exists():
+        return html
+    shutil.copyfile(notebook, OUT / page.with_suffix(".ipynb"))
+    links = f'<a href="{notebook.name}" download>Download this notebook</a>'
+    if github:
+        place = f'{github}/blob/{SETTINGS["DEFAULT"]["branch"]}/nbs/{page.with_suffix(".ipynb")}'
+        links += f' · <a href="https://colab.research.google.com/github/{place}">Open it in Colab</a>'
+    return re.sub(r'(<header id="title-block-header".*?)(?=</header>)', rf'\1<p class="run-this">{links}</p>', html, count=1, flags=re.S)
+
+
+ASKED = 'catch (e) { index = []; }'
+FROM_FILE = 'catch (e) { index = await new Promise((done) => { const s = document.createElement("script"); s.src = offset + "search.js"; s.onload = () => done(window.searchIndex); s.onerror = () => done([]); document.head.append(s); }); }'
+
+
+def searchable():
+    "Pages opened as files may not ask for search.json, but may load a script"
+    (OUT / "search.js").write_text(f'window.searchIndex = {(OUT / "search.json").read_text()};')
+    script = OUT / "site_libs" / "smalldocs.js"
+    text = script.read_text()
+    if ASKED not in text:
+        sys.exit(f"{script}: this version of smalldocs loads its index otherwise: look at `searchable`")
+    script.write_text(text.replace(ASKED, FROM_FILE))
+
+
 def broken(page):
     "Links of a page that lead to no file, or to no place in it"
     for link in sorted(set(re.findall(r'(?:href|src)="([^"]+)"', page.read_text()))):
@@ -76,11 +105,16 @@ def broken(page):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--github", metavar="USER/REPOSITORY", help="where the repository has been pushed to")
+    args = parser.parse_args()
     render()
+    searchable()
     pages = sorted(OUT.rglob("*.html"))
     named = {re.sub(r"/\d+[a-z]?_", "/", str(to.with_suffix(""))): str(to) for to in (p.relative_to(OUT) for p in pages)}
     for p in pages:
-        p.write_text(finish(p.read_text(), p.parent.relative_to(OUT), named))
+        page = p.relative_to(OUT)
+        p.write_text(runnable(finish(p.read_text(), page.parent, named), page, args.github))
     for p in OUT.rglob("*.css"):
         p.write_text(re.sub(r"@import url\(https?:[^)]*\);", "", p.read_text()))  # a font of the theme
     lost = [f"{p.relative_to(OUT)}: {link}" for p in pages for link in broken(p)]

@@ -1,6 +1,4 @@
 """What explorers say: forces against the gradient of the loss, colours for every eye, marks, errors of divisions."""
-import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +13,6 @@ from spml_kit.method.contrast import contrast_plain
 from spml_kit.method.memory import MemoryBank
 from spml_kit.method.relations import Relation, feature_affinity, image_similarity, relation_sets, semantic_annotation, semantic_cooccurrence
 from spml_kit.method.segments import make_segments
-from test_explore import C
 
 RELATIONS = [semantic_annotation(), semantic_cooccurrence(), image_similarity(), feature_affinity(), Relation("silent", lambda p: torch.full_like(p.label, -1), 6.), Relation("alone", lambda p: torch.arange(len(p)), 9.)]
 

@@ -118,14 +118,16 @@ from .neighbours.prm import *
 from .neighbours.drs import *
 from .neighbours.mcis import *
 from .neighbours.group_wsss import *
+from .neighbours.ocr import *
+from .neighbours.adaptive import *
 from .neighbours.explorers import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
-_TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',
-           'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'READERS',
-           'RECIPES', 'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES', 'TAG_METHODS', 'TAG_RECIPE',
-           'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}
+_TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'HEADS', 'KINDS', 'NEIGHBOURS', 'NORMALISE',
+           'OKABE_ITO', 'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL',
+           'PUSH', 'READERS', 'RECIPES', 'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES',
+           'TAG_METHODS', 'TAG_RECIPE', 'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}
 # constants that notebooks use; the others are the business of their modules
 __all__ = [o for o in globals() if not o.startswith('_') and (not o.isupper() or o in _TAUGHT)]
 _gc.freeze()

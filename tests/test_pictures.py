@@ -48,6 +48,7 @@ from spml_kit.look.thresholds import explore_regions
 from spml_kit.look.widgets import ClickImage, mosaic
 from spml_kit.method.nets import BackboneNet, EmbedNet, FrozenNet, SegNet, SoftmaxHead, image_tensor
 from spml_kit.neighbours.mcof import bayes_refine, region_features
+from spml_kit.neighbours.ocr import image_context, ocr_head
 from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
 from spml_kit.pictures import PICTURE_SETTINGS, as_image, check_scale, picture_settings, picture_size, read_image, to_bytes, value_range
 from spml_kit.regions import hed
@@ -457,6 +458,7 @@ WRONG = {"batch": (SCENE[None], "is a batch"), "bands": (np.zeros((*SIZE, 6)), "
 
 torch.manual_seed(0)
 NET = SegNet(EmbedNet("test_resnet", 8, pretrained=False), SoftmaxHead(8, 3)).eval()
+REGIONAL = SegNet(NET.embed, ocr_head(NET.embed, 8, 3)).eval()
 TAGNET, PEAKS = (net(3, backbone="test_resnet", pretrained=False).eval() for net in (TagNet, PrmNet))
 BACKBONE = BackboneNet("test_resnet", pretrained=False).eval()
 LABELS = np.full(SIZE, 254, np.uint8); LABELS[10:20, 10:20], LABELS[:4] = 1, 0
@@ -537,6 +539,7 @@ DOORS = {
     "oversegment, another source": lambda o: oversegment(o, n=6, contours=lambda i: i.astype(float).mean(2)/255), "HedContours.__call__": lambda o: small_hed()(o), "HedContours.many": lambda o: np.stack(small_hed().many([o, SCENE])),
     "merge_regions": lambda o: merge_regions(o, side=8).altitudes, "RegionPairs.__init__": lambda o: RegionPairs(o, np.zeros(SIZE), REGIONS).histograms, "prepare_regions": prepared,
     "region_features": lambda o: region_features(BACKBONE, o, REGIONS), "bayes_refine": lambda o: bayes_refine(o, INSIDE, np.full(SIZE, .5)),
+    "image_context": lambda o: image_context(REGIONAL, o)[0].logits,
     "image_peaks": lambda o: image_peaks(PEAKS, o)[0], "response_maps": lambda o: response_maps(PEAKS, o, PEAK),
     "overlay": lambda o: overlay(o, LABELS, CLASSES), "draw_regions": lambda o: draw_regions(o, REGIONS), "outline": lambda o: outline(o, INSIDE), "cross": lambda o: cross(o, 5, 6),
     "show_predictions": lambda o: np.asarray(show_predictions([o], {"a": [LABELS]}, classes=CLASSES, alpha=.5).axes[1].images[0].get_array()),

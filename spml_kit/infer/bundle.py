@@ -20,7 +20,7 @@ from ..files import load_tensors, save_tensors, unlike
 from ..pictures import as_image
 from ..data.images import resize
 from ..method import nets
-from ..method.nets import SegNet, SoftmaxHead
+from ..method.nets import HEADS, SegNet, SoftmaxHead, create_head
 from .crf import dense_crf
 from .drawn import DrawnNet
 from .retrieval import SegmentIndex
@@ -28,28 +28,30 @@ from .scores import head_scores, retrieval_scores, retrieval_witnesses
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #1ded2d34
 _NETWORKS = 'EmbedNet', 'FrozenNet', 'paper_deeplab', 'paper_pspnet'
-_HEADS = dict(softmax=1, drawn=2) # and the format that first had it
+_HEADS = dict(softmax=1, drawn=2, ocr=3) # and the format that first had it
 _ORIGIN = 'pretrained', 'weights' # of an embedding network's arguments: where it starts from, not what it is
 # of `timm.create_model`: what leads to other files
 _LEADS = 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only'
 
 def architecture(
     recipe, # `Recipe` that a network was made by
+    head:str='softmax', # what classifies its embedding: 'softmax' or 'ocr'
 )->dict: # what json can hold
     "What a network is, without its weights"
     embed = {k: v for k, v in recipe.embed.items() if k not in (*_ORIGIN, 'compiled')}
-    return dict(network=recipe.network, dim=recipe.dim, dropout=recipe.dropout, embed=embed)
+    said = dict(network=recipe.network, dim=recipe.dim, dropout=recipe.dropout, embed=embed)
+    return said if head == 'softmax' else said | dict(head=head)
 
 def _head(said): return str(said.get('head', 'softmax')) # of an architecture
 
 def _check_architecture(said, where, own_code):
     "Refuse what would import code, read other files, or make no network of this kit"
     n = said.get('segments')
-    fits = dict(softmax=n is None, drawn=said['network'] == 'FrozenNet' and type(n) is int and n > 0)
+    fits = dict(softmax=n is None, ocr=n is None, drawn=said['network'] == 'FrozenNet' and type(n) is int and n > 0)
     if not fits.get(_head(said)):
         raise SpmlError(f"{where}: head '{_head(said)}' with {n} segments on network '{said['network']}'; 'softmax', "
-                        f"or 'drawn' with drawn segments on a FrozenNet is wanted: the file is of another version of "
-                        f"the kit, or was changed")
+                        f"'ocr', or 'drawn' with drawn segments on a FrozenNet is wanted: the file is of another "
+                        f"version of the kit, or was changed")
     backbone = said['embed'].get('backbone', 'tf_efficientnet_lite0')
     if said['network'] not in _NETWORKS:
         raise SpmlError(f"{where}: network '{said['network']}' is not one of {list(_NETWORKS)}; the file is of another "
@@ -83,7 +85,7 @@ def create_network(
         raise SpmlError(f"{where}: no network is made of its architecture ({e}); it is of another version of the kit "
                         f"or of timm, or was changed") from None
     if drawn: net = DrawnNet(embed, said['dim'], n_classes, said['segments'])
-    else: net = SegNet(embed, SoftmaxHead(said['dim'], n_classes, said['dropout']))
+    else: net = SegNet(embed, create_head(_head(said), embed, said['dim'], n_classes, said['dropout']))
     return net.to(memory_format=torch.channels_last).eval()
 
 # %% ../../nbs/api/infer/79_bundle.ipynb #9e8692e9
@@ -225,9 +227,10 @@ def save_model(
 ):
     "Write a model, atomically"
     net = model.net
-    if not isinstance(net, DrawnNet) and type(net.head) is not SoftmaxHead:
-        raise SpmlError(f"head {type(net.head).__name__}: a file holds a network with a SoftmaxHead, or a DrawnNet; "
-                        f"for others save `model.net.state_dict()` and keep the code")
+    if not isinstance(net, DrawnNet) and type(net.head) is not SoftmaxHead and _head(model.said) not in HEADS:
+        raise SpmlError(f"head {type(net.head).__name__}: a file holds a network with a SoftmaxHead, one that its "
+                        f"architecture names (of {[*HEADS]}), or a DrawnNet; for others save `model.net.state_dict()` "
+                        f"and keep the code")
     weights = {k.replace('embed.embed.', 'embed.', 1): v for k, v in net.state_dict().items()} # of a second head
     tensors = {f'model.{k}': v for k, v in weights.items()}
     if model.index is not None:

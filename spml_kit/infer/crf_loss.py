@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..core import VOID, SpmlError
 from ..method.segments import resize_labels
-from ..learn.losses import MultiTermLoss, labelled_cross_entropy
+from ..learn.losses import MultiTermLoss, labelled_cross_entropy, with_coarse
 from .crf import Kernel, permutohedral
 
 # %% ../../nbs/api/infer/75_crf_loss.ipynb #310335eb
@@ -60,7 +60,7 @@ class CrfCrossEntropy(MultiTermLoss):
         self.weight, self.sxy, self.srgb = weight, sxy, srgb
 
     def forward(self, pred, labels, regions, tags):
-        known = labelled_cross_entropy(pred[1], labels, joint=self.training)
+        known = with_coarse(labelled_cross_entropy(pred[1], labels, joint=self.training), pred, labels)
         if not self.training: return known
         size = pred[1].shape[-2:]
         with torch.autocast(pred[1].device.type, enabled=False):

@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from ..core import SpmlError, seed_everything
-from ..method.nets import SegNet, SoftmaxHead
+from ..method.nets import SegNet, create_head
 from ..method.recipes import PAPER_TRAINING, RECIPES, Recipe
 from .losses import CrossEntropy
 from .learner import create_model, head_score, kit_learner, spml_splitter
@@ -34,8 +34,10 @@ class FrozenEmbed(nn.Module):
     "An embedding network that never learns"
     def __init__(self,
         embed:nn.Module, # trained network; it is copied
+        joined:bool=True, # show a head the backbone's maps as one, at stride 4?
     ):
         super().__init__()
+        self.joined = joined
         self.embed = copy.deepcopy(embed).requires_grad_(False)
 
     @property
@@ -47,11 +49,11 @@ class FrozenEmbed(nn.Module):
         with torch.no_grad(): return self.embed(x)
     def look(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # list of one map, all the backbone's side by side; (B,D,h,w) raw embedding
+    )->tuple: # list of the backbone's maps, or of one, all side by side; (B,D,h,w) raw embedding
         "Feature maps and raw embedding, for a head that sees both"
         with torch.no_grad():
             maps, emb = self.embed.look(x)
-            return [joined_maps(maps, x)], emb
+            return [joined_maps(maps, x)] if self.joined else maps, emb
 
 # %% ../../nbs/api/learn/64_head.ipynb #64f00001
 class FeatureHead(nn.Sequential):
@@ -69,6 +71,12 @@ class FeatureHead(nn.Sequential):
     def forward(self, maps, emb): return super().forward(maps[0])
 
 # %% ../../nbs/api/learn/64_head.ipynb #64f00002
+def _check_head(sees, head):
+    if sees not in ('embedding', 'features'): raise SpmlError(f"sees='{sees}': embedding or features is wanted")
+    if sees == 'features' and head != 'softmax':
+        raise SpmlError(f"sees='features' is a small MLP on the backbone alone, and head='{head}' stands on the "
+                        f"embedding: choose one of them")
+
 def head_learner(
     dls,          # DataLoaders of pseudo-labelled images
     model:SegNet, # trained embedding network
@@ -76,18 +84,20 @@ def head_learner(
     seed:int=0,   # of the head
     path='.',     # folder of the run
     sees:str='embedding', # what it classifies: the 'embedding', or the backbone's 'features', by a small MLP
+    head:str='softmax', # what classifies the embedding, see `create_head`
 )->Learner: # trains a fresh head only
     "Learner of the second-stage classifier"
-    if sees not in ('embedding', 'features'): raise SpmlError(f"sees='{sees}': embedding or features is wanted")
+    _check_head(sees, head)
     seed_everything(seed)
-    frozen = FrozenEmbed(model.embed)
-    if sees == 'embedding': head = SoftmaxHead(recipe.dim, dls.c, .65)
+    frozen, name = FrozenEmbed(model.embed, head == 'softmax'), 'head'
+    if sees == 'embedding': made = create_head(head, frozen, recipe.dim, dls.c, .65)
     else:
         (features,), _ = frozen.look(torch.zeros(1, 3, recipe.crop, recipe.crop, device=frozen.mean.device))
-        head = FeatureHead(features.shape[1], dls.c, 256)
+        made, name = FeatureHead(features.shape[1], dls.c, 256), 'feature head'
+    if head != 'softmax': name += f', {head}'
     recipe = recipe.but(multipliers=PAPER_TRAINING['multipliers'][2:])
-    return kit_learner(dls, SegNet(frozen, head), CrossEntropy(), recipe, 'head' if sees == 'embedding' else
-                       'feature head', lambda m: spml_splitter(m)[2:], [head_score(dls)], seed, path)
+    return kit_learner(dls, SegNet(frozen, made), CrossEntropy(), recipe, name, lambda m: spml_splitter(m)[2:],
+                       [head_score(dls)], seed, path)
 
 # %% ../../nbs/api/learn/64_head.ipynb #64b00002
 class FrozenFeatures(FrozenEmbed):

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core import SpmlError, seed_everything
 from ..files import is_there
-from ..method.nets import SegNet, SoftmaxHead
+from ..method.nets import SegNet, create_head
 from ..method.recipes import RECIPES, Recipe, paper_relations, paper_weights
 from ..method import nets
 from .optimisers import OPTIMISERS
@@ -44,10 +44,12 @@ def create_model(
     recipe:Recipe, # network and head
     n_classes:int, # C
     detach:bool=True, # keep the head's gradient out of the embedding?
+    head:str='softmax', # its head, see `create_head`
 )->SegNet:
     "Network of a recipe"
     net = getattr(nets, recipe.network)(dim=recipe.dim, **recipe.embed)
-    return SegNet(net, SoftmaxHead(recipe.dim, n_classes, recipe.dropout), detach).to(memory_format=torch.channels_last)
+    head = create_head(head, net, recipe.dim, n_classes, recipe.dropout)
+    return SegNet(net, head, detach).to(memory_format=torch.channels_last)
 
 def run_settings(
     learn:Learner, # with its recipe
@@ -116,6 +118,7 @@ def spml_learner(
     reference_scale:bool=False, # weights on the released scripts' scale?
     seed:int=0, # of initialisation and dropout
     path='.', # folder of the run
+    head:str='softmax', # on the embedding, see `create_head`
     **kwargs, # further arguments of `Learner`
 )->Learner:
     "A fastai Learner for weak labels"
@@ -123,11 +126,12 @@ def spml_learner(
         raise SpmlError(f"method '{method}' is not spml or cross_entropy, nor a loss")
     check_loaders(dls)
     seed_everything(seed)
-    model = create_model(recipe, dls.c, detach=method == 'spml')
+    model = create_model(recipe, dls.c, method == 'spml', head)
     if isinstance(method, MultiTermLoss): loss = method
     elif method == 'cross_entropy': loss = CrossEntropy()
     else: loss = _paper_loss(annotation, recipe, relations, reference_scale)
     name = method if isinstance(method, str) else type(method).__name__
+    if head != 'softmax': name += f', {head}'
     return kit_learner(dls, model, loss, recipe, name, spml_splitter, [head_score(dls)], seed, path, **kwargs)
 
 # %% ../../nbs/api/learn/63_learner.ipynb #7b0bd5fc

@@ -48,6 +48,8 @@ def _labels(runs):
     seeds = {c['cam'] for a, c in zip(runs.annotation, runs.conditions) if a in ('tags', 'boxes') and 'cam' in c}
     said = f", {' and '.join(sorted(simulated))} simulated from masks" if simulated else ''
     said += f", seeds of tags and boxes by {_said(seeds).upper()}" if seeds else ''
+    heads = {c.get('head', 'softmax') for c in runs.conditions} - {'softmax'}
+    said += f", heads: {_said(heads)}" if heads else ''
     sees = {c.get('head_sees', 'embedding') for c in runs.conditions} - {'embedding'}
     return said + (f", second heads on the backbone's {_said(sees)}" if sees else '')
 

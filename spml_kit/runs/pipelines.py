@@ -28,6 +28,7 @@ from ..data.images import ImageSet
 from ..data.weak import WeakSet
 from ..data.tag_index import TagIndex
 from ..data.batches import weak_dls
+from ..method.nets import HEADS
 from ..method.recipes import RECIPES, Recipe
 from ..learn.distributed import barrier, my_share, rank
 from ..learn.callbacks import LineCB, TimeCB
@@ -131,13 +132,13 @@ class Pipeline:
         window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
         track:str='none',  # or one of tensorboard, wandb, mlflow, trackio: who is told of the trainings
+        head:str='softmax', # of the embedding network and second heads, see `create_head`
     ):
         store_attr(but='out,skip,plan,maps')
         self.out, self.skip, self.plan = Path(out), tuple(skip), _plan_of(annotation, plan)
         self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
-        self._check_given()
         self.labels, self.learners, self.scores, self.done = weak, {}, [], []
-        claim_folder(self.out, self._settings())
+        self._check_given(); claim_folder(self.out, self._settings())
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #a932ed4c
 def _plan_of(annotation, plan):
@@ -160,6 +161,7 @@ def _check_given(self:Pipeline):
     "Refuse steps that lack what they look at, and a truth of other images"
     if self.track != 'none': tracker_module(self.track) # now, and not after the first steps
     _check_plan(self.annotation, [s.name for s in self.plan], self.skip)
+    if self.head != 'softmax': self._check_head()
     if self.features is not None and (self.recipe.head_grey or self.recipe.head_blur):
         raise SpmlError("features of a frozen backbone are made once, of the images as they are: head_grey and "
                         "head_blur must be 0")
@@ -188,6 +190,18 @@ def keeps(self:Pipeline)->bool:
     "Do annotated pixels keep their label? Seeds are no annotation"
     return self.keep_annotated and not self.brings_seeds
 
+# %% ../../nbs/api/runs/78_pipelines.ipynb #0c60c630
+@patch
+def _check_head(self:Pipeline):
+    "Refuse what a head of that name cannot stand on"
+    named_object(self.head, HEADS, 'head')
+    if any(s.do is train_feature_head for s in self.plan):
+        raise SpmlError(f"head '{self.head}' stands on the embedding, and second heads of this plan see the backbone's "
+                        f"features alone (on the command line: -p head_sees features); choose one of them")
+    if self.recipe.head_enlarged:
+        raise SpmlError(f"head '{self.head}' sees the backbone's maps, which are not enlarged: head_enlarged must be "
+                        f"False")
+
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
 @patch
 def _settings(self:Pipeline):
@@ -196,6 +210,7 @@ def _settings(self:Pipeline):
     told |= {k: getattr(self, k) for k in DECIDING}
     if self.maps is not None: told |= dict(maps=_said(self.maps), map_first=self.map_first)
     if self.window: told |= dict(window=self.window, canvas=self.canvas)
+    if self.head != 'softmax': told |= dict(head=self.head)
     return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
 
 @patch
@@ -347,7 +362,8 @@ def train_embedding(
     method='spml', # or 'cross_entropy', or a loss of one's own: see `spml_learner`
 )->Learner:
     "SPML with a joint head"
-    make = lambda dls, path: spml_learner(dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path)
+    make = lambda dls, path: spml_learner(dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path,
+                                          head=pipe.head)
     heads = sum(s.do in (train_head, train_feature_head) and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 
@@ -358,7 +374,7 @@ def train_head(
 )->Learner:
     "A fresh classifier of the frozen embedding"
     embedding = pipe.learners['embedding'].model
-    make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path, sees)
+    make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path, sees, pipe.head)
     seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
     return pipe.fit(make, folder, 1, pipe.head_steps, recipe=seen, grey=seen.head_grey, blur=seen.head_blur,
                     features=pipe.features)

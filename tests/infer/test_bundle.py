@@ -15,7 +15,7 @@ from spml_kit.infer.bundle import FORMAT, LabelModel, architecture, create_netwo
 from spml_kit.infer.retrieval import SegmentIndex
 from spml_kit.infer.scores import predict_head, predict_retrieval
 from spml_kit.learn.head import FrozenEmbed
-from spml_kit.method.nets import SegNet, SoftmaxHead
+from spml_kit.method.nets import SegNet, SoftmaxHead, create_head
 from spml_kit.method.recipes import RECIPES
 
 from conftest import photo
@@ -112,8 +112,8 @@ def test_witnesses_are_those_that_voted(model):
 
 
 REFUSED = {
-    "an earlier format": (dict(version=0), "format 0; this kit reads 2 and earlier"),
-    "a later format": (dict(version=FORMAT + 1), "format 3"),
+    "an earlier format": (dict(version=0), "format 0; this kit reads 3 and earlier"),
+    "a later format": (dict(version=FORMAT + 1), "format 4"),
     "no format": (dict(version=None), "format None"),
     "another kind": (dict(kind="SegmentIndex"), "no model of the kit, SegmentIndex"),
     "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of another kind"),
@@ -180,6 +180,19 @@ def test_other_readers_find_weights_and_words(file):
 def test_a_head_of_another_kind_is_refused(tmp_path):
     odd = SegNet(net_of().embed, torch.nn.Conv2d(16, 4, 1))
     with pytest.raises(SpmlError, match="head Conv2d"): save_model(tmp_path / "m", LabelModel(odd, TABLE, architecture(RECIPE)))
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_an_ocr_head_comes_back(second, tmp_path):
+    said = architecture(RECIPE, "ocr")
+    net = create_network(said, len(TABLE))
+    if second:
+        frozen = FrozenEmbed(net.embed, joined=False)
+        net = SegNet(frozen, create_head("ocr", frozen, RECIPE.dim, len(TABLE))).eval()
+    save_model(tmp_path / "m", LabelModel(net, TABLE, said))
+    again, image = load_model(tmp_path / "m"), photo(64, 50)
+    assert np.array_equal(again.predict(image), predict_head(net, image)) and load_tensors(tmp_path / "m")[1]["version"] == 3
+    with pytest.raises(SpmlError, match="head OcrHead"): save_model(tmp_path / "n", LabelModel(net, TABLE, architecture(RECIPE)))
 
 
 # what strokes taught

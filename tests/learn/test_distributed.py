@@ -28,6 +28,7 @@ from spml_kit.learn.checkpoint import load_run
 from spml_kit.learn.learner import spml_learner
 from spml_kit.learn.head import head_learner
 from spml_kit.method.recipes import RECIPES
+from spml_kit.neighbours.adaptive import AdaptiveLoss
 from spml_kit.method.relations import Relation, feature_affinity, image_similarity, same_class, semantic_annotation, semantic_cooccurrence
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,23 @@ def test_loss_and_gradient_of_the_whole_batch(tmp_path, n):
 
 
 # training
+
+def adaptive(n):
+    "The adaptive loss of this process's images, and its slope"
+    g = torch.Generator().manual_seed(0)
+    logits, labels = 3*torch.randn(4, 3, 6, 5, generator=g, dtype=torch.float64), torch.randint(0, 3, (4, 6, 5), generator=g)
+    labels[2:][torch.rand(2, 6, 5, generator=g) < .8] = 254 # the second half knows little
+    part = slice(None) if n == 1 else slice(2*rank(), 2*rank() + 2)
+    logits, loss = logits[part].requires_grad_(), AdaptiveLoss(warmup=0.).train()
+    value = loss((None, logits), labels[part], None, None)
+    return value.detach(), torch.autograd.grad(value, logits)[0]
+
+
+def test_the_adaptive_loss_of_the_whole_batch(tmp_path):
+    (whole, slope), parts = adaptive(1), spread(tmp_path, adaptive, 2)
+    close(torch.stack([v for v, _ in parts]).mean(), whole)
+    close(torch.cat([g for _, g in parts])/2, slope)
+
 
 def learner(kind, path, recipe=TINY, **kwargs):
     dls = scenes(**kwargs) if kind not in ("cam", "seam") else weak_dls(WeakSet(SceneSet(9, size=64, masks=False), "tags"),

@@ -10,9 +10,12 @@ from spml_kit.core import SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.method.nets import image_tensor
-from spml_kit.neighbours.explorers import attention_of, effective_places, explore_coattention, explore_peaks
+from spml_kit.learn.learner import create_model
+from spml_kit.method.recipes import RECIPES
+from spml_kit.neighbours.explorers import attention_of, effective_places, explore_coattention, explore_context, explore_peaks
 from spml_kit.neighbours.group_wsss import GroupNet
 from spml_kit.neighbours.mcis import McisNet
+from spml_kit.neighbours.ocr import image_context
 from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
 
 NET = dict(backbone="test_resnet", pretrained=False)
@@ -93,3 +96,30 @@ def test_no_proposals_and_no_peaks():
     assert "No class map of this image has a peak" in said(ex)
     ex.pictures[0].point = [1, 1]
     assert "no peak" in said(ex)
+
+
+def segmenting(head="ocr"):
+    torch.manual_seed(0)
+    return create_model(RECIPES["small"].but(embed=NET, dim=8), 13, head=head).eval()
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_pixel_draws_on_regions_as_the_head_says(masks):
+    net, images = segmenting(), weak(masks)
+    ex = explore_context(net, images, (1, 2))
+    ex.pictures[0].point = [61, 5]
+    seen, (h, w) = image_context(net, images.images.image(1))
+    weights = seen.attention[0].view(h, w, 13)[5*h//64, 61*w//64].numpy()
+    bars = [v for v, *_ in ex.view.bars.values()]
+    assert bars == sorted(bars, reverse=True) and np.allclose(bars, np.sort(weights)[::-1][:6])
+    assert (" and is '" in ex.view.sentence) == masks and ex.point == (61, 5)
+    before = ex.pictures[2].png
+    ex.region.value = int(weights.argmin())
+    assert ex.pictures[2].png != before and images.classes.names[int(weights.argmin())] in [*ex.view.pictures][2]
+    ex.point = (64, 0)
+    assert "no pixel" in said(ex)
+
+
+def test_other_heads_have_no_regions():
+    with pytest.raises(SpmlError, match="SoftmaxHead draws on no class regions"): explore_context(segmenting("softmax"), weak())
+    with pytest.raises(SpmlError, match="PrmNet draws on no class regions"): explore_context(network(PrmNet), weak())

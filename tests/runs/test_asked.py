@@ -137,6 +137,7 @@ def test_a_measured_time_is_told_and_only_of_the_same_run(tmp_path):
     (dict(annotation="tags"), dict(classifier=(4, 8), embedding=(6, 8), head=(6, 8), **{"head again": (6, 8)})),
     (dict(annotation="full", methods=["full_masks"]), dict(full_masks=(6, 8))),
     (dict(annotation="clicks", rounds=3, skip=["walk", "head"]), dict(embedding=(9, 8))),
+    (dict(methods=["adaptive"], head="ocr"), dict(adaptive=(6, 8))),
     (dict(annotation="boxes", map_folder="maps"), dict(embedding=(6, 8), head=(6, 8))),
     (dict(recipe_changes={"bs": 3}, steps=0), dict(embedding=(None, 3), head=(6, 3)))])
 def test_steps_are_those_that_the_pipeline_trains(given, want):

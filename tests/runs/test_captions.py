@@ -47,6 +47,12 @@ def test_caption_names_what_second_heads_see(tmp_path, sees, words):
     assert ("second heads" in caption) == bool(words) and words in caption
 
 
+@pytest.mark.parametrize("head", ["ocr", "softmax"])
+def test_caption_names_another_head(tmp_path, head):
+    run(tmp_path, "a", 60., **({} if head == "softmax" else dict(head=head)))
+    assert (", heads: ocr" in captioned_table("table7", collect_runs(tmp_path))[1]) == (head == "ocr")
+
+
 def test_caption_names_what_the_table_does_not_vary(tmp_path):
     run(tmp_path, "a", 60., relations={"similarity": {"weight": 1.0}}, length=.5)
     caption = {name: captioned_table(name, collect_runs(tmp_path))[1] for name in ("table7", "table6b")}

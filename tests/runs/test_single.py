@@ -13,6 +13,7 @@ from spml_kit.files import load_tensors, read_index_png, write_index_png
 from spml_kit.data.weak import WeakSet
 from spml_kit.runs.cli import spml_run
 from spml_kit.runs.experiment import find_notebook, profile_parameters
+from spml_kit.runs.predict import spml_predict
 from spml_kit.data.body_parts import PartScenes
 
 from conftest import stroked_project
@@ -56,6 +57,19 @@ def test_a_finished_run_is_not_repeated_and_gives_the_same_numbers(folder, tmp_p
     assert (tmp_path / "run" / "metrics.json").read_text() == first
     assert run(folder, tmp_path / "again") == 0 # trained anew
     assert (tmp_path / "again" / "metrics.json").read_text() == first
+
+
+def test_another_head_and_another_loss(folder, tmp_path):
+    out = tmp_path / "run"
+    assert run(folder, out, "-p", "head", "ocr", "-p", "methods", "['adaptive', 'spml']", "-p", "adaptive_radius", "2") == 0
+    said = json.loads((out / "metrics.json").read_text())
+    assert {r["method"] for r in said["rows"]} == {"adaptive", "spml_retrieval", "spml_head"}
+    assert (said["conditions"]["head"], said["conditions"]["adaptive_radius"]) == ("ocr", 2) and "power" in said["history"]["adaptive"][0]
+    for name in ("spml_head", "adaptive"): # one file each holds the whole network
+        where = out if name == "spml_head" else out / name
+        images = folder / "images"
+        assert spml_predict([str(where / "model.spml"), str(images), "--out", str(tmp_path / name)]) == 0
+        for p in (out / "predictions" / name).glob("*.png"): assert np.array_equal(read_index_png(p), read_index_png(tmp_path / name / "labels" / p.name))
 
 
 def test_labels_and_regions_of_ones_own(folder, tmp_path, capsys):
@@ -148,6 +162,7 @@ def test_a_frozen_backbone_from_a_file(folder, tmp_path, capsys):
     (["scribbles", "--data", "voc"], "needs --root"),
     (["scribbles", "--profile", "tinny"], "did you mean 'tiny'"),
     (["scribbles", "-p", "stepz", "4"], "did you mean 'steps'"),
+    (["scribbles", "-p", "head", "ocrr"], "did you mean 'ocr'"), (["scribbles", "-p", "adaptive_power", "0.5"], "is not in 1.."),
 ])
 def test_mistyped_commands_are_refused_before_anything_starts(argv, words, tmp_path, capsys):
     assert spml_run([*argv, "--out", str(tmp_path / "run")]) == 2

@@ -50,9 +50,11 @@ def find_notebook(
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #560c27c0
 def _value(text):
-    "What the text stands for as Python; the text itself if nothing"
-    try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): return text
+    "What the text stands for as Python, or as a list or table of bare words; the text itself if nothing"
+    with contextlib.suppress(ValueError, SyntaxError): return ast.literal_eval(text)
+    if text.strip()[:1] in ('[', '{'):
+        with contextlib.suppress(yaml.YAMLError): return yaml.safe_load(text)
+    return text
 
 def typed_values(
     pairs,      # of name and text

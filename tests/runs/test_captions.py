@@ -7,7 +7,7 @@ import pytest
 
 from spml_kit.core import SpmlError
 from spml_kit.files import write_json
-from spml_kit.runs.captions import captioned_table, tables_by_setting
+from spml_kit.runs.captions import METHODS, captioned_table, method_words, tables_by_setting
 from spml_kit.runs.tables import collect_runs
 from test_tables import run
 
@@ -140,3 +140,9 @@ def test_runs_without_classes_are_left_out_of_tables_of_classes(tmp_path):
     said["rows"][0]["per_class"] = {"cat": 33.}
     write_json(tmp_path / "a/metrics.json", said)
     assert captioned_table("table8", collect_runs(tmp_path))[0].ours.dropna().to_dict() == {"cat": 33.}
+
+
+def test_methods_are_told_apart_in_words():
+    every = [f"{m}{crf}" for m in METHODS for crf in ("", "_crf")]
+    assert len({*map(method_words, every)}) == len(every) and not any("_" in method_words(m) for m in every)
+    assert method_words("mine") == "mine"

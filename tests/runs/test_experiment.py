@@ -17,7 +17,7 @@ from PIL import Image
 
 from spml_kit.core import SpmlError
 from spml_kit.files import read_json
-from spml_kit.runs.experiment import RunFailed, check_parameters, code_version, copy_run, check_given, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook
+from spml_kit.runs.experiment import RunFailed, check_parameters, code_version, copy_run, check_given, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, typed_values
 from spml_kit.runs.cli import spml_prepare, spml_run
 from spml_kit.regions.oversegment import RegionCache
 
@@ -607,3 +607,9 @@ def test_regions_are_not_taken_for_what_they_are_not(tmp_path, monkeypatch, caps
     before = contents(tmp_path)
     assert spml_prepare(["--data", "folder", "--root", "images", "--out", "r", "--workers", "0"]) == 2
     assert "r/1.png: a picture with colours" in capsys.readouterr().err and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text, value", [("[1, 2.5]", [1, 2.5]), ("['a', 'b']", ["a", "b"]), ("[a, b_c]", ["a", "b_c"]), ("{lr: 0.1, name: x}", {"lr": 0.1, "name": "x"}),
+                                         ("[1e-3]", [1e-3]), ("3", 3), ("True", True), ("[a, b", "[a, b"), ("plain words", "plain words")])
+def test_lists_of_the_command_line_may_hold_bare_words(text, value):
+    assert typed_values([("k", text)], {"k": ([], "")}) == {"k": value}

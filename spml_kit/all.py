@@ -48,6 +48,7 @@ from .data.sources import *
 from .data.release_lists import *
 from .data.transforms import *
 from .data.batches import *
+from .data.half_labelled import *
 from .method.weights import *
 from .method.backbones import *
 from .method.nets import *
@@ -88,6 +89,7 @@ from .infer.bundle import *
 from .infer.interactive import *
 from .runs.workers import *
 from .runs.pipelines import *
+from .runs.semi import *
 from .runs.shards import *
 from .runs.report import *
 from .runs.experiment import *
@@ -118,11 +120,13 @@ from .neighbours.prm import *
 from .neighbours.drs import *
 from .neighbours.mcis import *
 from .neighbours.group_wsss import *
+from .neighbours.cotraining import *
 from .neighbours.explorers import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
-_TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',
+_TAUGHT = {'ANNOTATION_SECONDS', 'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HALF_METHODS', 'HEAD', 'KINDS',
+           'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO',
            'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'READERS',
            'RECIPES', 'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES', 'TAG_METHODS', 'TAG_RECIPE',
            'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}

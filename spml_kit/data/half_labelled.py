@@ -12,7 +12,7 @@ from fastcore.basics import patch, store_attr
 
 from ..core import SpmlError, UNLABELLED, rng_of, warn
 from .weak import WeakSet, check_weak_set
-from .batches import RoundLoader, weak_dls
+from .batches import RoundLoader
 
 # %% ../../nbs/api/data/14g_half_labelled.ipynb #14900007
 def labelled_numbers(

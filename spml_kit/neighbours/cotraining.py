@@ -72,6 +72,10 @@ def adversary(
     return (x + epsilon*sign).clamp(0, 1).detach(), logits.detach()
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c00018
+def _logits_apart(net, x, b):
+    "Logits, the first b images in a pass of their own: batch statistics of a mixture would tell the parts apart"
+    return torch.cat([net(part)[1] for part in (x[:b], x[b:]) if len(part)])
+
 class CoNets(nn.Module):
     "Several networks: in training each sees its own labelled images, and all see the unlabelled ones"
     def __init__(self,
@@ -98,7 +102,7 @@ class CoNets(nn.Module):
     )->tuple: # (n,b,C,h,w) logits of each network; in evaluation (B,C,h,w), the log of their mean probability, else None
         "What each network says, and all together"
         seen = self.shared_out(x) if self.training else [x]*len(self.nets)
-        each = torch.stack([net(o)[1] for net, o in zip(self.nets, seen)])
+        each = torch.stack([_logits_apart(net, o, len(o)//2*self.training) for net, o in zip(self.nets, seen)])
         return each, None if self.training else each.float().log_softmax(2).logsumexp(0) - math.log(len(each))
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c0001a
@@ -111,7 +115,7 @@ def diversity_loss(
 )->torch.Tensor: # scalar
     "How far a network is from its partner on the partner's adversarial images"
     changed, target = adversary(teacher, x, labels, epsilon)
-    wanted, said = (o.float().log_softmax(1) for o in (target, pupil(changed)[1]))
+    wanted, said = (o.float().log_softmax(1) for o in (target, _logits_apart(pupil, changed, len(labels))))
     return F.kl_div(said, wanted, reduction='none', log_target=True).sum(1).mean()
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c0001b

@@ -167,6 +167,19 @@ def test_each_network_sees_its_own_labelled_images_and_all_the_others(n):
     assert each.shape[:2] == (n, len(x)) and model.train()(x)[0].shape[:2] == (n, 4)
 
 
+def test_unlabelled_images_do_not_shift_what_is_said_of_labelled_ones():
+    "Batch statistics are those of one part"
+    model = small().model.train()
+    for m in model.modules():
+        if isinstance(m, nn.Dropout): m.p = 0.
+    one = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    other = one.clone()
+    other[4:] = 0.
+    (a, _), (b, _) = model(one), model(other)
+    assert torch.equal(a[:, :2], b[:, :2]) and not torch.equal(a[:, 2:], b[:, 2:])
+    assert not torch.equal(model.nets[0](torch.cat([one[:2], one[4:]]))[1][:2], a[0, :2]) # in one pass they would
+
+
 @pytest.mark.parametrize("done, count, adversaries", [(0., 1, False), (.1, 1, False), (.5, 1, True), (.5, 0, False), (1., 3, True)])
 def test_the_loss_is_the_weighted_sum_of_its_parts(done, count, adversaries, monkeypatch):
     learn = small()

@@ -18,7 +18,7 @@ from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.learn.losses import labelled_cross_entropy
 from spml_kit.method.recipes import RECIPES
-from spml_kit.neighbours.cotraining import (COTRAINING, CoNets, CoTrainingLoss, adversary, agreed_labels, cotraining_learner, diversity_loss, fit_cotraining, pixel_divergence,
+from spml_kit.neighbours.cotraining import (COTRAINING, CoNets, adversary, agreed_labels, cotraining_learner, diversity_loss, fit_cotraining, pixel_divergence,
                                             ramp)
 from spml_kit.runs.semi import HalfPlan, fit_half
 
@@ -195,9 +195,9 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(done, count, adversaries, mon
     agreement = plain_divergence(each[:, 2:].double()).mean()
     torch.testing.assert_close(total.double(), (supervised + ramp(done, .5)*agreement + (ramp(done, .05, begin=1/6)*7 if adversaries else 0)).double(), rtol=1e-5, atol=1e-6)
     assert len(calls) == adversaries
-    for i, j, x, given in calls:
+    for i, j, x, said in calls:
         k = [*model.nets].index(i)
-        assert j is model.nets[1 - k] and torch.equal(x, model.shared_out(images)[k]) and torch.equal(given, labels[2*k:2*k + 2])
+        assert j is model.nets[1 - k] and torch.equal(x, model.shared_out(images)[k]) and torch.equal(said, labels[2*k:2*k + 2])
     assert torch.isclose(loss.eval()(model.eval()(images), labels, regions, tags), labelled_cross_entropy(model(images)[1], labels))
 
 

@@ -43,7 +43,7 @@ def test_every_method_fits_predicts_and_is_not_repeated(name, tmp_path):
     scenes.opened = set()
     half = half_set(scenes=scenes)
     fitted = fit_half(name, half, PLAN, tmp_path)
-    image, method = scenes.image(0)[:20], named_object(name, HALF_METHODS, "method")
+    image = scenes.image(0)[:20]
     scores = {part: f(image) for part, f in fitted.scorers.items()}
     assert "" in scores and all(s.shape == (half.full.c, 20, SIZE) and s.min() >= 0 for s in scores.values())
     assert fitted.history and all(rows[0]["round"] == 0 for rows in fitted.history.values())

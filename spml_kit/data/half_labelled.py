@@ -140,7 +140,8 @@ def _stream(self:HalfLoader, at): # every group has an order of its own
 @patch
 def get_idxs(self:HalfLoader):
     if self.process[1] > 1:
-        raise SpmlError(f"{self.process[1]} processes would tear the parts of a half-labelled batch apart; train in one")
+        raise SpmlError(f"{self.process[1]} processes would tear the parts of a half-labelled batch apart; train in "
+                        f"one")
     return RoundLoader.get_idxs(self)
 
 # %% ../../nbs/api/data/14g_half_labelled.ipynb #14900017

@@ -155,6 +155,7 @@ def take(self:ImageSet,
     "A part of the set, drawn by chance"
     return self.part(sorted(rng_of(seed, 'take').permutation(len(self))[:n])) if 0 < n < len(self) else self
 
+# %% ../../nbs/api/data/14_images.ipynb #14a00101
 @patch
 def part(self:ImageSet,
     numbers, # of the images to take, in this order
@@ -171,6 +172,7 @@ def closed(self:ImageSet)->'ImageSet':
     other.masks = False
     return other
 
+# %% ../../nbs/api/data/14_images.ipynb #14a00102
 @patch
 def instances(self:ImageSet,
     i:int, # which

@@ -99,7 +99,7 @@ class CoNets(nn.Module):
 
     def forward(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
-    )->tuple: # (n,b,C,h,w) logits of each network; in evaluation (B,C,h,w), the log of their mean probability, else None
+    )->tuple: # (n,b,C,h,w) logits of each network; in evaluation (B,C,h,w), log of their mean probability, else None
         "What each network says, and all together"
         seen = self.shared_out(x) if self.training else [x]*len(self.nets)
         each = torch.stack([_logits_apart(net, o, len(o)//2*self.training) for net, o in zip(self.nets, seen)])
@@ -133,7 +133,8 @@ class CoTrainingLoss(MultiTermLoss):
     ):
         super().__init__()
         self._model = (model,) # in a tuple: its parameters are not the loss's
-        self.agree, self.diverse, self.epsilon, self.every, self.end, self.begin = agree, diverse, epsilon, every, end, begin
+        self.agree, self.diverse, self.epsilon, self.every = agree, diverse, epsilon, every
+        self.end, self.begin = end, begin
 
     def forward(self, pred, labels, regions, tags):
         each, joint = pred
@@ -148,7 +149,8 @@ class CoTrainingLoss(MultiTermLoss):
             images = model.shared_out(self.images)[i]
             parts['diversity'] = diversity_loss(model.nets[i], model.nets[j], images, own[i][:b], self.epsilon)
         self.record(parts)
-        return parts['supervised'] + ramp(self.done, self.agree, self.end)*parts['agreement'] + weight*parts['diversity']
+        agreed = ramp(self.done, self.agree, self.end)*parts['agreement']
+        return parts['supervised'] + agreed + weight*parts['diversity']
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c0001c
 def cotraining_learner(
@@ -168,7 +170,8 @@ def cotraining_learner(
         nets.append(create_model(recipe, dls.c, detach=False))
     model = CoNets(nets)
     groups = lambda m: [sum(ps, []) for ps in zip(*map(spml_splitter, m.nets))]
-    return kit_learner(dls, model, CoTrainingLoss(model, **how), recipe, 'cotraining', groups, [head_score(dls)], seed, path)
+    loss = CoTrainingLoss(model, **how)
+    return kit_learner(dls, model, loss, recipe, 'cotraining', groups, [head_score(dls)], seed, path)
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c0001e
 def fit_cotraining(
@@ -181,7 +184,8 @@ def fit_cotraining(
 )->Fitted: # the mean of the networks, and each as net1, net2, ...
     "Deep co-training on a half-labelled set"
     if overlap is None: overlap = 1. if len(half.numbers) <= 20 else .5
-    def make(dls, path): return cotraining_learner(half_batches(dls, half, n, overlap), plan.recipe, plan.seed, path, **how)
+    def make(dls, path):
+        return cotraining_learner(half_batches(dls, half, n, overlap), plan.recipe, plan.seed, path, **how)
     learn = plan.fit(make, half.every, folder)
     joint = joint_fit([Fitted({'': partial(head_scores, net)}) for net in learn.model.nets])
     return Fitted(joint.scorers, dict(networks=learn.history))

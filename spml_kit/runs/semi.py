@@ -64,7 +64,7 @@ class HalfMethod:
     hints:bool = False # does it read the weak annotation?
 
     def minutes(self,
-        half:HalfLabelled,
+        half:HalfLabelled,     # what is known
         labels:str='full',     # annotation type that the labels were made from
         hints:str='scribbles', # annotation type of the hints
     )->float:
@@ -103,6 +103,7 @@ def fit_supervised(
     "Cross-entropy on the labelled images alone"
     return fit_plain(half.labelled, plan, folder)
 
+# %% ../../nbs/api/runs/78a_semi.ipynb #78500015
 def mean_scores(
     scorers:list, # of `Scorer`
     image,        # (H,W,3) uint8, or what `as_image` takes
@@ -127,7 +128,8 @@ def fit_ensemble(
 )->Fitted:
     "Plain training from several seeds, and the mean of the networks"
     seeds = [plan.seed + 1000*k for k in range(n)]
-    return joint_fit([fit_supervised(half, replace(plan, seed=s), Path(folder)/f'net{k}') for k, s in enumerate(seeds, 1)])
+    return joint_fit([fit_supervised(half, replace(plan, seed=s), Path(folder)/f'net{k}')
+                      for k, s in enumerate(seeds, 1)])
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #7850000b
 def guessed_labels(
@@ -166,7 +168,8 @@ def fit_spml(
     "SPML with a head that learned its pseudo-labels"
     pipe = spml_pipeline(weak, plan, folder).run()
     near = partial(retrieval_scores, pipe.model, index=pipe.index(), n_classes=weak.c, grid=plan.recipe.infer_grid)
-    return Fitted({'': partial(head_scores, pipe.model), 'retrieval': near}, {k: l.history for k, l in pipe.learners.items()})
+    history = {name: learn.history for name, learn in pipe.learners.items()}
+    return Fitted({'': partial(head_scores, pipe.model), 'retrieval': near}, history)
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #7850000c
 SUPERVISED, ENSEMBLE = HalfMethod(fit_supervised), HalfMethod(fit_ensemble)

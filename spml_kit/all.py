@@ -48,6 +48,7 @@ from .data.sources import *
 from .data.release_lists import *
 from .data.transforms import *
 from .data.batches import *
+from .data.half_labelled import *
 from .method.weights import *
 from .method.backbones import *
 from .method.nets import *
@@ -88,6 +89,7 @@ from .infer.bundle import *
 from .infer.interactive import *
 from .runs.workers import *
 from .runs.pipelines import *
+from .runs.semi import *
 from .runs.shards import *
 from .runs.report import *
 from .runs.experiment import *
@@ -120,14 +122,16 @@ from .neighbours.mcis import *
 from .neighbours.group_wsss import *
 from .neighbours.ocr import *
 from .neighbours.adaptive import *
+from .neighbours.cotraining import *
 from .neighbours.explorers import *
 from .renamed import *
 
 # %% ../nbs/api/99_all.ipynb #0d645546
-_TAUGHT = {'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HEAD', 'HEADS', 'KINDS', 'NEIGHBOURS', 'NORMALISE',
-           'OKABE_ITO', 'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS', 'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL',
-           'PUSH', 'READERS', 'RECIPES', 'REFINE', 'SCENE_CLASSES', 'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES',
-           'TAG_METHODS', 'TAG_RECIPE', 'TRAINED_AS', 'UNLABELLED', 'VOC_CLASSES', 'VOID', 'WALK'}
+_TAUGHT = {'ANNOTATION_SECONDS', 'BACKGROUNDS', 'CAM', 'CLASSIFIER', 'EMBEDDING', 'HALF_METHODS', 'HEAD', 'HEADS',
+           'KINDS', 'NEIGHBOURS', 'NORMALISE', 'OKABE_ITO', 'PAPER_TRAINING', 'PAPER_WEIGHTS', 'PARTS',
+           'PART_CLASSES', 'PIPELINES', 'PLANS', 'PULL', 'PUSH', 'READERS', 'RECIPES', 'REFINE', 'SCENE_CLASSES',
+           'SEAM', 'SEEDS', 'SEED_RULES', 'SOURCES', 'TAG_METHODS', 'TAG_RECIPE', 'TRAINED_AS', 'UNLABELLED',
+           'VOC_CLASSES', 'VOID', 'WALK'}
 # constants that notebooks use; the others are the business of their modules
 __all__ = [o for o in globals() if not o.startswith('_') and (not o.isupper() or o in _TAUGHT)]
 _gc.freeze()

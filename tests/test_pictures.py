@@ -56,6 +56,7 @@ from spml_kit.regions.contours import contour_channels, gradient_contours
 from spml_kit.regions.merging import RegionPairs, merge_regions
 from spml_kit.regions.oversegment import oversegment, prepare_regions
 from spml_kit.runs.predict import labels_over
+from spml_kit.runs.semi import mean_scores
 
 many = settings(deadline=None, max_examples=60)
 
@@ -527,6 +528,7 @@ DOORS = {
     "as_image": as_image, "describe": lambda o: describe(o, [torch.ones(2, 4, 4)], 4).rows, "cell_rows": lambda o: cell_rows(o, [torch.ones(2, 4, 4)])[0],
     "agreed": lambda o: agreed([torch.tensor(SCORES).float()], o), "DrawnNet.scores": lambda o: DRAWN.scores(o), "image_tensor": image_tensor, "embed_view": lambda o: embed_view(NET, o)[0], "stream_views": lambda o: next(stream_views(NET, [o]))[0][0],
     "stream_head": lambda o: next(stream_head(NET, [o])), "head_scores": lambda o: head_scores(NET, o), "predict_head": lambda o: predict_head(NET, o, flip=True),
+    "mean_scores": lambda o: mean_scores([lambda i: head_scores(NET, i)]*2, o),
     "training_index": lambda o: training_index(NET, [o], [LABELS], 3, grid=(3, 3)).mu, "stream_retrieval": lambda o: next(stream_retrieval(NET, [o], INDEX, 3, grid=(3, 3))),
     "retrieval_scores": lambda o: retrieval_scores(NET, o, INDEX, 3, grid=(3, 3)), "predict_retrieval": lambda o: predict_retrieval(NET, o, INDEX, 3, grid=(3, 3)),
     "stream_predictions": lambda o: np.stack([*next(stream_predictions({"net": lambda i: head_scores(NET, i)}, [o], crf=True)).values()]),

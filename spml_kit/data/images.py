@@ -152,13 +152,27 @@ def take(self:ImageSet,
     n:int,      # images to take; 0 or more than there are: all
     seed:int=0, # of the choice
 )->'ImageSet': # in the order of this set
-    "A part of the set"
-    if not 0 < n < len(self): return self
-    part = copy.copy(self)
-    chosen = sorted(rng_of(seed, 'take').permutation(len(self))[:n])
-    part.names, part._memory, part._stored = [self.names[i] for i in chosen], BoundedCache(), {}
-    return part
+    "A part of the set, drawn by chance"
+    return self.part(sorted(rng_of(seed, 'take').permutation(len(self))[:n])) if 0 < n < len(self) else self
 
+# %% ../../nbs/api/data/14_images.ipynb #14a00101
+@patch
+def part(self:ImageSet,
+    numbers, # of the images to take, in this order
+)->'ImageSet':
+    "Some of the images"
+    other = copy.copy(self)
+    other.names, other._memory, other._stored = [self.names[i] for i in numbers], BoundedCache(), {}
+    return other
+
+@patch
+def closed(self:ImageSet)->'ImageSet':
+    "The same images, whose masks nobody may open"
+    other = copy.copy(self)
+    other.masks = False
+    return other
+
+# %% ../../nbs/api/data/14_images.ipynb #14a00102
 @patch
 def instances(self:ImageSet,
     i:int, # which

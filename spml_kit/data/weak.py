@@ -290,6 +290,18 @@ def relabel(self:WeakSet,
     other.given_tags = lambda i: np.flatnonzero(self.tags(i))
     return other
 
+@patch
+def part(self:WeakSet,
+    numbers, # of the images to take, in this order
+)->'WeakSet': # what was said of them, their regions
+    "Some of the images"
+    numbers, other = [int(i) for i in numbers], copy.copy(self)
+    other.images, other.covered = self.images.part(numbers), {}
+    other.names, other._memory, other._region_memory = other.images.names, BoundedCache(), BoundedCache()
+    if callable(self.annotation): other.annotation = lambda i: self.annotation(numbers[i])
+    if self.given_tags is not None: other.given_tags = lambda i: self.given_tags(numbers[i])
+    return other
+
 # %% ../../nbs/api/data/14a_weak.ipynb #a722b952
 def check_weak_set(
     weak:WeakSet, # what is to be trained on

@@ -146,7 +146,7 @@ def test_misspelt_values_are_refused_before_anything_starts(given, said):
 
 
 @pytest.mark.parametrize("name, given", [("quickstart", {"annotation": "scribble"}), ("regions", {"methods": ["hedd"]}), ("seeds", {"methods": ["camm"]}), ("seeds", {"data": "vok"}),
-    ("relations", {"annotation": "scrible"}), ("relations", {"data": "vok"}), ("relations", {"recipe_name": "smal"})])  # fmt: skip
+    ("relations", {"annotation": "scrible"}), ("relations", {"data": "vok"}), ("relations", {"recipe_name": "smal"}), ("semi", {"methods": ["spmll"]}), ("semi", {"labels": "ful"})])  # fmt: skip
 def test_every_experiment_lists_its_choices(name, given):
     with pytest.raises(SpmlError, match="did you mean"): check_parameters(find_notebook(name), given)
 

@@ -121,6 +121,8 @@ from .neighbours.drs import *
 from .neighbours.mcis import *
 from .neighbours.group_wsss import *
 from .neighbours.cotraining import *
+from .neighbours.cyclegan import *
+from .neighbours.sba import *
 from .neighbours.explorers import *
 from .renamed import *
 

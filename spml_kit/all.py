@@ -123,6 +123,8 @@ from .neighbours.group_wsss import *
 from .neighbours.ocr import *
 from .neighbours.adaptive import *
 from .neighbours.cotraining import *
+from .neighbours.cyclegan import *
+from .neighbours.sba import *
 from .neighbours.explorers import *
 from .renamed import *
 

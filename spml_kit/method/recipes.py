@@ -108,9 +108,9 @@ def _check_recipe(recipe):
         for v in value if isinstance(value, (tuple, list)) else [value]:
             _check_range(f.name, v,
                          float if default == () else type(default[0] if isinstance(default, tuple) else default))
-    if not 2 <= len(recipe.multipliers) <= 4:
+    if len(recipe.multipliers) not in (2, 3, 4, 8):
         raise SpmlError(f"recipe: multipliers = {recipe.multipliers!r}: four numbers for an embedding network, three "
-                        f"for a classifier of tags, two for a head")
+                        f"for a classifier of tags, two for a head, eight for a network with generator and critics")
     for name in ('scale', 'head_scale'):
         if list(value := getattr(recipe, name)) != sorted(value):
             raise SpmlError(f"recipe: {name} = {value!r}: the smaller size comes first")

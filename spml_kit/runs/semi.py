@@ -73,6 +73,7 @@ class HalfMethod:
 
 HALF_METHODS = {name: f'spml_kit.{place}' for name, place in dict( # by their names on the command line
     supervised='runs.semi:SUPERVISED', ensemble='runs.semi:ENSEMBLE', cotraining='neighbours.cotraining:COTRAINING',
+    cyclegan='neighbours.cyclegan:CYCLEGAN',
     spml='runs.semi:SPML', scribbles='runs.semi:SPML_HINTS', both='runs.semi:SPML_BOTH').items()}
 
 def fit_half(

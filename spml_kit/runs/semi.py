@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALF_METHODS', 'GUESS', 'SUPERVISED', 'ENSEMBLE', 'SPML', 'SPML_HINTS', 'SPML_BOTH', 'HalfPlan', 'Fitted',
            'HalfMethod', 'fit_half', 'fit_plain', 'fit_supervised', 'mean_scores', 'joint_fit', 'fit_ensemble',
-           'guessed_labels', 'spml_pipeline', 'fit_spml']
+           'guessed_labels', 'EqualParts', 'spml_pipeline', 'fit_spml']
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500004
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 from fastai.learner import Learner
 
 from ..core import UNLABELLED, named_object
-from ..data.half_labelled import HalfLabelled
+from ..data.half_labelled import HalfLabelled, half_batches
 from ..data.weak import WeakSet
 from ..method.recipes import RECIPES, Recipe
 from ..learn.learner import spml_learner
@@ -151,29 +151,48 @@ def guessed_labels(
 
 GUESS = Step('guess', guessed_labels, 'labels')
 
+# %% ../../nbs/api/runs/78a_semi.ipynb #785000e1
+@dataclass(frozen=True)
+class EqualParts:
+    "The step of the embedding, from batches of labelled and unlabelled images in equal parts"
+    half:HalfLabelled = field(repr=False) # whose `every` the pipeline learns
+
+    def __call__(self,
+        pipe:Pipeline, # whose labels so far it learns
+        folder, # of the step
+    )->Learner:
+        "SPML with a joint head"
+        make = lambda dls, path: spml_learner(half_batches(dls, self.half), pipe.annotation, recipe=pipe.recipe,
+                                              seed=pipe.seed, path=path)
+        return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=pipe.head_steps)
+
 def spml_pipeline(
     weak:WeakSet,  # images, their labels and tags; some may have neither
     plan:HalfPlan, # how to train
     folder,        # of the steps
+    half:HalfLabelled=None, # where `weak` is its `every`: half of each batch is labelled
 )->Pipeline: # to be run
     "SPML's steps for a set of which images may lack labels and tags"
+    first = replace(EMBEDDING, do=EqualParts(half)) if half else EMBEDDING
     return Pipeline(weak, plan.valid, 'scribbles', folder, plan.recipe, plan.rounds, plan.steps, plan.head_steps,
-                    refine=plan.refine, walk_stride=plan.walk_stride, plan=(EMBEDDING, GUESS, HEAD),
+                    refine=plan.refine, walk_stride=plan.walk_stride, plan=(first, GUESS, HEAD),
                     workers=plan.workers, seed=plan.seed, progress=False)
 
+# %% ../../nbs/api/runs/78a_semi.ipynb #785000e2
 def fit_spml(
     weak:WeakSet,  # images, their labels and tags; some may have neither
     plan:HalfPlan, # how to train
     folder,        # of the steps
+    half:HalfLabelled=None, # where `weak` is its `every`: half of each batch is labelled
 )->Fitted: # the last head; `retrieval` from the training segments
     "SPML with a head that learned its pseudo-labels"
-    pipe = spml_pipeline(weak, plan, folder).run()
+    pipe = spml_pipeline(weak, plan, folder, half).run()
     near = partial(retrieval_scores, pipe.model, index=pipe.index(), n_classes=weak.c, grid=plan.recipe.infer_grid)
     history = {name: learn.history for name, learn in pipe.learners.items()}
     return Fitted({'': partial(head_scores, pipe.model), 'retrieval': near}, history)
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #7850000c
 SUPERVISED, ENSEMBLE = HalfMethod(fit_supervised), HalfMethod(fit_ensemble)
-SPML = HalfMethod(lambda half, plan, folder: fit_spml(half.every, plan, folder))
+SPML = HalfMethod(lambda half, plan, folder: fit_spml(half.every, plan, folder, half))
 SPML_HINTS = HalfMethod(lambda half, plan, folder: fit_spml(half.hints, plan, folder), labels=False, hints=True)
 SPML_BOTH = HalfMethod(lambda half, plan, folder: fit_spml(half.hinted, plan, folder), hints=True)

@@ -146,3 +146,10 @@ def test_its_choices_are_the_methods_there_are():
     default, comment = notebook_parameters(experiments()["semi"])["methods"]
     listed = comment.split(";")[0].removeprefix("some of ").split(", ")
     assert listed == [*HALF_METHODS, "full_masks"] and {*default} <= {*listed}
+
+
+def test_half_of_each_batch_of_the_embedding_is_labelled(tmp_path):
+    half = half_set()
+    pipe = spml_pipeline(half.every, PLAN, tmp_path, half).run(only=("embedding",))
+    known = (pipe.learners["embedding"].dls.train.one_batch()[1] < UNLABELLED).flatten(1).any(1)
+    assert known.reshape(2, -1).float().mean(1).tolist() == [1, 0]

@@ -64,7 +64,7 @@ def crop_around(
     "A segment, outlined, in its surroundings"
     image = as_image(image)
     size = min(size, *image.shape[:2])
-    y, x = (int(min(max(o.mean() - size/2, 0), n - size)) for o, n in zip(np.nonzero(inside), image.shape))
+    y, x = (int(min(max(o.mean() + .5 - size/2, 0), n - size)) for o, n in zip(np.nonzero(inside), image.shape))
     return outline(image, inside)[y:y+size, x:x+size]
 
 # %% ../../nbs/api/look/93d_store.ipynb #75951e31

@@ -9,7 +9,7 @@ from conftest import FIXTURES, photo
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError
+from spml_kit.core import UNLABELLED, VOID, Classes, SpmlError, voc_palette
 from spml_kit.files import write_index_png
 from spml_kit.data.images import FolderSet, SceneSet, VocSet, check_masks, folder_sets, reduce_labels, resize
 from spml_kit.data.weak import WeakSet
@@ -197,7 +197,7 @@ def test_voc_layout_with_classes_of_ones_own(tmp_path, table, masks, suffix):
     (tmp_path/'ImageSets/Main/train.txt').write_text('a 1\nb -1\n')
     Image.fromarray(photo(20, 30)).save(tmp_path/'JPEGImages'/f'a.{suffix}')
     mask = np.random.default_rng(0).integers(0, 3, (20, 30), dtype=np.uint8)
-    if 'labelmap.txt' in table: Image.fromarray(OWN.palette[mask]).save(tmp_path/masks/'a.png') # as CVAT writes it
+    if 'labelmap.txt' in table: Image.fromarray(voc_palette()[mask]).save(tmp_path/masks/'a.png') # as CVAT writes it
     else: write_index_png(tmp_path/masks/'a.png', mask, OWN.palette)
     s = VocSet(tmp_path)
     assert s.names == ['a'] and s.classes.names[1:] == ('screw', 'nut') and np.array_equal(s.mask(0), mask) and s.image(0).shape == (20, 30, 3)

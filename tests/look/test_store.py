@@ -1,7 +1,7 @@
 """The store of segments beside the index of training, crops and marks at every border."""
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import photo
@@ -21,6 +21,7 @@ def test_store_is_the_training_index(world, retrieval):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1))
+@example(5, 5, 1, 0., 1.)
 def test_a_crop_lies_in_its_image_and_holds_the_segment(h, w, size, down, right):
     image, inside = photo(h, w), np.zeros((h, w), bool)
     y, x = int(down*(h - 1)), int(right*(w - 1))

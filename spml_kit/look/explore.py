@@ -217,7 +217,7 @@ def draw(self:explore_relations):
         picture, order = self._of_forces(f, seg, owned)
         self.shown.append((f, order))
         below = '\nbelow: the strongest of the memory' if order else ''
-        pictures[f'{f.relation.name}: blue pulls, red pushes{below}'] = picture
+        pictures[f'{f.relation.name}: blue pulls, orange pushes{below}'] = picture
         tables[f.relation.name] = forces_table(f, self.classes, len(self.rgb))
     weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
     bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in self.parts(seg, candidates, row).items()}

@@ -89,7 +89,7 @@ class Explorer(W.VBox):
         self.pictures, self.controls = [ClickImage(width=width) for _ in range(pictures)], controls
         self._held, self.view = False, None
         for k, w in controls.items():
-            w.style.description_width, w.layout.width = '105px', '320px' # words are not cut
+            w.style.description_width, w.layout.width = '105px', '268px' # three beside each other; words are not cut
             setattr(self, k, w)
         self._words, self._below = W.HTML(), W.HTML()
         wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')

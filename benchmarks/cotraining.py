@@ -6,13 +6,13 @@
 Half of a network's images are labelled, half are not, and both terms have their full weight. `every 1` and `never` are the same with adversaries in each step and in none. Peak memory is that of a process
 that makes the networks and takes two steps, less what it had before.
 """
-import argparse, json, os, time
+import argparse, json, os
+from functools import partial
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 
-import numpy as np
 import torch
 
-from measure import child, machine, peak
+from measure import child, in_turns, machine, peak
 from spml_kit.core import seed_everything
 from spml_kit.files import write_json
 from spml_kit.learn.learner import create_model
@@ -42,6 +42,11 @@ def system(way, o):
     return step
 
 
+def two(step): # one of them with adversaries, where every second has some
+    step()
+    step()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--repeats', type=int, default=6, help='pairs of steps of each that count')
@@ -52,19 +57,12 @@ def main():
     p.add_argument('--out', default='cotraining.json')
     o = p.parse_args()
     torch.set_num_threads(1)
-    if o.peak:
-        def two(step): step(); step()
-        return print(json.dumps(peak(lambda: two(system(o.peak, o)), o.device)))
-    now = time.process_time if o.device == 'cpu' else lambda: torch.cuda.synchronize() or time.perf_counter()
-    steps, times = {way: system(way, o) for way in WAYS}, {way: [] for way in WAYS}
-    for k in range(o.repeats + 1):
-        for way, step in steps.items():
-            start = now()
-            step(); step() # one of them with adversaries, where every second has some
-            if k: times[way].append((now() - start)/2)
-    first = np.median(times['plain training'])
+    if o.peak: return print(json.dumps(peak(lambda: two(system(o.peak, o)), o.device)))
+    pairs = {way: partial(two, system(way, o)) for way in WAYS}
+    times = {way: t/2 for way, t in in_turns(pairs, o.repeats, o.device).items()}
+    first = times['plain training']
     said = ['--images', str(o.images), '--size', str(o.size), '--device', o.device]
-    rows = [dict(way=way, networks=WAYS[way][0], ms=1e3*float(np.median(t)), ratio=float(np.median(t)/first), mib=child(__file__, '--peak', way, *said)) for way, t in times.items()]
+    rows = [dict(way=way, networks=WAYS[way][0], ms=1e3*t, ratio=t/first, mib=child(__file__, '--peak', way, *said)) for way, t in times.items()]
     for r in rows: print(f"{r['way']:<22}{r['ms']:8.0f} ms a step{r['ratio']:7.2f} times plain training{r['mib']:8.0f} MiB")
     write_json(o.out, dict(machine=machine(o.device), images=o.images, size=o.size, rows=rows))
 

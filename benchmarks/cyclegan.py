@@ -9,12 +9,10 @@ import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
 import argparse, json
 from pathlib import Path
-from time import process_time
 
-import numpy as np
 import torch
 
-from measure import clock, machine, peak
+from measure import in_turns, machine, peak
 from spml_kit.core import UNLABELLED, seed_everything
 from spml_kit.learn.learner import create_model, spml_splitter
 from spml_kit.learn.losses import CrossEntropy
@@ -57,15 +55,10 @@ def main():
         loss = CycleLoss(model, **options).train()
         steps[name] = stepper(model, loss, cycle_adamw(cycle_splitter(model), recipe.lr), x, half)
     steps['cyclegan, warm-up'] = stepper(model, loss, cycle_adamw(cycle_splitter(model), recipe.lr), x, half, done=0.)
-    times = {name: [] for name in steps}
-    for k in range(o.repeats + 2):
-        for name, step in steps.items():
-            start = process_time()
-            wall, _ = clock(step, o.device)
-            if k >= 2: times[name].append(wall if o.device != 'cpu' else process_time() - start)
+    times = in_turns(steps, o.repeats, o.device)
     memory = {name: peak(step, o.device) for name, step in steps.items()}
-    first = np.median(times['plain, labelled half'])
-    rows = {name: dict(ms=round(1e3*float(np.median(t)), 1), times=round(float(np.median(t)/first), 2), peak_mib=round(memory[name])) for name, t in times.items()}
+    first = times['plain, labelled half']
+    rows = {name: dict(ms=round(1e3*t, 1), times=round(t/first, 2), peak_mib=round(memory[name])) for name, t in times.items()}
     where = machine(o.device)
     print(where)
     for name, row in rows.items(): print(f"{name:<24}{row['ms']:9.1f} ms a step {row['times']:6.2f} times plain {row['peak_mib']:6d} MiB at the peak")

@@ -7,13 +7,12 @@ Steps (forward, backward, optimiser) are timed in turns in one run, on a CPU as 
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
-import argparse, json, time
+import argparse, json
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from measure import child, clock, machine, peak
+from measure import child, in_turns, machine, peak
 from spml_kit.core import seed_everything
 from spml_kit.learn.learner import create_model
 from spml_kit.learn.losses import CrossEntropy
@@ -52,22 +51,6 @@ def loss_alone(loss, o):
     labels, loss = batch(o)[1], loss.train()
     return lambda: loss((None, logits), labels, None, None).backward()
 
-def seconds(f, device):
-    "Of the processor, or of a GPU with what it still has to do"
-    if device != 'cpu': return clock(f, device)[0]
-    start = time.process_time()
-    f()
-    return time.process_time() - start
-
-def in_turns(calls, o):
-    "Name to the median of its seconds"
-    times = {name: [] for name in calls}
-    for k in range(o.repeats + 2):
-        for name, f in calls.items():
-            s = seconds(f, o.device)
-            if k >= 2: times[name].append(s)
-    return {name: float(np.median(t)) for name, t in times.items()}
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--images', type=int, default=8, help='images a step')
@@ -82,8 +65,8 @@ def main():
         step, _ = prepared(o.peak, o)
         return print(json.dumps(dict(mib=peak(step, o.device))))
     made = {way: prepared(way, o) for way in WAYS}
-    steps = in_turns({way: step for way, (step, _) in made.items()}, o)
-    losses = in_turns({'cross-entropy': loss_alone(CrossEntropy(), o), **{f'radius {r}': loss_alone(AdaptiveLoss(r), o) for r in RADII}}, o)
+    steps = in_turns({way: step for way, (step, _) in made.items()}, o.repeats, o.device)
+    losses = in_turns({'cross-entropy': loss_alone(CrossEntropy(), o), **{f'radius {r}': loss_alone(AdaptiveLoss(r), o) for r in RADII}}, o.repeats, o.device)
     said = [f'--{k}={v}' for k, v in vars(o).items() if k not in ('peak', 'out')]
     rows = [dict(what=way, seconds=s, times_plain=s/steps['plain'], peak_mib=child(__file__, *said, f'--peak={way}')['mib'],
                  head_parameters=sum(q.numel() for q in made[way][1].head.parameters())) for way, s in steps.items()]

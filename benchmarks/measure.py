@@ -2,6 +2,7 @@
 import ctypes, json, os, platform, subprocess, sys, time
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -14,6 +15,24 @@ def clock(f, device='cpu'):
     out = f()
     wait()
     return time.perf_counter() - start, out
+
+
+def seconds(f, device='cpu'):
+    "Of the processor, or of a GPU with what it still has to do"
+    if device != 'cpu': return clock(f, device)[0]
+    start = time.process_time()
+    f()
+    return time.process_time() - start
+
+
+def in_turns(calls, repeats, device='cpu'):
+    "Name to the median of its seconds: each in turn, the first two rounds to warm up"
+    times = {name: [] for name in calls}
+    for k in range(repeats + 2):
+        for name, f in calls.items():
+            s = seconds(f, device)
+            if k >= 2: times[name].append(s)
+    return {name: median(t) for name, t in times.items()}
 
 
 def peak(f, device='cpu'):

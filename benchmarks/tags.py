@@ -4,21 +4,19 @@
 """
 import os
 os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = '1'
-import argparse, time
+import argparse
+from functools import partial
 
-import numpy as np
 import torch
 
-from measure import machine
+from measure import in_turns, machine
 from spml_kit.core import named_object, seed_everything
 from spml_kit.cams.classifier import TAG_METHODS
 
 def step(net, loss, x, tags):
-    "Seconds of processor time for one forward and backward pass"
-    start = time.process_time()
+    "One forward and backward pass"
     loss(net(x), None, None, tags).backward()
     net.zero_grad()
-    return time.process_time() - start
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
@@ -35,13 +33,8 @@ def main():
         runs[name] = way.net(13).to(memory_format=torch.channels_last).train(), way.loss().train()
     x, tags = torch.rand(o.images, 3, o.size, o.size), torch.rand(o.images, 13) < .2
     tags[:, :2] = True
-    times = {name: [] for name in runs}
-    for k in range(o.repeats + 2):
-        for name, (net, loss) in runs.items():
-            t = step(net, loss, x, tags)
-            if k >= 2: times[name].append(t)
-    first = np.median(times[o.methods[0]])
+    times = in_turns({name: partial(step, net, loss, x, tags) for name, (net, loss) in runs.items()}, o.repeats)
     print(machine())
-    for name, t in times.items(): print(f'{name:<24} {1e3*np.median(t):7.0f} ms a step   {np.median(t)/first:5.2f} times {o.methods[0]}')
+    for name, t in times.items(): print(f'{name:<24} {1e3*t:7.0f} ms a step   {t/times[o.methods[0]]:5.2f} times {o.methods[0]}')
 
 if __name__ == '__main__': main()

@@ -24,6 +24,7 @@ from ..learn.learner import create_model, head_score, kit_learner, spml_splitter
 from ..learn.losses import MultiTermLoss, labelled_cross_entropy
 from ..infer.scores import head_scores
 from ..runs.semi import Fitted, HalfMethod, HalfPlan, joint_fit
+from .cyclegan import held
 
 # %% ../../nbs/neighbours/19_cotraining.ipynb #19c0000c
 def pixel_divergence(
@@ -48,13 +49,11 @@ def ramp(
 @contextmanager
 def _as_judge(net):
     "In evaluation mode, and its parameters without gradients"
-    learns, training = [p for p in net.parameters() if p.requires_grad], net.training
-    for p in learns: p.requires_grad_(False)
+    training = net.training
     net.eval()
-    try: yield net
-    finally:
-        net.train(training)
-        for p in learns: p.requires_grad_(True)
+    try:
+        with held(net): yield net
+    finally: net.train(training)
 
 def adversary(
     net:nn.Module,       # images to a pair, the second (B,C,h,w) logits

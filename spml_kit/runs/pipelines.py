@@ -360,9 +360,11 @@ def train_embedding(
     pipe:Pipeline, # whose labels so far it learns
     folder, # of the step
     method='spml', # or 'cross_entropy', or a loss of one's own: see `spml_learner`
+    batches=None,  # function of the pipeline's DataLoaders to others, such as `half_batches`
 )->Learner:
     "SPML with a joint head"
-    make = lambda dls, path: spml_learner(dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path,
+    given = batches or (lambda dls: dls)
+    make = lambda dls, path: spml_learner(given(dls), pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path,
                                           head=pipe.head)
     heads = sum(s.do in (train_head, train_feature_head) and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)

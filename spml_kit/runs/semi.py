@@ -24,7 +24,7 @@ from ..method.recipes import RECIPES, Recipe
 from ..learn.learner import spml_learner
 from ..infer.pseudo import scores_to_labels, random_walk_scores
 from ..infer.scores import head_scores, retrieval_scores
-from .pipelines import EMBEDDING, HEAD, Pipeline, Step, fit_run
+from .pipelines import EMBEDDING, HEAD, Pipeline, Step, fit_run, train_embedding
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500006
 @dataclass(frozen=True)
@@ -162,9 +162,7 @@ class EqualParts:
         folder, # of the step
     )->Learner:
         "SPML with a joint head"
-        make = lambda dls, path: spml_learner(half_batches(dls, self.half), pipe.annotation, recipe=pipe.recipe,
-                                              seed=pipe.seed, path=path)
-        return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=pipe.head_steps)
+        return train_embedding(pipe, folder, batches=partial(half_batches, half=self.half))
 
 def spml_pipeline(
     weak:WeakSet,  # images, their labels and tags; some may have neither

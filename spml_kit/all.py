@@ -115,6 +115,7 @@ from .look.drawings import *
 from .look.annotate import *
 from .look.live import *
 from .look.exercises import *
+from .look.figures import *
 from .neighbours.mcof import *
 from .neighbours.prm import *
 from .neighbours.drs import *

@@ -97,6 +97,7 @@ from .runs.asked import *
 from .runs.processes import *
 from .runs.sweep import *
 from .runs.tables import *
+from .runs.paired import *
 from .runs.captions import *
 from .runs.cli import *
 from .runs.predict import *
@@ -126,6 +127,7 @@ from .neighbours.adaptive import *
 from .neighbours.cotraining import *
 from .neighbours.cyclegan import *
 from .neighbours.sba import *
+from .neighbours.few_shots import *
 from .neighbours.explorers import *
 from .renamed import *
 

@@ -104,13 +104,14 @@ def _draw_gains(ax, scores, drawn, pairs):
         ax.scatter(gain, y + .5, s=70, fc=colour if sure else 'white', ec=colour, lw=2, zorder=3)
         ax.text(high + .4, y + .5, 'certain' if sure else 'not certain', color=colour, va='center', fontsize='small')
     ax.axvline(0, color='grey', lw=1)
-    ax.set(yticks=np.arange(len(pairs)) + .5, yticklabels=[f'{b}\nover {a}' for a, b in pairs], xlabel='gain in mIoU, points')
+    ax.set(yticks=np.arange(len(pairs)) + .5, yticklabels=[f'{b}\nover {a}' for a, b in pairs],
+           xlabel='gain in mIoU, points')
     ax.set_xlim(right=ax.get_xlim()[1] + 2.5)
 
 # %% ../../nbs/api/look/95b_figures.ipynb #f1900011
 def gains_figure(
     scores:dict, # method to the scores of its runs, %
-    drawn:dict,  # method to its mean score in each of n bootstrap draws, the same images in the k-th draw of all methods
+    drawn:dict,  # method to its mean scores in bootstrap draws; the k-th draw has the same images for all methods
     pairs:list,  # (a, b): gain of b over a
     titles:tuple=('runs, their mean and 95 % interval', 'is the gain certain?'), # left and right
 )->plt.Figure:

@@ -62,7 +62,7 @@ def test_folder_of_dressed_people(tmp_path):
     assert {1, 2} <= set(np.unique(labels))
     with pytest.raises(SpmlError, match="without boxes"): s.boxes(0)
     (tmp_path/"SegmentationParts/a.png").unlink()
-    with pytest.raises(SpmlError, match="SegmentationParts/a.png: no mask$"): ClothesSet(tmp_path).mask(0)
+    with pytest.raises(SpmlError, match="SegmentationParts/a.png: no mask; add it$"): ClothesSet(tmp_path).mask(0)
     for said in ("[]", '{"parts": "hat"}', "{}"):
         (tmp_path/"labels.json").write_text(said)
         with pytest.raises(SpmlError, match="labels.json: no list 'parts'"): ClothesSet(tmp_path)

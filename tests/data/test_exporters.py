@@ -85,7 +85,7 @@ def test_a_project_there_and_back(to, tmp_path):
     for name, p in before.items():
         if p.suffix == ".png": assert (read_index_png(p) == read_index_png(after[name])).all()
         elif p.suffix == ".json": assert read_annotation(p) == read_annotation(after[name])
-    with pytest.raises(SpmlError, match="written over"): export_drawings(root, tmp_path / to, to)
+    with pytest.raises(SpmlError, match="overwritten"): export_drawings(root, tmp_path / to, to)
     with pytest.raises(SpmlError, match="--to gif"): export_drawings(root, tmp_path / "x", "gif")
 
 

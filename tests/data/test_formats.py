@@ -215,4 +215,4 @@ def test_files_round_trip(ann, tmp_path):
 def test_marks_have_a_width_that_can_be_drawn(tmp_path, kind, width):
     said = {"spml_kit": 1, "kind": kind, "classes": [1], "width": width} | ({"xy": [[3, 4]]} if kind == "points" else {"strokes": [[[3, 4]]]})
     (tmp_path / "a.json").write_text(json.dumps(said))
-    with pytest.raises(SpmlError, match="a.json: .*pixels wide"): read_annotation(tmp_path / "a.json")
+    with pytest.raises(SpmlError, match="a.json: .*500 pixels"): read_annotation(tmp_path / "a.json")

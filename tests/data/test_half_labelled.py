@@ -48,7 +48,7 @@ def test_a_larger_share_adds_images_and_both_parts_have_some(n, a, b, seed):
 def test_another_seed_chooses_others(): assert (labelled_numbers(100, .1, 0) != labelled_numbers(100, .1, 1)).any()
 
 
-@pytest.mark.parametrize("n, share, says", [(9, 0, "share of 0 of the images"), (9, 1, "share of 1 of"), (9, 1.5, "above 0 and below 1"), (9, -.1, "above 0"), (1, .5, "1 image: one with and one without")])
+@pytest.mark.parametrize("n, share, says", [(9, 0, "share of 0 of the images"), (9, 1, "share of 1 of"), (9, 1.5, "above 0 and below 1"), (9, -.1, "above 0"), (1, .5, "1 image; at least one with and one without")])
 def test_shares_that_leave_no_half(n, share, says):
     with pytest.raises(SpmlError, match=says): labelled_numbers(n, share)
 
@@ -108,7 +108,7 @@ def squares(show):
 
 def test_two_classes_of_which_one_is_in_no_labelled_image():
     images = squares([0]*6)
-    with pytest.raises(SpmlError, match="only 'background' is labelled in 2 images: there is nothing to tell apart"): HalfLabelled(WeakSet(images, "full"), .3)
+    with pytest.raises(SpmlError, match="only 'background' is labelled in 2 images: training needs two classes"): HalfLabelled(WeakSet(images, "full"), .3)
 
 
 def test_a_class_that_no_labelled_image_shows_is_named():
@@ -191,13 +191,13 @@ def test_the_settings_of_the_stream_tell_a_run_apart():
 
 def test_faults_of_batches_are_said():
     half = half_of()
-    with pytest.raises(SpmlError, match="bs=1: two images"): loader(half, bs=1)
+    with pytest.raises(SpmlError, match="bs=1: a batch needs two images"): loader(half, bs=1)
     with pytest.raises(SpmlError, match="half.every"): half_batches(weak_dls(half.labelled, SceneSet(2, size=SIZE), bs=2, crop=SIZE), half)
     with pytest.raises(SpmlError, match="bs=5: not a multiple of 3"): HalfLoader(half.every, 5, labelled=[0], groups=2)
-    with pytest.raises(SpmlError, match="overlap=1.2 is a share"): loader(half, 2, 1.2)
+    with pytest.raises(SpmlError, match="overlap=1.2 is not a share"): loader(half, 2, 1.2)
     torn = loader(half)
     torn.process = 0, 2
-    with pytest.raises(SpmlError, match="2 processes would tear"): torn.get_idxs()
+    with pytest.raises(SpmlError, match="2 processes would split"): torn.get_idxs()
 
 
 # parts of sets

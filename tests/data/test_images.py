@@ -105,7 +105,7 @@ def test_folder_names_what_is_wrong(folder):
     write_index_png(masks/'p1.png', np.zeros((24, 31)))
     refused(r'p1.png: label map is 24x31, its image 24x32', lambda: FolderSet(images, masks).mask(1))
     Image.fromarray(photo(24, 32)).save(masks/'p1.png')
-    refused('p1.png: colour .* is no class.s', lambda: FolderSet(images, masks, classes=['a', 'b', 'c']).mask(1))
+    refused('p1.png: colour .* belongs to no class', lambda: FolderSet(images, masks, classes=['a', 'b', 'c']).mask(1))
     (masks/'p1.png').unlink()
     refused(r'p1.png: no such mask \(1 of 3 images have none\)')
     whole = (images/'p2.png').read_bytes(); (images/'p2.png').write_bytes(whole[:len(whole)//2])
@@ -149,7 +149,7 @@ def test_lists_are_read_as_editors_write_them(voc):
     listed.write_bytes('\ufeff# mine\r\na\r\n\r\nb\r\n'.encode())
     assert VocSet(voc).names == ['a', 'b']
     listed.write_text('a\nb\na\n')
-    with pytest.raises(SpmlError, match='train.txt: 1 names stand there more than once, the first is a'): VocSet(voc)
+    with pytest.raises(SpmlError, match='train.txt: 1 names occur more than once, the first is a'): VocSet(voc)
 
 
 def test_labels_without_image_are_named(tmp_path):
@@ -172,8 +172,8 @@ def test_masks_of_0_and_255_are_refused(tmp_path, table):
         Image.fromarray(photo(24, 32, k)).save(tmp_path/'images'/f'{k}.png')
         write_index_png(tmp_path/'masks'/f'{k}.png', 255*np.eye(24, 32, dtype=int))
     if table: (tmp_path/'classes.txt').write_text(table)
-    with pytest.raises(SpmlError, match='no mask holds a class other than background.*write 1 in its place'): check_masks(FolderSet(tmp_path/'images', tmp_path/'masks'))
-    with pytest.raises(SpmlError, match='write 1 in its place'): score([np.zeros((24, 32), np.uint8)]*2, FolderSet(tmp_path/'images', tmp_path/'masks'), progress=False)
+    with pytest.raises(SpmlError, match='no mask holds a class other than background.*write 1 instead'): check_masks(FolderSet(tmp_path/'images', tmp_path/'masks'))
+    with pytest.raises(SpmlError, match='write 1 instead'): score([np.zeros((24, 32), np.uint8)]*2, FolderSet(tmp_path/'images', tmp_path/'masks'), progress=False)
 
 
 def test_masks_that_are_void_for_the_most_are_warned_of(folder):
@@ -213,7 +213,7 @@ def test_objects_are_not_taken_for_classes(tmp_path, ends, asked):
         write_index_png(tmp_path/'masks'/f'{k}.png', np.minimum(np.arange(24*32)//2, n).reshape(24, 32))
     make = lambda: FolderSet(tmp_path/'images', tmp_path/'masks')
     if not asked: assert len(make().classes) == max(ends) + 1; return
-    with pytest.raises(SpmlError, match=f'masks: the numbers of every mask run from 1 without a gap, up to {max(ends)}. Are they objects.*classes.txt'): make()
+    with pytest.raises(SpmlError, match=f'masks: the numbers of every mask run from 1 without a gap, up to {max(ends)}. If they count the objects.*classes.txt'): make()
     (tmp_path/'classes.txt').write_text('\n'.join(f'c{k}' for k in range(50)))
     assert len(make().classes) == 50
 
@@ -235,7 +235,7 @@ def test_masks_of_any_ending(folder, mask):
     with pytest.raises(SpmlError, match='a second mask of one image'): FolderSet(folder/'images', folder/'masks')
     for name in (mask, 'p0.png'): (folder/'masks'/name).unlink()
     Image.fromarray(true).save(folder/'masks'/'p0.jpg')
-    with pytest.raises(SpmlError, match='p0.png: no such mask.*p0.jpg is no mask, since JPEG changes'): FolderSet(folder/'images', folder/'masks')
+    with pytest.raises(SpmlError, match='p0.png: no such mask.*p0.jpg is not a mask, since JPEG changes'): FolderSet(folder/'images', folder/'masks')
 
 
 @pytest.mark.parametrize('raw, names', [('background\ncat\n', 2), ('\ufeffbackground\r\ncat\r\n', 2), ('# mine\n\nbackground\n\ncat', 2), ('__ignore__\n_background_\ncat\n', 2), ('0 background\n1 cat', 2), ('0: background\n1: cat', 2), ('background\nblack cat\n', 2)])
@@ -301,4 +301,4 @@ def test_a_table_without_a_background_is_told(names, said, tmp_path):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(2): folder_sets(tmp_path)
-    assert [f"the first class, '{names[0]}', is taken for the background" in str(w.message) for w in heard] == [True]*said
+    assert [f"the first class, '{names[0]}', is used as background" in str(w.message) for w in heard] == [True]*said

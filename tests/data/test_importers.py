@@ -89,7 +89,7 @@ def test_each_tool_becomes_a_project_that_trains(tool, tmp_path):
 @pytest.mark.parametrize("meaning", ["boxes", "points", "scribbles", "tags"])
 def test_what_a_polygon_means_is_the_users_to_say(tool, meaning):
     if tool == "scribblesup" and meaning in ("boxes", "points"):  # strokes are neither
-        with pytest.raises(SpmlError, match="no use for it"): plan_import(FIXTURES / tool, meaning=meaning)
+        with pytest.raises(SpmlError, match="does not use it"): plan_import(FIXTURES / tool, meaning=meaning)
         return
     plan = plan_import(FIXTURES / tool, meaning=meaning)
     said = plan.annotations(plan.pictures[0])
@@ -161,7 +161,7 @@ def test_the_picture_of_another_file_is_not_taken(tmp_path):
         (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
         labelme(tmp_path / "in" / folder / "a.json", shape(folder, "polygon", SQUARE), picture="a.png")
     plan = plan_import(tmp_path / "in")
-    assert plan.classes.names == ("background", "one") and any("not there" in k for k in plan.skipped)
+    assert plan.classes.names == ("background", "one") and any("missing picture" in k for k in plan.skipped)
 
 
 @pytest.mark.parametrize("below", ["", "pictures"])
@@ -194,7 +194,7 @@ def test_names_that_two_pictures_bear(tmp_path):
     assert [p.name for p in plan.pictures] == ["one_a", "two_a"]
     assert not any(p.is_symlink() for p in (tmp_path / "p" / "images").iterdir())
     labelme(tmp_path / "in" / "a.json", shape("cat", "polygon", SQUARE))
-    with pytest.raises(SpmlError, match="Two pictures bear this name"): plan_import(tmp_path / "in")
+    with pytest.raises(SpmlError, match="Two pictures have this name"): plan_import(tmp_path / "in")
     picture(tmp_path / "other" / "a.png"), picture(tmp_path / "other" / "a.jpg")
     labelme(tmp_path / "other" / "a.json", shape("cat", "polygon", SQUARE)), labelme(tmp_path / "other" / "b.json", shape("cat", "polygon", SQUARE), picture="a.jpg")
     assert [p.name for p in plan_import(tmp_path / "other").pictures] == ["a_jpg", "a_png"]
@@ -229,10 +229,10 @@ def test_spellings_background_holes_and_borders(tmp_path):
     assert plan.classes == CLASSES and plan.notes == ["'Cat' is read as 'cat'"]
     labels = labels_of(plan)
     assert (labels == 1).sum() > 900 and (labels[10:20, 60:70] == 0).all() and (labels[50:60, :10] == VOID).all() and (labels[40:50, 70:] == 2).all()
-    assert plan.skipped == Counter({"box of what shall be ignored, void in pictures with boxes": 1, "polygon clipped at the border of the picture (kept)": 1, "point outside the picture": 1, "polygon of 2 points, 3 are needed": 1,
-        "polygon that covers no pixel of the picture": 1, "point without a class": 1, "point with a coordinate that is no number": 1, "cuboid (labelme)": 1})
+    assert plan.skipped == Counter({"box to ignore, void in pictures with boxes": 1, "polygon clipped at the border of the picture (kept)": 1, "point outside the picture": 1, "polygon of 2 points, at least 3 needed": 1,
+        "polygon that covers no pixel of the picture": 1, "point without a class": 1, "point with a coordinate that is not a number": 1, "cuboid (labelme)": 1})
     text = plan_text(plan)
-    assert all(w in text for w in ("left out: 1 x point outside the picture", "What nobody drew is unlabelled", "the smaller lies on top", "--as full"))
+    assert all(w in text for w in ("left out: 1 x point outside the picture", "Pixels without a shape are unlabelled", "the smaller lies on top", "--as full"))
 
 
 def test_which_of_two_lies_on_top(tmp_path):
@@ -337,26 +337,26 @@ def test_nothing_is_left_of_an_import_that_fails(tmp_path, monkeypatch):
     assert list((tmp_path / "deep").iterdir()) == []
     monkeypatch.undo()
     import_annotations(FIXTURES / "labelme", tmp_path / "deep" / "p")
-    with pytest.raises(SpmlError, match="nothing is written over"): import_annotations(FIXTURES / "coco", tmp_path / "deep" / "p")
+    with pytest.raises(SpmlError, match="files are not overwritten"): import_annotations(FIXTURES / "coco", tmp_path / "deep" / "p")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SpmlError, match="nothing is written over"): import_annotations(FIXTURES / "coco", tmp_path / "file")
+    with pytest.raises(SpmlError, match="files are not overwritten"): import_annotations(FIXTURES / "coco", tmp_path / "file")
     (tmp_path / "empty").mkdir()
     import_annotations(FIXTURES / "coco", tmp_path / "empty")
     assert (tmp_path / "empty" / "classes.txt").read_text() == "background\ncat\ndog\n"
 
 
 def test_folders_of_several_tools_or_of_none(tmp_path):
-    with pytest.raises(SpmlError, match="no annotations of a tool that is known"): plan_import(tmp_path)
+    with pytest.raises(SpmlError, match="no annotations of a supported tool"): plan_import(tmp_path)
     with pytest.raises(SpmlError, match="no such file"): plan_import(tmp_path / "gone")
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(SpmlError, match="unpack it"): plan_import(tmp_path / "a.zip")
     picture(tmp_path / "a.png")
     labelme(tmp_path / "a.json", shape("cat", "polygon", SQUARE))
     (tmp_path / "v.json").write_text(DOCUMENTS["via"].read_text())
-    with pytest.raises(SpmlError, match=r"files of labelme \(1\), VIA \(1\); say which: --tool labelme"): plan_import(tmp_path)
+    with pytest.raises(SpmlError, match=r"files of labelme \(1\), VIA \(1\); choose one: --tool labelme"): plan_import(tmp_path)
     assert plan_import(tmp_path, tool="labelme").tool == "labelme" and plan_import(tmp_path, tool="via").classes == CLASSES
     with pytest.raises(SpmlError, match="tool 'labelmee' is not one of .*did you mean"): plan_import(tmp_path, tool="labelmee")
-    with pytest.raises(SpmlError, match="looks like labelme; COCO keeps"): plan_import(tmp_path / "a.json", tool="coco")
+    with pytest.raises(SpmlError, match="looks like labelme; COCO writes"): plan_import(tmp_path / "a.json", tool="coco")
     with pytest.raises(SpmlError, match="--images names the folder"): plan_import(tmp_path, tool="via", images=tmp_path / "gone")
 
 
@@ -371,7 +371,7 @@ def test_one_broken_file_of_a_folder_stops_no_other(tmp_path):
     with pytest.raises(SpmlError, match="2 files cannot be read, first .*a.json: not JSON"): plan_import(tmp_path)
 
 
-@pytest.mark.parametrize("bad, says", [(shape("cat", "circle", [[9, 9]]), "circle of 1 points, 2 are needed"), (dict(label="cat"), "there is no 'points' in it"), (shape(None), "polygon without a class"), (None, "another kind")])
+@pytest.mark.parametrize("bad, says", [(shape("cat", "circle", [[9, 9]]), "circle of 1 points, 2 needed"), (dict(label="cat"), "'points' is missing"), (shape(None), "polygon without a class"), (None, "wrong type")])
 def test_the_reason_names_the_entry(bad, says, tmp_path):
     picture(tmp_path / "a.png")
     labelme(tmp_path / "a.json", shape("dog"), bad)
@@ -413,7 +413,7 @@ def test_pictures_in_their_files_stay_apart(tmp_path):
 def test_advice_that_can_be_followed(tmp_path):
     for part in ("one", "two"): picture(tmp_path / part / "a.png")
     path = labelme(tmp_path / "c.json", shape("cat"))
-    with pytest.raises(SpmlError, match="write the folder before it in .*c.json, one/a.png, or import each annotation file by itself.*--images .*one"): plan_import(path)
+    with pytest.raises(SpmlError, match="write the folder before it in .*c.json, one/a.png, or import each annotation file separately.*--images .*one"): plan_import(path)
     assert plan_import(path, images=tmp_path / "one").pictures[0].path == tmp_path / "one" / "a.png"
     assert plan_import(labelme(tmp_path / "c.json", shape("cat"), picture="one/a.png")).pictures[0].path == tmp_path / "one" / "a.png"
 
@@ -423,7 +423,7 @@ def test_another_ending_is_said_and_another_folder_refused(said, there, taken, t
     picture(tmp_path / there)
     path = labelme(tmp_path / "x.json", shape("cat"), picture=said)
     if not taken:
-        with pytest.raises(SpmlError, match="frame.png has another folder and another ending"): plan_import(path)
+        with pytest.raises(SpmlError, match="frame.png has another folder and another suffix"): plan_import(path)
         return
     plan = plan_import(path)
     assert any("such as frame.png for " + said in n for n in plan.notes) == (said[-3:] != there[-3:])
@@ -447,10 +447,10 @@ def test_pictures_without_objects_are_said(tmp_path):
         (tmp_path / f"{name}.xml").write_text(f"<annotation><filename>{name}.png</filename>{body}</annotation>")
     picture(tmp_path / "c.png")
     plan = plan_import(tmp_path)
-    assert plan.bare() == ["a"] and "without any shape: 1 (a): no label is written" in plan_text(plan)
-    assert "1 pictures that lie beside these are named by no file" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
+    assert plan.bare() == ["a"] and "without any shape: 1 (a): they get no label" in plan_text(plan)
+    assert "1 other pictures in these folders are named in no file" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
     plan = import_annotations(tmp_path, tmp_path / "p", background=True)
-    assert "all of it is background" in plan_text(plan)
+    assert "they are all background" in plan_text(plan)
     assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()
     inside = read_index_png(tmp_path / "p" / "labels" / "b.png") == UNLABELLED
     assert inside[10:40, 10:40].all() and inside.sum() == 900  # nobody said that a box holds nothing

@@ -30,7 +30,7 @@ def test_tasks_without_a_picture_and_captions(tmp_path):
     assert [p.name for p in plan.pictures] == ["a"] and plan.tool == "label_studio"
     assert {str(w): w.where for w in plan.skipped} == {"task without a picture": "task 1 of p.json", "textarea without a label (Label Studio)": "result 1 of task 2 in p.json"}
     (tmp_path / "p.json").write_text(json.dumps(dict(images=[dict(id=1, file_name="a.png")], categories=[], annotations=[dict(id=1, image_id=1, caption="a cat")])))
-    with pytest.raises(SpmlError, match="caption, which marks nothing"): plan_import(tmp_path / "p.json")
+    with pytest.raises(SpmlError, match="caption without a shape"): plan_import(tmp_path / "p.json")
 
 
 def via_project(value, kind="dropdown", options=None, attribute="species", **more):
@@ -47,7 +47,7 @@ def test_the_class_is_what_the_option_says(value, kind, name):
 
 def test_options_that_do_not_fit_are_told():
     read = lambda *args, **more: VIA.read(Path("v.json"), via_project(*args, **more))
-    assert "region whose species is '9', which is none of its options ['1', '2', '3']" in told(read("9")) and not read("9").drawings[0].shapes
+    assert "region whose species is '9', not one of its options ['1', '2', '3']" in told(read("9")) and not read("9").drawings[0].shapes
     both = read({"1": True, "2": True}, "checkbox")
     assert [s.name for s in both.drawings[0].shapes] == ["cat"] and "several classes in species" in told(both)[0]
     assert "nothing is checked" in told(read({"1": False}, "checkbox"))[0]
@@ -82,7 +82,7 @@ def test_spoilt_segments(tmp_path):
         plan = plan_import(panoptic(tmp_path, **wrong))
         assert [w.where for w in plan.skipped] == ["segment 2 of annotation 1 of panoptic.json"] and len(plan.pictures[0].drawing.shapes) == 2
     (tmp_path / "panoptic" / "a.png").unlink()
-    with pytest.raises(SpmlError, match="panoptic annotation whose a.png is not in panoptic/ beside the file"): plan_import(tmp_path / "panoptic.json")
+    with pytest.raises(SpmlError, match="panoptic annotation whose a.png is not in panoptic/ next to the file"): plan_import(tmp_path / "panoptic.json")
 
 
 @given(masks, st.lists(st.integers(1, 6), min_size=4, max_size=4), st.randoms())
@@ -120,7 +120,7 @@ def test_what_unpacks_to_very_much_is_left_out(tmp_path):
     bomb = base64.b64encode(zlib.compress(bytes(1 << 27))).decode()
     item = lambda data: dict(classTitle="cat", geometryType="bitmap", bitmap=dict(origin=[0, 0], data=data))
     one = SUPERVISELY.read(tmp_path / "a.json", dict(size=dict(height=H, width=W), objects=[item(bomb), item("AAAA"), item(3)])).drawings[0]
-    assert one.shapes == [] and one.skipped == ["bitmap that is too large", "bitmap that is damaged", "bitmap that is damaged"]
+    assert one.shapes == [] and one.skipped == ["bitmap that is too large", "damaged bitmap", "damaged bitmap"]
     coco = dict(images=[dict(id=1, file_name="a.png")], categories=[dict(id=1, name="cat")], annotations=[dict(id=1, image_id=1, category_id=1, segmentation=dict(size=[10**6, 10**6], counts=[0, 10**12]))])
     assert "mask of" in COCO.read(tmp_path / "c.json", coco).drawings[0].skipped[0]
 
@@ -130,7 +130,7 @@ def studio(task, **region):
     return dict(data=dict(image="a.png"), **{k: [dict(result=[r | region])]*n for k, n in task.items()})
 
 
-@pytest.mark.parametrize("task, region, reason", [(dict(annotations=2), {}, "annotation of a task that has a later one"), (dict(annotations=0, predictions=1), {}, "prediction, which nobody has accepted"), (dict(annotations=1), dict(image_rotation=90), "turned by 90 degrees in Label Studio")])
+@pytest.mark.parametrize("task, region, reason", [(dict(annotations=2), {}, "annotation of a task that has a later one"), (dict(annotations=0, predictions=1), {}, "prediction that was not accepted"), (dict(annotations=1), dict(image_rotation=90), "rotated by 90 degrees in Label Studio")])
 def test_what_label_studio_leaves_open_is_told(task, region, reason, tmp_path):
     picture(tmp_path / "a.png"); picture(tmp_path / "b.png")
     good = studio(dict(annotations=1), image_rotation=360) | dict(data=dict(image="b.png"))
@@ -151,4 +151,4 @@ def test_run_lengths_of_another_size_are_left_out(tmp_path):
 
 def test_results_of_coco_are_named(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps([dict(image_id=1, category_id=1, bbox=[1, 2, 3, 4], score=.5)]))
-    with pytest.raises(SpmlError, match="r.json: looks like results of COCO.*'annotations'"): plan_import(tmp_path / "r.json")
+    with pytest.raises(SpmlError, match="r.json: looks like COCO results.*'annotations'"): plan_import(tmp_path / "r.json")

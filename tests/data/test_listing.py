@@ -69,7 +69,7 @@ def test_lists_as_they_occur(tmp_path, kind):
 
 def test_a_name_twice(tmp_path):
     (tmp_path/"l.txt").write_text("a\nJPEGImages/a.jpg x\nb\n")
-    with pytest.raises(SpmlError, match="l.txt: 1 names stand there more than once, the first is a"): read_names(tmp_path/"l.txt")
+    with pytest.raises(SpmlError, match="l.txt: 1 names occur more than once, the first is a"): read_names(tmp_path/"l.txt")
 
 
 def test_a_project_step_by_step(tmp_path):
@@ -152,7 +152,7 @@ def test_what_systems_leave_is_no_label(tmp_path):
 @pytest.mark.parametrize("image, label", [("x/a.png", "a.png"), ("a.png", "x/a.png"), ("x/a.png", "y/a.png")])
 def test_a_label_in_another_subfolder_is_told_where_its_image_is(image, label, tmp_path):
     picture(tmp_path/"images"/image); picture(tmp_path/"labels"/label)
-    with pytest.raises(SpmlError, match=f"the image of this name is {image[:-4]}, and a label lies in the subfolder of its image"): drawn_images(tmp_path)
+    with pytest.raises(SpmlError, match=f"the image of this name is {image[:-4]}: move the label into the same subfolder"): drawn_images(tmp_path)
 
 
 def test_told_commands_can_be_typed(tmp_path):

@@ -115,8 +115,8 @@ def test_what_means_nothing_becomes_regions_of_its_own(tmp_path, ids):
 
 
 @pytest.mark.parametrize("what, words", [
-    ("photograph", "this is a photograph"), ("jpeg", "no regions"), ("floats", "no region map"), ("nan", "no region map"), ("4d", "no region map"), ("empty", "holds no masks"), ("text", "not JSON"),
-    ("sizes", "of one size"), ("runs", "run lengths"), ("words", "x.json"), ("none", "no regions"), ("two", "one file is needed"), ("turned", "other proportions"), ("cut", "other proportions"), ("harm", "nothing of it was run")])
+    ("photograph", "this is a photograph"), ("jpeg", "no regions"), ("floats", "not a region map"), ("nan", "not a region map"), ("4d", "not a region map"), ("empty", "holds no masks"), ("text", "not JSON"),
+    ("sizes", "need one size"), ("runs", "run lengths"), ("words", "x.json"), ("none", "no regions"), ("two", "needs one file"), ("turned", "other proportions"), ("cut", "other proportions"), ("harm", "nothing of it was run")])
 def test_what_does_not_fit_is_named(tmp_path, ids, what, words):
     rng = np.random.default_rng(0)
     im = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
@@ -165,7 +165,7 @@ def test_where_a_weak_set_reads_them(tmp_path):
         with pytest.raises(SpmlError, match="no regions here"): region_source(tmp_path/name)
     a, b = (WeakSet(scenes, regions=tmp_path/k).sample(1).regions for k in ("ours", "theirs"))
     assert np.array_equal(a, b)
-    with pytest.raises(SpmlError, match="nothing is written there"): region_source(tmp_path/"theirs").write("x", a)
+    with pytest.raises(SpmlError, match="does not write there"): region_source(tmp_path/"theirs").write("x", a)
 
 
 def test_taking_over_goes_on_where_it_was(tmp_path):

@@ -121,7 +121,7 @@ def test_without_a_split_labels_tell(listed):
 
 
 @pytest.mark.parametrize("rows, says", [([("photos/9.jpg", "", "val")], "line 2: .*photos/9.jpg: no such file"), ([("photos/0.jpg", "drawn/9.png", "train")], "line 2: .*drawn/9.png: no such file"), ([("", "drawn/0.png", "train")], "line 2: no image"),
-    ([("photos/0.jpg", "", "train")], "line 2: .*has no label"), ([("photos/0.jpg", "drawn/0.png", "trian")], "split 'trian' is neither 'train' nor 'val'"), ([ROWS[0], ROWS[0]], "line 3: .*listed twice"), ([ROWS[2]], "no row to train on")])
+    ([("photos/0.jpg", "", "train")], "line 2: .*has no label"), ([("photos/0.jpg", "drawn/0.png", "trian")], "split 'trian' is neither 'train' nor 'val'"), ([ROWS[0], ROWS[0]], "line 3: .*listed twice"), ([ROWS[2]], "no row for training")])
 def test_broken_tables(listed, rows, says):
     write_csv(listed/"l.csv", rows)
     with pytest.raises(SpmlError, match=f"l.csv.*{says}"): named_source("csv")(listed/"l.csv").train()
@@ -129,8 +129,8 @@ def test_broken_tables(listed, rows, says):
 
 def test_tables_that_are_none(listed):
     (listed/"l.csv").write_text("file,mask\na,b\n")
-    with pytest.raises(SpmlError, match=r"names the columns image, label and split; it says \['file', 'mask'\]"): named_source("csv")(listed/"l.csv").train()
-    with pytest.raises(SpmlError, match="no such file; it must name the table"): named_source("csv")(listed)
+    with pytest.raises(SpmlError, match=r"must name the columns image, label and split; it is \['file', 'mask'\]"): named_source("csv")(listed/"l.csv").train()
+    with pytest.raises(SpmlError, match="no such file; give the table"): named_source("csv")(listed)
     write_csv(listed/"l.csv", ROWS); (listed/"classes.txt").unlink()
     with pytest.raises(SpmlError, match="classes.txt: no such file"): named_source("csv")(listed/"l.csv").train()
     assert named_source("csv")(listed/"l.csv", classes=["a", "b"]).train().classes.names == ("a", "b")

@@ -111,7 +111,7 @@ def test_the_command(tmp_path, capsys):
     assert spml_import([*words, "--dry"]) == 0 and not (tmp_path / "p").exists()
     said = capsys.readouterr().out
     assert "labelme; pictures: 1, without any shape: 0" in said and "nothing is written" in said and re.search(r"dog +1 ", said)
-    assert spml_import([*words, "--as", "boxes"]) == 0 and "the box around it" in capsys.readouterr().out
+    assert spml_import([*words, "--as", "boxes"]) == 0 and "becomes its box" in capsys.readouterr().out
     assert read_annotation(tmp_path / "p" / "labels" / "a.json") == Boxes([(10, 10, 40, 40), (50, 20, 70, 55)], [1, 2])
     assert (tmp_path / "p" / "images" / "a.png").is_symlink()
     assert spml_import(words) == 2 and capsys.readouterr().err.count("\n") == 1

@@ -213,6 +213,6 @@ def test_lists_of_people_with_point_masks(tmp_path, capsys):
     assert spml_run(["keypoints", *lists, "-p", "methods", "['spml', 'full_masks']", "-p", "full_split", "full.txt", "-p", "flip", "True", "--out", str(tmp_path / "run")]) == 0
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
     assert {(r["method"], r["annotation"]) for r in rows} == {("spml_retrieval", "keypoints"), ("spml_head", "keypoints"), ("full_masks", "full")} and all(len(r["per_class"]) == 15 for r in rows)
-    for word, more, said in (("keypoints", ["-p", "methods", "['full_masks']"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': the images of densepose have keypoints")):
+    for word, more, said in (("keypoints", ["-p", "methods", "['full_masks']"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': densepose has keypoints")):
         assert spml_run([word, *lists, *more, "--out", str(tmp_path / word)]) == 2
         assert said in capsys.readouterr().err

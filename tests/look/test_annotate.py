@@ -212,7 +212,7 @@ def test_odd_folders(tmp_path, root):
     (lambda root: (root / "scribbles/photo_0.json").write_text("{"), "scribbles/photo_0.json: not JSON"),
     (lambda root: os.replace(root / "scribbles/photo_0.json", root / "boxes/photo_0.json"), "holds scribbles, not boxes"),
     (lambda root: Image.fromarray(SceneSet(1, size=64).image(0)).save(root / "images/photo_0.png"), "put the old one back"),
-    (lambda root: (root / "scribbles/photo_0.json").unlink(), "labels that were not drawn here"),
+    (lambda root: (root / "scribbles/photo_0.json").unlink(), "labels were not drawn here"),
     (lambda root: (root / "labels/photo_0.png").write_bytes(b"x"), "labels/photo_0.png: not a readable image")], ids=["image", "json", "kind", "size", "foreign", "png"])
 def test_damage_is_told_and_left_alone(root, damage, says):
     a = annotate(root, CLASSES)
@@ -272,7 +272,7 @@ def test_labels_of_others_beside_a_drawing_stay(root, name, content):
     else: path.write_bytes(content)
     for opened in (a, annotate(root)):
         try: opened.add_stroke([(5, 20), (20, 20)], "cat")
-        except SpmlError as e: assert "labels that were not drawn here" in str(e)
+        except SpmlError as e: assert "labels were not drawn here" in str(e)
         else: raise AssertionError("written over")
         assert path.read_bytes() == content
 

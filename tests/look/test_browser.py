@@ -286,7 +286,7 @@ a"""
 
 # the explorers
 
-EXPLORERS = dict(relations="clusters a side", background="alpha", regions="regions", retrieval="query", embedding="step") # and a slider of each
+EXPLORERS = dict(relations="clusters per side", background="alpha", regions="regions", retrieval="query", embedding="step") # and a slider of each
 
 
 def test_explorers(lab):

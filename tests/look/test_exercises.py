@@ -22,7 +22,7 @@ def test_what_is_right_is_said_and_nothing_else(capsys):
 
 @pytest.mark.parametrize("f, said, hinted", [
     (unwritten, "`unwritten`: not written yet", False),
-    (twice, "`twice`: not right yet. This does not hold:\n    def halves(f): assert f(3) == 1.5, f\"f(3) is {f(3)}\"\n    f(3) is 6", True),
+    (twice, "`twice`: not right yet. This test fails:\n    def halves(f): assert f(3) == 1.5, f\"f(3) is {f(3)}\"\n    f(3) is 6", True),
     (stops, "`stops`: stopped by ZeroDivisionError: float division by zero\n    in `stops`: def stops(x): return half(x)/0", True)], ids=["unwritten", "wrong", "stops"])
 def test_what_is_not_right_names_the_line(f, said, hinted, capsys):
     assert check(f, hint="Divide by two.")(halves) is False
@@ -53,7 +53,7 @@ RIGHT, WRONG, BROKEN = "def f(x):\n    return 2*x", "def f(x):\n    return x", "
 
 
 @pytest.mark.parametrize("cells, said", [
-    ([RIGHT, BROKEN, CHECK], "`f`: the cell that writes it is no Python yet, line 2: '(' was never closed\n    return 2*(x"),
+    ([RIGHT, BROKEN, CHECK], "`f`: the cell that defines it has a syntax error in line 2: '(' was never closed\n    return 2*(x"),
     ([WRONG, BROKEN, RIGHT, CHECK], "`f`: right."), ([RIGHT, "x = (", CHECK], "`f`: right."), ([BROKEN, WRONG, CHECK], "not right yet"),
     (["f = lambda x: x", CHECK], "`<lambda>`: not right yet"), (["%time f = 1", RIGHT, CHECK], "`f`: right.")], ids=str)
 def test_a_syntax_error_is_told_instead_of_judging_what_was_before(cells, said, monkeypatch, capsys):

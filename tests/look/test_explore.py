@@ -62,7 +62,7 @@ def test_relations_react(world):
     ex.clusters.value = 1
     assert n > fewer > len(ex.segments()[0].protos)
     ex.annotation.value = "tags"
-    assert "says nothing" in said(ex)
+    assert "does not apply" in said(ex)
     ex.second.value = "none"
     assert len(ex.view.pictures) == 2 and ex.pictures[2].layout.display == "none"
     assert len(ex.figure().axes) >= 3

@@ -44,13 +44,13 @@ def test_samples_as_a_network_and_its_loss_take_them(sizes):
 
 def test_images_that_are_there():
     assert chosen((2, -1, 5, 0), 3) == [2, 0]
-    with pytest.raises(SpmlError, match="none of these images is there: there are 3"): chosen((3, -1), 3)
+    with pytest.raises(SpmlError, match="none of these images exists: there are 3"): chosen((3, -1), 3)
 
 
 @pytest.mark.parametrize("point, there", [((0, 0, 0), True), ((1, 7, 4), True), ((2, 0, 0), False), ((-1, 0, 0), False), ((0, 8, 0), False), ((0, 0, 5), False), ((0, -1, 0), False)])
 def test_pixels_that_are_nowhere(point, there):
     if there: return check_pixel(point, 2, (5, 8))
-    with pytest.raises(SpmlError, match=rf"no pixel \({point[1]}, {point[2]}\) in an image {point[0]}"): check_pixel(point, 2, (5, 8))
+    with pytest.raises(SpmlError, match=rf"no pixel \({point[1]}, {point[2]}\) in image {point[0]}"): check_pixel(point, 2, (5, 8))
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,11 +18,11 @@ def test_lending_says_what_becomes_of_those_without_a_lender(world, unmatched, w
     ex = explore_affinity(spml_learner(learn.dls, recipe=learn.recipe, relations=relations), weak, which=(0, 1))
     assert (ex.threshold.value, ex.across.value) == ((.9, True) if unmatched else (.95, False))
     ex.across.value, ex.threshold.value = True, 1.
-    assert f"too far: without a label it {words}" in said(ex) and "memory bank are asked too; they are not shown" in said(ex)
+    assert f"too dissimilar: without a label it {words}" in said(ex) and "memory bank are compared too; they are not shown" in said(ex)
     ex.across.value = False
     assert f"without a label it {words}" in said(ex) and "memory bank" not in said(ex)
     ex.threshold.value = -1.
-    assert "it lends its label" in said(ex) and words not in said(ex)
+    assert "takes this label" in said(ex) and words not in said(ex)
 
 
 @pytest.mark.parametrize("unmatched", ["all", "out"])
@@ -31,10 +31,10 @@ def test_lending_where_nobody_of_the_image_can(world, unmatched):
     plain = WeakSet(weak.images, lambda i: np.full((SIZE, SIZE), UNLABELLED if i else 1, np.uint8))
     ex = explore_affinity(spml_learner(learn.dls, recipe=learn.recipe, relations=[feature_affinity(unmatched=unmatched)]), plain, which=(0, 1))
     ex.point = (1, 5, 5)
-    assert "so nobody can lend; without a label it " + ("is positive to every segment" if unmatched == "all" else "is left out") in said(ex)
+    assert "so it takes no label; without a label it " + ("is positive to every segment" if unmatched == "all" else "is left out") in said(ex)
 
 
 def test_lending_of_a_plain_learner(world):
     weak, _, learn, _ = world
     ex = explore_affinity(spml_learner(learn.dls, method="cross_entropy", recipe=learn.recipe), weak, which=(0, 1))
-    assert (ex.threshold.value, ex.across.value) == (.95, False) and "find a label" in said(ex)
+    assert (ex.threshold.value, ex.across.value) == (.95, False) and "take a label" in said(ex)

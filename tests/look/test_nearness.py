@@ -27,7 +27,7 @@ def test_votes_are_those_of_the_prediction(world, retrieval, k):
     want = predict_retrieval(learn.model, held_out.image(1), ex.store.index, C, k=k, grid=(4, 4))
     for x, y in ((0, 0), (20, 40), (63, 63), (40, 10)):
         ex.point = x, y
-        assert f"is called '{SCENE_CLASSES.names[want[y, x]]}'" in said(ex).replace("&#x27;", "'")
+        assert f"is predicted as '{SCENE_CLASSES.names[want[y, x]]}'" in said(ex).replace("&#x27;", "'")
         assert sum(b[0] for b in ex.view.bars.values()) == k
         agrees = "The mask agrees" in said(ex)
         inside = held_out.mask(1)[ex._query()[0] == ex._query()[0][y, x]]
@@ -59,10 +59,10 @@ def test_pictures_and_map_are_linked(retrieval):
 
 
 def test_a_wrong_vote_names_who_caused_it(world):
-    "All training labels are one class: the mask cannot agree, and all neighbours are framed red"
+    "All training labels are one class: the mask cannot agree, and all neighbours have orange frames"
     weak, held_out, learn, _ = world
     ex = explore_retrieval(learn, weak, held_out, [np.full((SIZE, SIZE), 5, np.uint8)]*len(weak), grid=(3, 3))
-    assert "the 20 neighbours of" in said(ex) and "outvote 0 of its own class." in said(ex)
+    assert "20 neighbours of" in said(ex) and "outvote 0 of the true class." in said(ex)
     assert (seen(ex, 2)[0, :CROP] == rgb_of(PUSH)).all()
     closed = SceneSet(2, seed=3, size=SIZE, start=100, masks=False)
     ex = explore_retrieval(learn, weak, closed, [np.full((SIZE, SIZE), 5, np.uint8)]*len(weak), grid=(3, 3))

@@ -42,8 +42,8 @@ function controls(act, get, put) {
   const brush = make('input', {type: 'range', min: 1, max: 25, step: 1, title: 'width of the brush in pixels, for all strokes of this image ([ and ])', 'aria-label': 'width of the brush in pixels'})
   const width = make('span', {className: 'width'})
   brush.onchange = () => put('brush', +brush.value)
-  const preview = button('propagate', 'label every pixel as the drawn pixels that look like it; pale where unsure: a stroke helps there (v)', () => act({do: 'preview'}), {'data-do': 'preview'})
-  const learning = get('learns') ? [button('doubt', 'show where the label map is doubtful', () => put('doubtful', !get('doubtful')), {'data-do': 'doubt'}),
+  const preview = button('propagate', 'give every pixel the class of the most similar drawn pixels; pale where unsure: add a stroke there (v)', () => act({do: 'preview'}), {'data-do': 'preview'})
+  const learning = get('learns') ? [button('doubt', 'show the doubt of the label map in red', () => put('doubtful', !get('doubtful')), {'data-do': 'doubt'}),
     button('accept', 'keep the label map of this image', () => act({do: 'accept'}), {'data-do': 'accept'}),
     button('next doubtful', 'open the most doubtful image that is not accepted', () => act({do: 'doubtful'}), {'data-do': 'doubtful'}),
     button('model', 'write model.spml: what the strokes taught, for other pictures', () => act({do: 'model'}), {'data-do': 'model'})] : []

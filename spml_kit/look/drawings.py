@@ -101,7 +101,7 @@ def _own(path, annotations):
 def _check_own(folder, name, annotations):
     for path in _label_files(folder, name):
         if not _own(path, annotations):
-            raise SpmlError(f"{path}: these labels were not drawn here; move the file to another folder to draw on {name}")
+            raise SpmlError(f"{path}: labels were not drawn here; move the file to another folder to draw on {name}")
 
 # %% ../../nbs/api/look/94_drawings.ipynb #94b397cb
 def write_labels(
@@ -134,7 +134,7 @@ def write_drawing(
     before = {kind: read_annotation(p) for kind, p in paths.items() if is_there(p)}
     _check_own(folder, name, before)
     if not annotations:
-        write_labels(folder, name, {}, labels) # first: labels without a drawing would look like those of another program
+        write_labels(folder, name, {}, labels) # first: without a drawing, they look like another program's
     for kind, path in paths.items():
         if kind not in annotations: path.unlink(missing_ok=True)
         elif before.get(kind) != annotations[kind]: write_annotation(path, annotations[kind])
@@ -176,7 +176,7 @@ def read_drawing(
         drawn_labels({kind: ann}, size, path)
     paths = _label_files(folder, name)
     if paths and not out:
-        raise SpmlError(f"{paths[0]}: these labels were not drawn here; move the file to another folder to draw on {name}")
+        raise SpmlError(f"{paths[0]}: labels were not drawn here; move the file to another folder to draw on {name}")
     for path in paths:
         if path.suffix != '.png': continue
         try: check_labels(read_index_png(path), n_classes, str(path), size)

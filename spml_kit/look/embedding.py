@@ -54,7 +54,7 @@ def snapshots(
             state = {k[6:]: v for k, v in load_tensors(path)[0].items() if k.startswith('model.')}
             try: model.load_state_dict(state)
             except RuntimeError:
-                raise SpmlError(f"{path}: snapshot of another network; make the model with the recipe of the snapshot") from None
+                raise SpmlError(f"{path}: snapshot of another network; use the recipe of the snapshot") from None
             out[int(path.stem) if path.stem.isdigit() else path.stem] = embed()
     finally: model.load_state_dict(now)
     if folder and not out:

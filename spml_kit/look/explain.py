@@ -107,7 +107,7 @@ def pixel_forces(
     similarity, own = (x @ mu.T)[0], int(one.own)
     if not anchor: return Forces(relation, protos, own, False, 0., torch.zeros_like(similarity), similarity)
     is_own = torch.arange(len(mu), device=mu.device) == own
-    pos = positive & ~is_own if (positive & ~is_own).any() else is_own # without other positives, the own segment is the positive
+    pos = positive & ~is_own if (positive & ~is_own).any() else is_own # own segment if it is alone
     neg = candidate & ~positive & (~is_own | own_negative)
     e = (relation.kappa*(similarity - similarity.max())).exp()
     p, q = e*(pos.to(e.dtype) + neg), e*pos
@@ -243,7 +243,7 @@ def division_errors(
 )->dict: # leak in percent, under and over in bits; 0 is perfect
     "Measure the undersegmentation and oversegmentation of a partition"
     known = np.asarray(mask) < UNLABELLED
-    if not known.any(): raise SpmlError("the mask is all void: nothing to compare with; give a mask with labelled pixels")
+    if not known.any(): raise SpmlError("the mask is all void; give a mask with labelled pixels")
     parts = components(np.where(known, mask, -1), background=-1, connectivity=1)[known]
     pieces = np.asarray(pieces)[known]
     over, under = variation_of_information(parts, pieces)

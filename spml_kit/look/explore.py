@@ -64,7 +64,7 @@ def _controls(relations, loss, kinds, bank):
                                tooltip='0: the grid itself'),
         regions=W.IntSlider(0, min=0, max=100, description='regions',
                             tooltip='contour regions per image; 0: the regions of the batch'),
-        annotation=W.Dropdown(options=kinds, description='annotation', tooltip='kind of annotation that gives the labels'),
+        annotation=W.Dropdown(options=kinds, description='annotation', tooltip='annotation that gives the labels'),
         memory=W.Checkbox(len(bank) > 0, description='memory bank', disabled=not len(bank),
                           tooltip='also compare with the segments of the last batches'))
 
@@ -113,7 +113,7 @@ def segments(self:explore_relations)->tuple: # `Segments` of the batch; candidat
 @patch
 def _first_point(self:explore_relations):
     seg = self.segments()[0]
-    if not len(seg.v): raise SpmlError('every pixel of these images is void, so no pixel takes part in training; choose other images')
+    if not len(seg.v): raise SpmlError('every pixel of these images is void: choose other images')
     label = seg.protos.label[seg.own]
     # a labelled pixel comes first
     good = next(o for o in ((label > 0) & (label < UNLABELLED), label == 0, label >= 0) if o.any()).nonzero()[:, 0]

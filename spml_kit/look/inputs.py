@@ -64,8 +64,8 @@ def check_pixel(
     "Raise an error if the pixel does not exist"
     i, x, y = point
     if not (0 <= i < n and 0 <= x < size[1] and 0 <= y < size[0]):
-        raise SpmlError(f'There is no pixel ({x}, {y}) in image {i}: there are {n} images of {size[1]}x{size[0]} pixels, '
-                        f'counted from 0.')
+        raise SpmlError(f'There is no pixel ({x}, {y}) in image {i}: there are {n} images of '
+                        f'{size[1]}x{size[0]} pixels, counted from 0.')
 
 def pixel_of(
     cell:int,    # index in the flattened grid

@@ -38,7 +38,8 @@ class explore_affinity(Explorer):
         with torch.no_grad(): emb = learn.model(images.to(next(learn.model.parameters()).device))[0].float().cpu()
         self.seg = loss.segments(images, emb, labels, regions, tags)
         self.given, masks = self.seg.protos.label < UNLABELLED, weak.images.masks
-        if not self.given.any(): raise SpmlError('no segment of these images is labelled, so there is no label to copy; choose other images')
+        if not self.given.any():
+            raise SpmlError('no segment of these images is labelled: there is no label to copy; choose other images')
         self.truth = self._truth(pad_batch([weak.images.mask(i) for i in which], VOID).long()) if masks else None
         self.rgb = (255*images).round().byte().permute(0, 2, 3, 1).numpy()
         self.size, self.step = self.rgb.shape[1:3], view_step(self.rgb.shape[1:3])

@@ -43,7 +43,7 @@ class explore_retrieval(Explorer):
         self.queries, self.classes = queries, queries.classes
         if labels is None:
             if not isinstance(train, WeakSet):
-                raise SpmlError("labels=None makes pseudo-labels of a WeakSet; give a WeakSet, or the label maps of the "
+                raise SpmlError("labels=None makes pseudo-labels of a WeakSet; give one, or the label maps of the "
                                 "training images")
             labels = pseudo_labels(self.model, train, refine=('regions',), stride=4, progress=False)
         self.train = train.images if isinstance(train, WeakSet) else train
@@ -85,7 +85,8 @@ def _places(self:explore_retrieval): # numbers of the segments that may vote
     index, keep = self.store.index, torch.ones(len(self.store.index), dtype=torch.bool)
     if self.only_class.value != 'all': keep &= index.label == self.classes.id(self.only_class.value)
     if self.only_image.value >= 0: keep &= index.image == self.only_image.value
-    if not keep.any(): raise SpmlError(f"No segment of class '{self.only_class.value}' in this training image: change a filter.")
+    if not keep.any():
+        raise SpmlError(f"No segment of class '{self.only_class.value}' in this training image: change a filter.")
     return keep.nonzero()[:, 0]
 
 @patch

@@ -30,7 +30,7 @@ def overlay(
     "Blend a label map into an image; unlabelled pixels keep the image"
     image, labels = as_image(image), np.asarray(labels)
     if labels.shape != image.shape[:2]:
-        raise SpmlError(f"labels are {labels.shape}, the image {image.shape[:2]}: they must agree in height and width")
+        raise SpmlError(f"labels are {labels.shape}, the image {image.shape[:2]}: sizes must agree")
     weight = np.where(labels == UNLABELLED, 0, alpha)[..., None]
     return ((1-weight)*image + weight*classes.colour(labels)).round().astype(np.uint8)
 
@@ -42,7 +42,7 @@ def draw_regions(
     "Outline the regions on an image, one pixel wide"
     image, regions = as_image(image), np.asarray(regions)
     if regions.shape != image.shape[:2]:
-        raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: they must agree in height and width")
+        raise SpmlError(f"regions are {regions.shape}, the image {image.shape[:2]}: sizes must agree")
     out, last = image.copy(), np.zeros(regions.shape, bool) # last pixel of a region, going right or down
     last[:, :-1] |= regions[:, :-1] != regions[:, 1:]
     last[:-1] |= regions[:-1] != regions[1:]
@@ -104,7 +104,8 @@ def show_predictions(
     images = [as_image(image) for image in images]
     columns = dict(predictions) if masks is None else {**predictions, 'truth': masks}
     for name,maps in columns.items():
-        if len(maps) != len(images): raise SpmlError(f"{len(images)} images but {len(maps)} maps of '{name}'; give one map per image")
+        if len(maps) != len(images):
+            raise SpmlError(f"{len(images)} images but {len(maps)} maps of '{name}'; give one map per image")
     paint = lambda image, m: np.asarray(m, np.uint8) if alpha == 1 else overlay(image, m, classes, alpha)
     rows = [[image, *(paint(image, m[i]) for m in columns.values())] for i, image in enumerate(images)]
     return show_grid(rows, ['image', *columns], classes, width=width)
@@ -162,7 +163,8 @@ def confusion_figure(
 )->plt.Figure:
     "Draw the confusion matrix; rows in percent of the true class"
     if len(classes) != confusion.n_classes:
-        raise SpmlError(f"{len(classes)} class names for counts of {confusion.n_classes} classes; give the class table of the counts")
+        raise SpmlError(f"{len(classes)} class names for counts of {confusion.n_classes} classes; "
+                        f"give the class table of the counts")
     share = 100 * confusion.counts / np.maximum(confusion.counts.sum(1, keepdims=True), 1)
     n = len(classes)
     fig, ax = plt.subplots(figsize=(2 + .4*n, 1.5 + .4*n), layout='constrained')

@@ -98,14 +98,14 @@ def show_neighbours(
         sim, at = index.nearest(mu, k)
         votes = torch.nn.functional.one_hot(index.label[at], len(classes)).sum(1)
         pixels = torch.bincount(own.flatten(), minlength=len(mu))
-        predicted = votes.argmax(1)
-        largest = [max((predicted == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in predicted.unique()]
-        first = lambda s: (int(predicted[s]) == 0, -int(pixels[s])) # objects before background
+        won = votes.argmax(1)
+        largest = [max((won == c).nonzero()[:, 0].tolist(), key=lambda s: int(pixels[s])) for c in won.unique()]
+        first = lambda s: (int(won[s]) == 0, -int(pixels[s])) # objects before background
         for s in sorted(largest, key=first)[:max_rows]:
             inside = (own == s).view(image.shape[:2]).numpy()
-            crops = [framed(crop_around(image, inside, size), classes.palette[predicted[s]])]
+            crops = [framed(crop_around(image, inside, size), classes.palette[won[s]])]
             crops += [framed(store.crop(train, j, size), classes.palette[index.label[j]]) for j in at[s].tolist()]
-            rows.append((crops, f'{classes.names[predicted[s]]}\n{int(votes[s, predicted[s]])} of {k}',
+            rows.append((crops, f'{classes.names[won[s]]}\n{int(votes[s, won[s]])} of {k}',
                          [f'{classes.names[index.label[j]]} {v:.2f}' for j, v in zip(at[s], sim[s])]))
     fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.1*(k + 1), 1.25*len(rows)), dpi=70, layout='constrained',
                              squeeze=False) # about one dot per pixel

@@ -69,7 +69,7 @@ class explore_background(Explorer):
 def _of(self:explore_background, i): # sample, maps of the present classes, their ids, mask
     if i not in self._kept:
         s = self.weak.sample(i)
-        if not s.tags.any(): raise SpmlError(f"{self.weak.names[i]} has no tag, so it gets no labels. Choose another image.")
+        if not s.tags.any(): raise SpmlError(f"{self.weak.names[i]} has no tag: choose an image with tags.")
         ids = np.flatnonzero(s.tags | (np.arange(len(s.tags)) == 0)) # absent classes are left out to save time
         called = np.append(ids, UNLABELLED).astype(np.uint8)
         self._kept[i] = s, self.maps_of(s)[ids], called, self.truth and self.truth.mask(i)
@@ -161,7 +161,7 @@ class explore_regions(Explorer):
             image=W.IntSlider(0, min=0, max=len(self.set) - 1, description='image', tooltip='number of the image'),
             cut=W.Dropdown(options=['number', 'strength'], description='cut by',
                            tooltip='cut the tree of regions at a number of regions, or at a contour strength'),
-            number=W.IntSlider(24, min=1, max=150, description='regions', tooltip='number of regions, if cut by number'),
+            number=W.IntSlider(24, min=1, max=150, description='regions', tooltip='how many, if cut by number'),
             strength=W.FloatSlider(.2, min=0, max=1, step=.01, description='strength',
                                    tooltip='contour strength at which merging stops, if cut by strength'))
         if learn: controls |= dict(

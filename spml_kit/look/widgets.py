@@ -175,7 +175,7 @@ def figure(self:Explorer):
 def _repr_mimebundle_(self:Explorer, **kwargs):
     packed, small = io.BytesIO(), io.BytesIO()
     self.figure().savefig(packed, format='png', dpi=72)
-    Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # a JPEG keeps the saved notebook small
+    Image.open(packed).convert('RGB').save(small, 'JPEG', quality=80, subsampling=1) # small, for saved notebooks
     still = {'text/plain': f'{type(self).__name__}: {self.view.sentence}',
              'image/jpeg': base64.b64encode(small.getvalue()).decode()}
     return W.VBox._repr_mimebundle_(self, **kwargs) | still

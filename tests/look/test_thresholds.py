@@ -53,7 +53,7 @@ def test_regions_react(world):
     weak, _, learn, _ = world
     ex = explore_regions(weak.images, learn)
     assert "spml-explore-regions" in ex._dom_classes and ex.took > 0
-    table = lambda: next(iter(ex.view.tables.values())).set_index("pieces")
+    table = lambda: next(iter(ex.view.tables.values())).set_index("partition")
     ex.number.value = 5
     assert table().number["regions"] == 5
     more = table().leak["regions"]

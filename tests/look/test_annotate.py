@@ -210,7 +210,7 @@ def test_odd_folders(tmp_path, root):
 @pytest.mark.parametrize("damage, says", [
     (lambda root: (root / "images/photo_0.png").write_bytes(b"x"), "photo_0.png: not a readable image"),
     (lambda root: (root / "scribbles/photo_0.json").write_text("{"), "scribbles/photo_0.json: not JSON"),
-    (lambda root: os.replace(root / "scribbles/photo_0.json", root / "boxes/photo_0.json"), "holds scribbles, not boxes"),
+    (lambda root: os.replace(root / "scribbles/photo_0.json", root / "boxes/photo_0.json"), "contains scribbles, not boxes"),
     (lambda root: Image.fromarray(SceneSet(1, size=64).image(0)).save(root / "images/photo_0.png"), "put the old one back"),
     (lambda root: (root / "scribbles/photo_0.json").unlink(), "labels were not drawn here"),
     (lambda root: (root / "labels/photo_0.png").write_bytes(b"x"), "labels/photo_0.png: not a readable image")], ids=["image", "json", "kind", "size", "foreign", "png"])

@@ -91,7 +91,7 @@ def test_a_linear_probe_is_linear_and_one_with_a_hidden_layer_is_not():
 
 
 def test_a_backbone_that_learns_is_refused(tmp_path):
-    with pytest.raises(SpmlError, match="its backbone learns; a probe wants"): probe_learner(batches(), RECIPES["small"], path=tmp_path)
+    with pytest.raises(SpmlError, match="its backbone learns; a probe needs"): probe_learner(batches(), RECIPES["small"], path=tmp_path)
 
 
 @pytest.mark.parametrize("net", ["cnn", "vit"])
@@ -112,4 +112,4 @@ def test_a_second_head_on_the_features_sees_no_embedding_and_the_network_keeps_i
 
 
 def test_what_a_second_head_cannot_see_is_refused(tmp_path):
-    with pytest.raises(SpmlError, match="sees='image': embedding or features is wanted"): head_learner(batches(), create_model(recipe_of("cnn"), 3), recipe_of("cnn"), path=tmp_path, sees="image")
+    with pytest.raises(SpmlError, match="sees='image': give 'embedding' or 'features'"): head_learner(batches(), create_model(recipe_of("cnn"), 3), recipe_of("cnn"), path=tmp_path, sees="image")

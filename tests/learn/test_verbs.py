@@ -166,7 +166,7 @@ def test_blends_are_refused(cb):
 
 @pytest.mark.parametrize("kind", [Interpretation, SegmentationInterpretation])
 def test_a_loss_of_each_image_is_refused(learn, kind):
-    with pytest.raises(SpmlError, match="none has a loss of its own"): kind.from_learner(learn)
+    with pytest.raises(SpmlError, match="no image has a separate loss"): kind.from_learner(learn)
     learn.validate()
 
 

@@ -135,7 +135,7 @@ def test_what_is_frozen():
     assert inside(vit) == {"net.model.cls_token", "net.model.pos_embed", "net.model.patch_embed.proj.weight", "net.model.patch_embed.proj.bias"}
     assert {n.split(".")[1] for n in inside(made("swin_tiny_patch4_window7_224"))} == {"patch_embed", "layers_0"}
     assert {n.split(".")[1] for n in inside(made("hrnet_w18_small"))} == {"conv1", "bn1", "conv2", "bn2", "layer1"}
-    with pytest.raises(SpmlError, match="no part 'layer9'; networks that serve"): parameters_upto(timm.create_model("test_resnet", features_only=True), "layer9")
+    with pytest.raises(SpmlError, match="no part 'layer9'; supported are"): parameters_upto(timm.create_model("test_resnet", features_only=True), "layer9")
 
 
 def test_the_neck_learns_as_a_head():
@@ -277,7 +277,7 @@ def test_backbones_that_pack_their_maps():
 
 def test_what_cannot_serve_is_refused_by_name():
     with pytest.raises(SpmlError, match="backbone 'resnet_of_nobody'"): create_backbone("resnet_of_nobody", pretrained=False)
-    with pytest.raises(SpmlError, match="backbone 'naflexvit_base_patch16_gap'.*networks that serve are"): create_backbone("naflexvit_base_patch16_gap", pretrained=False, depth=3, embed_dim=48, num_heads=3, bananas=1)
+    with pytest.raises(SpmlError, match="backbone 'naflexvit_base_patch16_gap'.*supported are"): create_backbone("naflexvit_base_patch16_gap", pretrained=False, depth=3, embed_dim=48, num_heads=3, bananas=1)
     with pytest.raises(SpmlError, match="output_stride=12 is not"): create_backbone("test_resnet", 12, pretrained=False)
     with pytest.raises(SpmlError, match="makes no maps"): Pyramid(nn.Linear(3, 3), "line")
     with pytest.raises(SpmlError, match="Conv2d is no backbone"): create_backbone(nn.Conv2d(3, 8, 3))

@@ -87,7 +87,7 @@ def changed(**of): return lambda s: {**s, **of}
 
 
 @pytest.mark.parametrize("name, make, says", [
-    ("resnet18", lambda s: timm.create_model("resnet34").state_dict(), r"80 are of layers that it has not \(first layer1.2.conv1.weight\)"),
+    ("resnet18", lambda s: timm.create_model("resnet34").state_dict(), r"80 are of layers that it does not have \(first layer1.2.conv1.weight\)"),
     ("resnet34", lambda s: timm.create_model("resnet18").state_dict(), "80 of its 216 tensors are missing"),
     ("test_resnet", lambda s: {k: v for k, v in s.items() if "layer2" not in k}, "tensors are missing .first layer2"),
     ("test_resnet", changed(**{"layer1.0.conv1.weight": torch.zeros(3, 3)}), r"1 have another shape \(first layer1.0.conv1.weight: \(3, 3\) in the file"),
@@ -106,7 +106,7 @@ def test_surplus_beside_the_body_is_told_and_a_classifier_is_not(tmp_path):
         warnings.simplefilter("error")
         create_backbone("test_resnet", weights=str(tmp_path/"w.pth"))
     torch.save(changed(**{"decode_head.conv.weight": torch.ones(1)})(state), tmp_path/"w.pth")
-    with pytest.warns(UserWarning, match="1 tensors are of no layer of 'test_resnet' and were left out, first decode_head.conv.weight"): create_backbone("test_resnet", weights=str(tmp_path/"w.pth"))
+    with pytest.warns(UserWarning, match="1 tensors belong to no layer of 'test_resnet' and were left out, first decode_head.conv.weight"): create_backbone("test_resnet", weights=str(tmp_path/"w.pth"))
 
 
 class Rogue:

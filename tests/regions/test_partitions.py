@@ -99,7 +99,7 @@ def test_kinds_of_ids(dtype):
     (np.zeros((0, 4), int), [np.zeros((0, 4), int)], "have pixels"),
     (np.zeros((3, 4), int), [], "nothing to compare with"),
     (np.full((3, 4), -1), [np.zeros((3, 4), int)], "0 or above"),
-    (np.zeros((3, 4)), [np.zeros((3, 4), int)], "are integers"),
+    (np.zeros((3, 4)), [np.zeros((3, 4), int)], "must be integers"),
 ])
 def test_divisions_are_checked(regions, truths, says):
     with pytest.raises(SpmlError, match=says): partition_scores(regions, truths)

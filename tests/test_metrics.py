@@ -86,9 +86,9 @@ def test_merging_is_adding():
 
 def test_confusion_faults():
     ones = np.ones((2, 3), int)
-    for bad, message in [(lambda: Confusion(2).add(2*ones, ones), "holds 2"), (lambda: Confusion(2).add(-ones, ones), "holds -1"), (lambda: Confusion(2).add(254*ones, ones), "holds 254"),
+    for bad, message in [(lambda: Confusion(2).add(2*ones, ones), "prediction is 2"), (lambda: Confusion(2).add(-ones, ones), "prediction is -1"), (lambda: Confusion(2).add(254*ones, ones), "prediction is 254"),
                          (lambda: Confusion(2).add(ones, ones[:1]), "resize"), (lambda: Confusion(2).add(ones/2, ones), "argmax"), (lambda: Confusion(2) + Confusion(3), "2 and 3"),
-                         (lambda: weak_vs_full(40, 0), "nothing to compare"), (lambda: weak_vs_full(40, float("nan")), "nothing to compare"), (lambda: bootstrap_interval([]), "no images"),
+                         (lambda: weak_vs_full(40, 0), "give a score above 0"), (lambda: weak_vs_full(40, float("nan")), "give a score above 0"), (lambda: bootstrap_interval([]), "no images"),
                          (lambda: per_class_table({"a": Confusion(3)}, Classes(("x", "y"))), "3 classes, there are 2")]:
         with pytest.raises(SpmlError, match=message):
             bad()
@@ -179,7 +179,7 @@ def test_boundary_f_void():
     assert boundary_f(pred, padded) == boundary_f(disc(), padded) == 1
     assert boundary_f(pred, disc()) < 1
     assert boundary_f(np.where(padded == VOID, VOID, disc()), padded) == 1
-    for bad, message in [(lambda: boundary_f(disc(), 0*disc() + VOID), "all void"), (lambda: boundary_f(0*disc() + VOID, disc()), "every pixel needs a class"), (lambda: boundary_f(disc()[:9], disc()), "resize")]:
+    for bad, message in [(lambda: boundary_f(disc(), 0*disc() + VOID), "all void"), (lambda: boundary_f(0*disc() + VOID, disc()), "give every pixel a class"), (lambda: boundary_f(disc()[:9], disc()), "resize")]:
         with pytest.raises(SpmlError, match=message):
             bad()
 
@@ -267,5 +267,5 @@ def test_instances_refuse():
     for iou in (0, 1.1):
         with pytest.raises(SpmlError, match="iou"): instance_ap([[]], [[]], iou)
     for f in (instance_ap, average_best_overlap):
-        with pytest.raises(SpmlError, match="one list for each image"): f([[]], [])
-    with pytest.raises(SpmlError, match="the same is wanted"): true_instances(np.zeros((4, 4), int), m[:2])
+        with pytest.raises(SpmlError, match="give a list for each image"): f([[]], [])
+    with pytest.raises(SpmlError, match="they must agree"): true_instances(np.zeros((4, 4), int), m[:2])

@@ -250,7 +250,7 @@ def test_colours_of_a_tiff_of_any_type(dtype, top, planar, bands):
     out, said = tiff_read(a if planar == "contig" else a.transpose(2, 0, 1), photometric="rgb", planarconfig=planar, extrasamples=None if bands == 3 else ("unassalpha",) if bands == 4 else (0, 0))
     colour = a[..., :3].astype(np.float32) if a.dtype.kind == "f" else a[..., :3]
     np.testing.assert_array_equal(out, to_bytes(colour))
-    assert ("5 bands, of which the first three" in said) == (bands == 5)
+    assert ("5 bands; the first three" in said) == (bands == 5)
 
 
 @pytest.mark.parametrize("extra, says", [((0,), "4 bands"), ((2,), "transparent"), ((1,), "transparent")])
@@ -273,7 +273,7 @@ def test_compression_that_only_pil_decodes(tmp_path):
     "LZW: the common kinds are read by PIL, with what is left away told"
     a = noise(5, 6, 4, top=256).astype(np.uint8)
     Image.frombytes("RGBX", (6, 5), a.tobytes()).save(tmp_path / "a.tif", compression="tiff_lzw")
-    with pytest.warns(UserWarning, match="4 bands, of which the first three"): out = read_image(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match="4 bands; the first three"): out = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(out, a[..., :3])
     deep = noise(5, 6, 1, top=4096)[..., 0]
     Image.fromarray(deep).save(tmp_path / "b.tif", compression="tiff_lzw")
@@ -321,7 +321,7 @@ def test_the_other_scales_are_linear_between_their_ends(a, low, width):
 
 
 @pytest.mark.parametrize("values, scale, says", [
-    ([-3, 5], "depth", "int64 values -3..5: nothing says"), ([-3, 5], "dtype", "give scale=.low, high."), ([.1, 1.3], "depth", "0.1..1.3"), ([0., 300.5], "depth", "..300.5"),
+    ([-3, 5], "depth", "int64 values -3..5: it is unknown"), ([-3, 5], "dtype", "give scale=.low, high."), ([.1, 1.3], "depth", "0.1..1.3"), ([0., 300.5], "depth", "..300.5"),
     ([0., 200.5], "dtype", "..200.5"), ([0., np.nan], "range", "1 of 2 values are not finite"), ([np.inf, 1.], (0, 1), "1 of 2 values are not finite")])
 def test_values_without_a_known_white_are_refused(values, scale, says):
     with pytest.raises(SpmlError, match=f"^x.tif: .*{says}"): to_bytes(np.array(values), scale, "x.tif")
@@ -329,9 +329,9 @@ def test_values_without_a_known_white_are_refused(values, scale, says):
 
 @pytest.mark.parametrize("scale", ["deep", "", 5, (1, 1), (2, 1), (1,), (0, np.nan), (0, 1, 2), ("a", "b")])
 def test_scales_that_are_none_are_refused(tmp_path, scale):
-    with pytest.raises(SpmlError, match="is none of"): check_scale(scale)
+    with pytest.raises(SpmlError, match="is neither one of"): check_scale(scale)
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(SpmlError, match="is none of"): FolderSet(tmp_path, classes=["background", "thing"], scale=scale)
+    with pytest.raises(SpmlError, match="is neither one of"): FolderSet(tmp_path, classes=["background", "thing"], scale=scale)
 
 
 def test_a_set_takes_its_scale(tmp_path):
@@ -355,7 +355,7 @@ def test_what_is_done_is_told_once_a_folder(tmp_path):
     paths = sorted(tmp_path.rglob("*.*"))
     told = said(lambda: [read_image(p) for p in (*paths, *paths)])
     assert [t.split(": ")[0] for t in told] == [str(tmp_path / f) for f in ("one/0.png", "one/0.tif", "two/0.png", "two/0.tif")]
-    assert "laid on white" in told[0] and "judged by its largest value, 4095" in told[1] and "scale=(0, 4095)" in told[1]
+    assert "shown on white" in told[0] and "because its largest value is 4095" in told[1] and "scale=(0, 4095)" in told[1]
 
 
 # Transparency, pages
@@ -384,7 +384,7 @@ def test_of_several_pages_the_first_is_taken_and_told(tmp_path, form, ending):
     frames = [Image.new("RGB", (6, 4), (v, v, v)) for v in (40, 120, 200)]
     frames[0].save(path := tmp_path / f"a{ending}", form, save_all=True, append_images=frames[1:], lossless=True) if form == "WEBP" else frames[0].save(path := tmp_path / f"a{ending}", form, save_all=True, append_images=frames[1:])
     told = said(lambda: [read_image(path), read_image(path)])
-    assert len(told) == 1 and told[0].startswith(f"{path}: the first of 3 pages is taken")
+    assert len(told) == 1 and told[0].startswith(f"{path}: the first of 3 pages is read")
     assert [int(read_image(path, page=k)[0, 0, 0]) for k in (0, 1, 2)] == [40, 120, 200] and read_image(path)[0, 0, 0] == 40
     pictures._told.clear()
     assert said(lambda: read_image(path, page=0)) == []
@@ -397,7 +397,7 @@ def test_of_several_pages_the_first_is_taken_and_told(tmp_path, form, ending):
 @pytest.mark.parametrize("content, ending, says", [
     (b"\0\0\0\x18ftypheic" + bytes(9), "", "HEIC is not read here: .*heif-convert"), (b"\0\0\0\x18ftypmif1" + bytes(9), ".jpg", "HEIC"), (bytes(128) + b"DICM", "", "DICOM .*pydicom"),
     (b"x", ".dcm", "DICOM"), (bytes(344) + b"n+1\0", "", "NIfTI .*nibabel"), (b"\x1f\x8bx", ".nii.gz", "NIfTI"), (b"\xff\x0a", ".jxl", "JPEG XL .*djxl"),
-    (b"\x93NUMPY", "", "NumPy .*np.load"), (b"%PDF-1.4", "", "PDF .*pdftoppm"), (b"", ".jpg", "an empty file"), (b"words", ".jpg", "of a kind that is not known")])
+    (b"\x93NUMPY", "", "NumPy .*np.load"), (b"%PDF-1.4", "", "PDF .*pdftoppm"), (b"", ".jpg", "an empty file"), (b"words", ".jpg", "of an unknown kind")])
 def test_files_of_other_kinds_say_what_converts_them(content, ending, says):
     with pytest.raises(SpmlError, match=f"a{ending}: not a readable image: {says}"): read(content, ending)
 
@@ -412,7 +412,7 @@ def test_too_large_is_another_thing_than_cut_short(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     with pytest.raises(SpmlError, match="cut.png: .*the file is cut short: copy it again"): read_image(tmp_path / "cut.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(SpmlError, match="a.png: 0.0016 million pixels, more than the 0.001 million .*cut the picture into tiles.*MAX_IMAGE_PIXELS`$"): read_image(tmp_path / "a.png")
+    with pytest.raises(SpmlError, match="a.png: 0.0016 million pixels, more than the limit of 0.001 million.*cut the picture into tiles.*MAX_IMAGE_PIXELS`$"): read_image(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_image(tmp_path / "a.png").shape == (40, 40, 3)
 
@@ -421,7 +421,7 @@ def test_without_memory_there_is_a_cure(tmp_path, monkeypatch):
     Image.fromarray(noise(4, 4)).save(tmp_path / "a.png")
     def load(im): raise MemoryError
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
-    with pytest.raises(SpmlError, match="a.png: there is not enough memory.*tiles"): read_image(tmp_path / "a.png")
+    with pytest.raises(SpmlError, match="a.png: not enough memory.*tiles"): read_image(tmp_path / "a.png")
 
 
 SPOILT = {f: packed(drawn("RGB", (20, 30), 1), f) for f in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")} | {"16": png16(noise(6, 7, 3, top=4096)), "tiff16": tiff16(noise(6, 7, 3, top=4096))}
@@ -456,8 +456,8 @@ SAME = {  # kind to (what is given, the uint8 picture that it is)
     "grey": (GREY[..., 0], GREY), "grey (H,W,1)": (GREY[..., :1], GREY), "view": (SCENE[:, ::-1], SCENE[:, ::-1].copy()), "turned PIL": (None, SCENE)}
 exif = Image.Exif(); exif[0x0112] = 6
 SAME["turned PIL"] = Image.open(io.BytesIO(packed(Image.fromarray(np.rot90(SCENE).copy()), "PNG", 6))), SCENE
-WRONG = {"batch": (SCENE[None], "is a batch"), "bands": (np.zeros((*SIZE, 6)), "6 channels"), "standardised": (SCENE/128 - 1, "black and white"), "words": (np.array([["a"]]), "is no picture"),
-         "row": (SCENE[0, :, 0], "no height and width"), "empty": (SCENE[:0], "holds no pixel"), "nan": (np.where(SCENE == 40, np.nan, SCENE/255), "not finite"), "nothing": (None, "is no picture")}
+WRONG = {"batch": (SCENE[None], "is a batch"), "bands": (np.zeros((*SIZE, 6)), "6 channels"), "standardised": (SCENE/128 - 1, "black and white"), "words": (np.array([["a"]]), "is not a picture"),
+         "row": (SCENE[0, :, 0], "no height and width"), "empty": (SCENE[:0], "has no pixels"), "nan": (np.where(SCENE == 40, np.nan, SCENE/255), "not finite"), "nothing": (None, "is not a picture")}
 
 torch.manual_seed(0)
 NET = SegNet(EmbedNet("test_resnet", 8, pretrained=False), SoftmaxHead(8, 3)).eval()
@@ -676,7 +676,7 @@ def test_the_nearest_settings_count_and_new_ones_at_once(tmp_path):
     assert picture_settings(tmp_path / "a") == {}
 
 
-@pytest.mark.parametrize("text, says", [("scales: range", "no setting 'scales'; did you mean 'scale'"), ("- 1", "holds lines such as"), ("page: two", "page 'two' is no whole number"), ("page: true", "page True"), ("page: -1", "page -1"), ("scale: [5, 1]", "none of"), ("scale: [", "not YAML"), ("page: 9", "there is no page 9 among 3")])
+@pytest.mark.parametrize("text, says", [("scales: range", "no setting 'scales'; did you mean 'scale'"), ("- 1", "must hold lines such as"), ("page: two", "page 'two' is not a whole number"), ("page: true", "page True"), ("page: -1", "page -1"), ("scale: [5, 1]", "neither one of"), ("scale: [", "not YAML"), ("page: 9", "there is no page 9 among 3")])
 def test_broken_settings_are_named(text, says, tmp_path):
     paged(tmp_path / "a.tif")
     (tmp_path / PICTURE_SETTINGS).write_text(text)

@@ -27,7 +27,7 @@ def test_an_old_name_takes_the_same_and_says_the_new_one(old):
     call, new = getattr(renamed, old), NEW[old]
     assert call.__name__ == old and inspect.signature(call) == inspect.signature(new)
     asked = [p for p in inspect.signature(new).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    with pytest.warns(UserWarning, match=f"`{old}` is called `{new.__name__}` since version 0.2, and goes with 0.3"):
+    with pytest.warns(UserWarning, match=f"`{old}` is called `{new.__name__}` since version 0.2; the old name is removed in 0.3"):
         if asked: # what lacks its arguments is refused by the new one, and not before the warning
             with pytest.raises(TypeError, match=asked[0].name): call()
         else: call()

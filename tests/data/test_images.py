@@ -248,7 +248,7 @@ def test_tables_of_classes_as_they_occur(folder, raw, names, name):
 
 def test_a_table_in_latin_1(folder):
     (folder/'classes.txt').write_bytes('background\nB\xe4r\n'.encode('latin-1'))
-    with pytest.raises(SpmlError, match='classes.txt: byte 13 is no UTF-8 text.*save the file as UTF-8'): FolderSet(folder/'images')
+    with pytest.raises(SpmlError, match='classes.txt: byte 13 is not UTF-8 text.*save the file as UTF-8'): FolderSet(folder/'images')
 
 
 @pytest.mark.parametrize('skip, named, other', [((), [15, 15, 12], 0), (('difficult',), [15, 12], 1), (('difficult', 'truncated'), [12], 2)])

@@ -237,13 +237,13 @@ def test_ids_of_several_pages_are_refused(tmp_path):
     one, two = Image.fromarray(GOOD), Image.fromarray(GOOD + 1)
     for name in ("a.tif", "a.png"):
         one.save(tmp_path / name, save_all=True, append_images=[two])
-        with pytest.raises(SpmlError, match=f"{name}: holds 2 pages, and ids are on one"): read_mask(tmp_path / name, CLASSES)
+        with pytest.raises(SpmlError, match=f"{name}: holds 2 pages, where one is expected"): read_mask(tmp_path / name, CLASSES)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_whose_smallest_number_is_white_is_refused(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", labels(0).astype(dtype), photometric="miniswhite")
-    with pytest.raises(SpmlError, match="a.tif: a TIFF that says that its smallest number is white"): read_mask(tmp_path / "a.tif", CLASSES)
+    with pytest.raises(SpmlError, match="a.tif: a TIFF in which the smallest number is white"): read_mask(tmp_path / "a.tif", CLASSES)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -259,7 +259,7 @@ def test_labels_are_upright_as_their_pictures_are(orientation, suffix, tmp_path)
 
 
 def test_a_label_map_on_its_side_is_told_so():
-    with pytest.raises(SpmlError, match="a.png: label map is 12x17, its image 17x12 .*it lies on its side"): check_labels(labels(0), 5, "a.png", (17, 12))
+    with pytest.raises(SpmlError, match="a.png: label map is 12x17, its image 17x12 .*it is rotated"): check_labels(labels(0), 5, "a.png", (17, 12))
     with pytest.raises(SpmlError) as e: check_labels(labels(0), 5, "a.png", (17, 13))
     assert "side" not in str(e.value)
 

@@ -43,6 +43,7 @@ from spml_kit.look.drawings import pixel_features, prepare_spread
 from spml_kit.look.explain import cross, outline
 from spml_kit.look.inputs import picture_batch
 from spml_kit.look.store import crop_around, segment_store, show_neighbours
+from spml_kit.look.figures import judged_picture
 from spml_kit.look.plot import draw_regions, overlay, show_predictions
 from spml_kit.look.thresholds import explore_regions
 from spml_kit.look.widgets import ClickImage, mosaic
@@ -548,6 +549,7 @@ DOORS = {
     "cycle_labels": lambda o: cycle_labels(CYCLE, o, 0.), "deep_map": lambda o: deep_map(BACKBONE, o),
     "image_peaks": lambda o: image_peaks(PEAKS, o)[0], "response_maps": lambda o: response_maps(PEAKS, o, PEAK),
     "overlay": lambda o: overlay(o, LABELS, CLASSES), "draw_regions": lambda o: draw_regions(o, REGIONS), "outline": lambda o: outline(o, INSIDE), "cross": lambda o: cross(o, 5, 6),
+    "judged_picture": lambda o: judged_picture(o, LABELS, np.zeros_like(LABELS)),
     "show_predictions": lambda o: np.asarray(show_predictions([o], {"a": [LABELS]}, classes=CLASSES, alpha=.5).axes[1].images[0].get_array()),
     "mosaic": lambda o: mosaic([o, o]), "ClickImage.show": shown, "picture_batch": lambda o: picture_batch([o]), "crop_around": lambda o: crop_around(o, INSIDE, 16),
     "segment_store": lambda o: segment_store(NET, [o], [LABELS], 3, (3, 3)).index.mu, "show_neighbours": neighbours_of, "explore_regions": explored,
@@ -592,6 +594,7 @@ def test_every_door_refuses_alike(door):
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
     "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces", "tracked_picture", "CycleNet.judge", "cycle_errors", "sample_rows"},
     "image sets": {"Source.regions", "DensePose.regions", "Listed.regions", "Listed.said", "FeatureCache.budget", "FeatureCache.fill", "MapFolder.__init__", "as_class_maps", "take_regions", "prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
+                   "images_without", "object_crops",
                    "explore_regions.__init__", "SegmentStore.crop", "LiveSegmenter.__init__"},
     "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou", "TrackCB.__init__"},
     "folders, names and plans of files": {"predict_pictures", "contact_sheet", "plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from ..core import UNLABELLED, SpmlError
+from ..pictures import as_image
 from .explain import PULL, PUSH, rgb_of
 
 # %% ../../nbs/api/look/95b_figures.ipynb #f1900006
@@ -60,11 +61,12 @@ def draw_circle(
 ERRORS = dict(wrong='#000000', missed='#D55E00', unlabelled='#969696') # colours of `judged_picture`
 
 def judged_picture(
-    image:np.ndarray,  # (H,W,3) uint8
+    image:np.ndarray,  # (H,W,3) uint8, or what `as_image` takes
     labels:np.ndarray, # (H,W) class ids, 0 background, UNLABELLED where there is none
     mask:np.ndarray,   # (H,W) true class ids
 )->np.ndarray: # (H,W,3) uint8
     "Paint the errors of a label map over its image"
+    image = as_image(image)
     if not image.shape[:2] == labels.shape == mask.shape:
         raise SpmlError(f'image, labels and mask have different sizes: {image.shape[:2]}, {labels.shape}, {mask.shape}')
     things = (labels > 0) & (labels < UNLABELLED)

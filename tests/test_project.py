@@ -83,6 +83,17 @@ def test_notebook_is_small_and_shows_no_error(path):
     assert re.findall(r"(?:/tmp/|/home/|/root/|/Users/)[\w./-]*|[\w./-]*site-packages[\w./-]*", json.dumps(outputs)) == []
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.is_relative_to(ROOT / "nbs" / "api")], ids=relative)
+def test_pages_of_the_library_begin_with_a_picture_or_a_table(path):
+    lines = 0
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if "|---" in source or any(o.get("data", {}).keys() - {"text/plain"} for o in cell.get("outputs", [])):
+            break
+        lines += source.count("\n") + 1
+    assert lines <= 45, "the first screen shows neither"
+
+
 @each_notebook
 def test_import_cells_hold_imports_only(path):
     for cell in json.loads(path.read_text())["cells"]:

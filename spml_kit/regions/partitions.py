@@ -53,8 +53,7 @@ def boundary_counts(
     candidates,   # boundaries to judge, (H,W) bool each: one per threshold or level
     truths,       # each person's boundaries, (H,W) bool each, one pixel wide
     tolerance:float=.0075, # share of the diagonal, at least one pixel
-# (T,4) pixels: candidates, those of them near a true boundary; true boundaries of all people, those of them near a
-# candidate
+# (T,4) pixels: candidates, those near a true boundary, true boundaries of all people, those near a candidate
 )->np.ndarray:
     "Counts of pixels from which precision and recall follow"
     truths = [np.asarray(t, bool) for t in truths]

@@ -122,7 +122,7 @@ def test_same_seed_same_run():
 
 def test_faults():
     dls = scenes()
-    for bad, message in [(lambda: learner(dls=dls, method="magic"), "method 'magic' is not spml or cross_entropy"), (lambda: learner(dls=dls, annotation="guesses"), "annotation 'guesses'"),
+    for bad, message in [(lambda: learner(dls=dls, method="magic"), "method 'magic' is unknown: give 'spml', 'cross_entropy'"), (lambda: learner(dls=dls, annotation="guesses"), "annotation 'guesses'"),
                          (lambda: SpmlLoss([semantic_annotation(), semantic_annotation(8)]), "share a name"), (lambda: MemoryBank(-1), "bank of -1"),
                          (lambda: TINY.but(lr=0), "lr = 0"), (lambda: TINY.but(optimiser="lion"), "'lion' is not adamw or sgd"), (lambda: TINY.but(lrr=1), "no entry .*lrr"), (lambda: TINY.but(bs=0), "bs = 0")]:
         with pytest.raises(SpmlError, match=message): bad()

@@ -82,8 +82,7 @@ def f_measure(
     "Harmonic mean of precision and recall"
     drawn, right, people, met = np.moveaxis(np.asarray(counts, float), -1, 0)
     precision, recall = right/np.maximum(drawn, 1), met/np.maximum(people, 1)
-    f = 2*precision*recall/np.maximum(precision + recall, 1e-12)
-    return np.where((drawn == 0) & (people == 0), 1., f)
+    return np.where((drawn == 0) & (people == 0), 1., 2*precision*recall/np.maximum(precision + recall, 1e-12))
 
 # %% ../../nbs/api/regions/24_partitions.ipynb #dfa3572e
 def best_f(

@@ -35,7 +35,7 @@ class TagNet(BackboneNet):
         output_stride:int=16, # 8 or 16; 8 gives finer maps and costs three times as much
         dropout:float=.5,     # probability, 0..1
         pretrained:bool=True, # ImageNet weights?
-        weights:str=None,     # state dict of one's own
+        weights:str=None,     # file of your own weights
     ):
         if n_classes < 2: raise SpmlError(f"{n_classes} class(es): background and at least one more are needed")
         super().__init__(backbone, output_stride, pretrained, weights)

@@ -97,7 +97,7 @@ def as_class_maps(
     first:int=0,   # id of the first class after the background, in dictionaries
     source='class maps', # where they come from, for messages
 )->np.ndarray: # (C,H,W) float32 in 0..1; background and absent classes are 0
-    "Class maps in the kit's form, whoever made them"
+    "Class maps of any origin in the kit's form"
     if isinstance(made, torch.Tensor): made = made.detach().float().cpu().numpy()
     if isinstance(made, dict): maps = _by_dict(made, sample, images, first, source)
     else: maps = _by_array(np.asarray(made), images, source)

@@ -167,7 +167,7 @@ def _columns(prob):
     held = (prob > 1e-5).any(1)
     column, count = held.cumsum(0) - 1, prob.new_ones(int(held.sum()) + 1, 1)
     count[-1], column[~held] = float((~held).sum()), len(count) - 1
-    some = len(count) - int(held.all()) # no column for nobody
+    some = len(count) - int(held.all()) # no column if every class occurs
     return F.pad(prob[held], (0, 0, 0, 1))[:some].clip(1e-5, 1).log().T.contiguous(), count[:some], column
 
 def _softmax(logits, count):

@@ -34,7 +34,7 @@ def crf_disagreement(
     images:torch.Tensor, # (B,3,H,W) RGB, 0..1; brought to (h,w)
     kernel:Kernel,      # who resembles whom; its position in pixels of (h,w)
     counts:torch.Tensor=None, # (B,h,w) bool, pixels that take part; None is all
-)->torch.Tensor: # scalar, 0..1 but for the lattice's approximation
+)->torch.Tensor: # scalar, 0..1, up to the approximation of the lattice
     "How often pixels that resemble each other get different classes (Tang et al. 2018)"
     B, C, h, w = prob.shape
     counts = torch.ones(B, h, w, device=prob.device) if counts is None else counts.to(prob.dtype)

@@ -46,7 +46,7 @@ def create_model(
     detach:bool=True, # keep the head's gradient out of the embedding?
     head:str='softmax', # its head, see `create_head`
 )->SegNet:
-    "Network and head of a recipe, untrained but for the backbone's weights"
+    "Network and head of a recipe, untrained except for the backbone"
     net = getattr(nets, recipe.network)(dim=recipe.dim, **recipe.embed)
     head = create_head(head, net, recipe.dim, n_classes, recipe.dropout)
     return SegNet(net, head, detach).to(memory_format=torch.channels_last)

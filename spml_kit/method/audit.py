@@ -45,7 +45,7 @@ def audit(
     tags:torch.Tensor,   # (B,C) bool, classes of each image
     masks:torch.Tensor,  # (B,H,W) true class of each pixel, void from C on; to judge only
     **options, # further arguments of `make_segments`
-)->pd.DataFrame: # a row per relation; in percent, but for agreement (-1..1); NaN where a relation asks nobody
+)->pd.DataFrame: # a row per relation; in percent, except agreement (-1..1); NaN where a relation has no anchor
     "Hold relations against masks, within a batch"
     emb, C = emb.detach().float().requires_grad_(), tags.shape[1]
     seg = make_segments(emb, labels, regions, tags, **options)

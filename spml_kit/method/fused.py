@@ -72,7 +72,7 @@ if triton is not None:
                  BN: tl.constexpr, BM: tl.constexpr, OWN_NEGATIVE: tl.constexpr):
         b = tl.program_id(0)
         group, lo, hi = tl.load(blocks + 3*b), tl.load(blocks + 3*b + 1), tl.load(blocks + 3*b + 2)
-        if lo == hi: return # nobody's block
+        if lo == hi: return # an empty block
         places = b*BN + tl.arange(0, BN)
         rows = tl.load(slot + places).to(tl.int64)
         ok = rows >= 0
@@ -121,7 +121,7 @@ if triton is not None:
                    BN: tl.constexpr, BM: tl.constexpr):
         b = tl.program_id(0)
         group, lo, hi = tl.load(blocks + 3*b), tl.load(blocks + 3*b + 1), tl.load(blocks + 3*b + 2)
-        if lo == hi: return # nobody's block
+        if lo == hi: return # an empty block
         places = b*BN + tl.arange(0, BN)
         rows = tl.load(slot + places).to(tl.int64)
         ok = rows >= 0
@@ -219,7 +219,7 @@ def _weights(live, lo, own, scoped):
 
 # %% ../../nbs/api/method/51_fused.ipynb #a1f0359b
 def _blocks(key, groups):
-    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is nobody, and how many are used; at most `groups` keys"
+    "Pixels (blocks*BLOCK,) of blocks of one key each, -1 is no pixel, and how many are used; at most `groups` keys"
     n = len(key)
     key, order = key.sort(stable=True)
     step = torch.arange(n, device=key.device) - torch.searchsorted(key, key) # within its key

@@ -257,7 +257,7 @@ _PAPER_NET = dict(output_stride=8, lateral=False, freeze_bn=False, bn_momentum=3
 def paper_deeplab(
     dim:int=64, # D
     pretrained:bool=False, # timm has no weights for this stem
-    weights:str=None, # state dict of one's own
+    weights:str=None, # file of your own weights
     **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's VOC network: ResNet-101 with deep stem, output stride 8, summed ASPP"
@@ -267,7 +267,7 @@ def paper_deeplab(
 def paper_pspnet(
     dim:int=32, # D
     pretrained:bool=False, # timm has no weights for this stem
-    weights:str=None, # state dict of one's own
+    weights:str=None, # file of your own weights
     **kwargs, # of `BackboneNet`: precision, checkpointing, compiled
 )->EmbedNet:
     "The paper's DensePose network: the same backbone with pyramid pooling"

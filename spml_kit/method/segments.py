@@ -22,7 +22,7 @@ def start_grid(
     w:int, # columns
     grid:tuple, # bands down and across
     device, # of the result
-)->tuple: # (h*w,) cluster of every pixel, which nobody may change; how many there are
+)->tuple: # (h*w,) cluster of every pixel, read-only; number of clusters
     "`grid_labels`, kept for the next call; made on the CPU, so that no device rounds halves another way"
     if min(grid) < 1: raise SpmlError(f"grid {grid}: at least one band each way")
     y, x = (torch.linspace(0, k-1, n).round().long() for k,n in zip(grid, (h, w)))
@@ -138,7 +138,7 @@ class Prototypes:
     def __len__(self): return len(self.mu)
 
     def detach(self)->'Prototypes':
-        "Without gradient, in memory of its own"
+        "A copy without gradient"
         return Prototypes(**{k: v.detach().clone() for k,v in vars(self).items()})
 
     def cat(self,

@@ -38,7 +38,7 @@ from ..runs.semi import Fitted, HalfMethod, HalfPlan
 def mask_probabilities(
     labels:torch.Tensor, # (B,H,W) 0..C-1; 254 or 255 where nothing is known
     n_classes:int,       # C
-    sure:float=1.,       # probability that the label shares with nobody, 0..1
+    sure:float=1.,       # probability kept for the label; the rest is shared by all classes, 0..1
 )->torch.Tensor: # (B,C,H,W) float32, of sum 1
     "Masks as a network sees them"
     known = (labels < n_classes)[:, None]

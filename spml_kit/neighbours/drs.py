@@ -56,7 +56,7 @@ class SuppressPeaks(torch.autograd.Function):
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500011
 class Suppression(nn.Module):
-    "Cap every channel at a share of its own largest value"
+    "Cap every channel at a share of its largest value"
     fresh = True # among trained layers, it learns as fast as a head
     def __init__(self,
         channels:int, # D
@@ -144,7 +144,7 @@ def suppress_activations(
     delta=.8,       # of `Suppression`
     last:int=2,     # only so many activations, the last that run; None: all
 )->list: # of `Suppression`, in the order in which they run
-    "Put a suppression of its own after every call of a ReLU, ReLU6 or `Hardtanh` from 0 on; `F.relu` is not seen"
+    "Put a separate suppression after every call of a ReLU, ReLU6 or `Hardtanh` from 0 on; `F.relu` is not seen"
     if any(isinstance(m, Suppression) for m in net.modules()):
         raise SpmlError(f"{type(net).__name__} has suppressed activations already, and two caps would multiply; "
                         f"begin with a fresh network")
@@ -258,7 +258,7 @@ class RefineLoss(MultiTermLoss):
         labels:torch.Tensor,  # (B,H,W) winning class, 254 or 255 where nothing is known
         regions:torch.Tensor, # (B,H,W) its value in 255ths
         tags:torch.Tensor,    # (B,C) bool
-    )->torch.Tensor: # scalar; 0 in evaluation, where nobody has made maps to regress
+    )->torch.Tensor: # scalar; 0 in evaluation, where there are no maps to regress
         "Loss of a batch"
         if not self.training: return pred.new_zeros(())
         C, known = tags.shape[1], labels < UNLABELLED

@@ -44,7 +44,7 @@ def object_crops(
     margin:float=.1, # around the box of an object, share of its longer side
     least:int=64, # smaller objects are left out, pixels
 )->tuple: # (N,3,size,size) uint8 crops; (N,) int64 class ids
-    "Every object in a square of its own"
+    "Cut every object out in a square"
     crops, labels, resize = [], [], v2.Resize((size, size), antialias=True)
     for i in range(len(images)) if numbers is None else numbers:
         image, mask, instances = as_image(images.image(i)), images.mask(i), images.instances(i)

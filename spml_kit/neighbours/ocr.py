@@ -57,7 +57,7 @@ def attention_accuracy(
     labels:torch.Tensor,    # (B,H,W) 0..C-1, 254, 255
     size:tuple,             # (h,w)
 )->float: # 0..1; NaN where nothing is labelled
-    "How much of its weight a labelled pixel gives to the region of its own class, on average"
+    "Mean weight that a labelled pixel gives to the region of its class"
     labels = resize_labels(labels, size).flatten(1).long()
     known = labels < attention.shape[2]
     own = attention.gather(2, labels.where(known, 0)[..., None])[..., 0]
@@ -118,7 +118,7 @@ class OcrHead(nn.Module):
 
 # %% ../../nbs/neighbours/17_ocr.ipynb #17c00015
 def _middle(
-    maps:list, # (B,C,h,w) feature maps, finest first; None for one that nobody looks at
+    maps:list, # (B,C,h,w) feature maps, finest first; None for a map that is not used
 )->torch.Tensor: # (B,C,h,w)
     "The last feature map but one, or the only one"
     return [m for m in maps if m is not None][-2:][0]

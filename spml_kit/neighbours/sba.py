@@ -182,7 +182,7 @@ def similar_partners(
     index:TagIndex,       # tags of the same images
     i:int,                # an image
     n:int=1,              # partners
-)->np.ndarray: # their numbers, the most similar first; i itself where nobody shares a tag
+)->np.ndarray: # their numbers, the most similar first; i itself if no image shares a tag
     "Images that share a tag and look most alike, as partners for pairs and groups"
     shared = [index.with_tag(c) for c in np.flatnonzero(index.tags[i])]
     others = np.setdiff1d(np.concatenate(shared) if shared else [], [i]).astype(int)

@@ -107,7 +107,7 @@ def training_steps(
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d00018
 def _times(out, same):
-    "Lines on time: what a run of these parameters in the folder has measured, or that nobody knows yet"
+    "Lines on time: what a run of these parameters in the folder has measured, or that it is not known yet"
     logs = [f for f in (out/'log.txt', out/'previous'/'log.txt') if f.is_file()] if same else []
     told = dict(m for f in reversed(logs) for m in re.findall(r'(?m)^(\S+) +a step takes ([\d.]+) s', f.read_text()))
     if told: return [f"a step of {k} took {v} s in the run that is there" for k, v in told.items()]
@@ -121,7 +121,7 @@ def folder_lines(
     parameters:dict, # checked, those that differ from its own
     code:str,        # version of the code, as `code_version` tells it
 )->tuple: # lines, are these parameters those of the run that is there?
-    "What lies in the folder of a run, and what becomes of it; a folder of somebody else's is refused"
+    "What lies in the folder of a run, and what becomes of it; a folder with other content is refused"
     check_output(out)
     record = out/'environment.json'
     was = read_json(record) if record.is_file() else None

@@ -39,7 +39,7 @@ CURES = {'ENOSPC': 'the disk is full: make space, and the same command goes on',
 
 def _command(prog, action):
     "Do it; errors become a line and an exit code: 2 for what the user can mend, 1 for failed cells and the machine"
-    def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a line of its own, whatever bar was cut short
+    def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a new line, also after an unfinished bar
     try: action()
     except (SpmlError, RunFailed) as e:
         say(e)
@@ -170,7 +170,7 @@ def _print_metrics(path):
     "One line a row of metrics.json"
     if not path.exists(): return
     rows = read_json(path).get('rows', [])
-    for r in rows if isinstance(rows, list) else []: # a notebook of one's own may write what it likes
+    for r in rows if isinstance(rows, list) else []: # your own notebook may write anything
         if not isinstance(r, dict) or 'method' not in r: continue
         if 'miou' in r:
             where = f"{r['data']:<10} {r['annotation']:<10} seed {r['seed']}"
@@ -309,7 +309,7 @@ def _annotator(name, n, words, learn):
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
 
 def annotator_notebook(
-    root,          # folder of one's own, with images/ in it
+    root,          # project folder, with images/ in it
     classes:list=(), # names, background first; none: those of classes.txt
     learn:bool=False, # does it learn from every stroke?
 )->Path: # the notebook
@@ -574,7 +574,7 @@ def _tables(args):
         print(f"\n{f.parent}: mean and standard deviation over the seeds\n{table}")
     try: runs = collect_runs(*args.folders)
     except SpmlError:
-        if sweeps: return # of an experiment of one's own, which no table of the paper knows
+        if sweeps: return # of your own experiment, which no table of the paper has
         raise
     for name in [args.table] if args.table else published():
         shown, passed = tables_by_setting(name, runs, every=bool(args.table))

@@ -439,7 +439,7 @@ def profiles()->dict: # name to experiment to parameters
 def profile_parameters(
     name:str, # of a profile
     source,   # an experiment notebook
-)->dict: # parameters, none for a notebook of one's own
+)->dict: # parameters, none for your own notebook
     "What a profile says of an experiment"
     table = profiles()
     if name not in table:

@@ -111,7 +111,7 @@ class Pipeline:
         steps:int=75,      # optimiser steps a round
         head_steps:int=120, # of each second head
         tag_steps:int=200, # of the classifier of tags
-        cam='cam',         # whence activation maps: a `TagMethod`, or a name: of `TAG_METHODS`, or package.module:name
+        cam='cam',         # source of class maps: a `TagMethod`, or a name: of `TAG_METHODS`, or package.module:name
         tag_recipe:Recipe=TAG_RECIPE, # training of that classifier
         cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which it looks; small images want large ones
         background:Background=PowerBackground(), # of tagged images
@@ -359,7 +359,7 @@ def make_seeds(
 def train_embedding(
     pipe:Pipeline, # whose labels so far it learns
     folder, # of the step
-    method='spml', # or 'cross_entropy', or a loss of one's own: see `spml_learner`
+    method='spml', # or 'cross_entropy', or your own loss: see `spml_learner`
     batches=None,  # function of the pipeline's DataLoaders to others, such as `half_batches`
 )->Learner:
     "SPML with a joint head"
@@ -424,7 +424,7 @@ def walk_again(
     pipe:Pipeline, # with a second head
     todo:list,     # numbers of images
 ): # iterator: (H,W) uint8 of each
-    "One step of the walk from the head's own scores; nobody draws borders anew"
+    "One step of the walk from the head's scores; borders are not refined again"
     return walk_labels(pipe, todo, refine=(), steps=1, scales=(.75, 1.))
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000009

@@ -48,7 +48,7 @@ def _from_checkpoint(run):
                         f"`spml_run`, or its model.spml")
     if not is_there(run/'metrics.json'):
         raise SpmlError(f"{run}: this run is not finished; the command that began it goes on with it")
-    from spml_kit.runs.shards import trained_model # here: it imports fastai, for which nobody else should wait
+    from spml_kit.runs.shards import trained_model # here: it imports fastai, which is slow
     said, last = read_json(run/'metrics.json').get('conditions', {}), _last_head(run)
     if last is None or not all(k in said for k in ('classes', 'size', 'recipe')):
         raise SpmlError(f"{run}: no head was trained there, or its metrics.json is not of `single`; repeat the command "

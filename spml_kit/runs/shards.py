@@ -114,7 +114,7 @@ class _Work:
 # %% ../../nbs/api/runs/79_shards.ipynb #433147c7
 @patch
 def do(self:_Work, number):
-    "Make a shard, unless somebody has"
+    "Make a shard, unless it exists"
     if self.done(number): return
     # anew for each shard: it remembers what it reads
     weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak

@@ -58,7 +58,7 @@ def _changed(file, what, thing):
                      f"move it away")
 
 def _placed(file, said):
-    "Rows that a table can place; of the kit's experiments, others are refused, one of one's own may have none"
+    "Rows that a table can place; an experiment of the kit must have them, your own may have none"
     there = file.with_name('environment.json')
     ours = file.name == 'metrics.json' and there.exists() and read_json(there).get('experiment') in TOLD
     try: return _rows(file, said)

@@ -181,7 +181,7 @@ PAPER_TRAINING = dict(optimiser='sgd', lr=3e-3, multipliers=(1, 2, 10, 20), wd=5
                       scale=(.5, 1.5))
 RECIPES = {
     'small': Recipe(relations={'similarity': {'weight': 1.}, 'cooccurrence': {'anchors': .25}},
-                    source='ours; relations as in the paper, with the two changes named'),
+                    source='ours; relations as in the paper but for the two changes named'),
     'paper_voc': Recipe(network='paper_deeplab', steps=30_000, **PAPER_TRAINING,
                         source='paper A.2 and bashscripts/voc12'),
     'paper_densepose': Recipe(network='paper_pspnet', dim=32, grid=(12, 12), colours=True, embedding_scale=.1,

@@ -16,19 +16,19 @@ from ..files import check_output, read_json, read_text
 from .experiment import notebook_parameters
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d00007
-RUN_FILE = dict(experiment=str, profile=(str, list), parameters=dict, out=str) # entries of a run's file, what they are
+RUN_FILE = dict(experiment=str, profile=(str, list), parameters=dict, out=str) # entries of a run's file and their types
 
 def read_run_file(
     path, # YAML file
 )->dict: # its entries, those of `RUN_FILE`
-    "What the file of a run asks for"
+    "Read and check the file of a run"
     try: said = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as e:
         raise SpmlError(f"{path}: cannot be read as YAML ({str(e).splitlines()[0]})") from None
     if not isinstance(said, dict):
         raise SpmlError(f"{path}: the file of a run begins with an experiment, such as `experiment: single`")
     if many := [k for k in ('grid', 'runs') if k in said]:
-        raise SpmlError(f"{path}: has `{many[0]}`, and so is a grid of many runs: spml_sweep {path} runs it")
+        raise SpmlError(f"{path}: has `{many[0]}`, so it is a grid of many runs: run it with spml_sweep {path}")
     for k, v in said.items():
         if k not in RUN_FILE:
             raise SpmlError(f"{path}: unknown entry '{k}'{did_you_mean(k, RUN_FILE)} (there are: "
@@ -39,15 +39,15 @@ def read_run_file(
     if not said.get('experiment'):
         raise SpmlError(f"{path}: names no experiment; it begins with one, such as `experiment: single`")
     if '://' in (said.get('out') or ''):
-        raise SpmlError(f"{path}: out is {said['out']}; a run is made in a folder of this machine; --copy-to takes it "
+        raise SpmlError(f"{path}: out is {said['out']}; a run needs a local folder; --copy-to copies it "
                         f"there when it is done")
     return {k: v for k, v in said.items() if v is not None}
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d00010
 def layered(
-    *layers, # pairs: where values come from, and the values by name; the later has the last word
-)->tuple: # name to value; name to where it comes from
-    "Values of several sources, and where each is from"
+    *layers, # pairs: name of a source, its values by name; the later overrides
+)->tuple: # name to value; name to source
+    "Merged values of several sources, and the source of each"
     given, origins = {}, {}
     for where, values in layers:
         for k, v in values.items():
@@ -59,10 +59,10 @@ def layered(
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d00013
 def list_lines(
     source,       # an experiment notebook
-    given:dict=None, # what profiles say
-    named:str='', # their names
+    given:dict=None, # values of profiles
+    named:str='', # names of the profiles
 )->list: # of str
-    "A line for each parameter: the notebook's default, what profiles make of it, its comment"
+    "A line for each parameter: the notebook's default, its value in the profiles, its comment"
     column = {k: repr(v) for k, v in (given or {}).items()}
     width = min(max((len(v) for v in column.values()), default=0), 32)
     def line(k, default, comment):
@@ -82,7 +82,7 @@ def _own_steps(p): # of the experiment `single`
     steps = {train_embedding: p['rounds']*p['steps'], train_classifier: p['tag_steps'],
              **dict.fromkeys([train_head, train_feature_head], p['head_steps'])}
     maps, made = p['map_folder'] or p['map_function'], {}
-    for s in plan: # whatever the methods, they learn from its seeds
+    for s in plan: # every method learns from its seeds
         if s.do is train_classifier and s.name not in p['skip'] and not maps:
             made[s.name] = p['tag_steps'], named_object(p['cam'], TAG_METHODS, 'cam').feed(bs)['bs']
     made |= {m: (p['rounds']*p['steps'], bs) for m in p['methods'] if m not in ('spml', 'control')}
@@ -94,62 +94,62 @@ def _own_steps(p): # of the experiment `single`
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d10001
 def training_steps(
     source,     # an experiment notebook
-    given:dict, # checked parameters, those that differ from its own
+    given:dict, # checked parameters that differ from its defaults
 )->dict: # name of a training to its optimiser steps (None: unknown before it runs) and images a step (None: unknown)
-    "What an experiment trains, as far as its parameters tell"
+    "The trainings of an experiment, as far as its parameters determine them"
     p = {k: default for k, (default, _) in notebook_parameters(source).items()} | given
     if Path(source).stem == 'single' and {'rounds', 'plan', 'methods'} <= {*p}: made = _own_steps(p)
     else:
         each = p['rounds']*p['steps'] if {'rounds', 'steps'} <= {*p} else None
         made = {'each training': (each, p.get('bs'))} if each is not None else {}
         if made and 'head_steps' in p: made['each head'] = p['head_steps'], p.get('bs')
-    return {k: (n or None, bs) for k, (n, bs) in made.items()} # steps of 0 are counted by the images
+    return {k: (n or None, bs) for k, (n, bs) in made.items()} # 0: the number depends on the images
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d00018
 def _times(out, same):
-    "Lines on time: what a run of these parameters in the folder has measured, or that it is not known yet"
+    "Lines on time: measured by a run of these parameters in the folder, or unknown"
     logs = [f for f in (out/'log.txt', out/'previous'/'log.txt') if f.is_file()] if same else []
     told = dict(m for f in reversed(logs) for m in re.findall(r'(?m)^(\S+) +a step takes ([\d.]+) s', f.read_text()))
-    if told: return [f"a step of {k} took {v} s in the run that is there" for k, v in told.items()]
-    return ["not known before steps are timed: the run tells it after its eighth step of training, if half a minute "
-            "or more is ahead"]
+    if told: return [f"a step of {k} took {v} s in the existing run" for k, v in told.items()]
+    return ["not known before steps are timed: the run prints it after its eighth step of training, if half a minute "
+            "or more is left"]
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d10002
 def folder_lines(
     out,             # folder of the run
     source,          # an experiment notebook
-    parameters:dict, # checked, those that differ from its own
-    code:str,        # version of the code, as `code_version` tells it
-)->tuple: # lines, are these parameters those of the run that is there?
-    "What lies in the folder of a run, and what becomes of it; a folder with other content is refused"
+    parameters:dict, # checked parameters that differ from its defaults
+    code:str,        # version of the code, from `code_version`
+)->tuple: # lines; does the folder hold a run of these parameters?
+    "Lines on the content of a run's folder and its further use; a folder of another program is refused"
     check_output(out)
     record = out/'environment.json'
     was = read_json(record) if record.is_file() else None
-    if was is None: return ['new' if not out.exists() or not any(out.iterdir()) else 'begun, without a record'], False
+    if was is None: return ['new' if not out.exists() or not any(out.iterdir()) else 'started, without a record'], False
     before = {k: v for k, v in was.get('parameters', {}).items() if k != 'out'}
     now = {k: v for k, v in parameters.items() if k != 'out'}
     differ = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if was.get('experiment') != Path(source).stem or differ:
         said = ', '.join(f'{k} was {before.get(k, "its default")!r}' for k in differ[:3]) or was.get('experiment')
-        return [f"holds another run ({said}): where that decides what is trained, this one will be refused"], False
+        return [f"holds another run ({said}): if that changes the training, this one will be refused"], False
     done = (out/'metrics.json').exists()
-    lines = ["a finished run of these parameters is there: what it trained is not trained again" if done else
-             "a run of these parameters was begun there, and is gone on with"]
-    if was.get('code') != code: lines.append('it was made by other code')
+    lines = ["holds a finished run of these parameters: its trainings are not repeated" if done else
+             "holds an unfinished run of these parameters, which is resumed"]
+    if was.get('code') != code: lines.append('it was made by another version of the code')
     trained = sorted(f.parent.relative_to(out).as_posix() for f in out.rglob('checkpoint.safetensors'))
     if trained: lines.append(f"checkpoints of {', '.join(trained)}")
     return lines, True
 
 # %% ../../nbs/api/runs/96c_asked.ipynb #96d10003
 def dry_lines(
-    name:str,     # what was asked for: an experiment or an annotation type
+    name:str,     # an experiment or an annotation type
     source,       # its notebook
-    parameters:dict, # checked, those that differ from its own
-    origins:dict, # name to where its value comes from
+    parameters:dict, # checked parameters that differ from its defaults
+    origins:dict, # name to the source of its value
     out,          # folder of the run
     code:str,     # version of the code
 )->list: # of str
-    "What would run, where and for how many steps; nothing is written"
+    "Lines on what would run, where and for how many steps, without writing anything"
     known, out = notebook_parameters(source), Path(out).resolve()
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     changed = {k: v for k, v in parameters.items() if v != known[k][0]}
@@ -157,7 +157,7 @@ def dry_lines(
     lies, same = folder_lines(out, source, parameters, code)
     steps = training_steps(source, parameters)
     def told(k, n, bs):
-        if n is None: return f"{k}: as many steps as its images want, not known before they are counted"
+        if n is None: return f"{k}: the number of steps depends on the number of images, which is not counted yet"
         return f"{k}: {n:,} steps" + (f" of {bs} images, {n*bs:,} image visits" if bs else '')
     rows = {'experiment': [f"{Path(source).stem}{'' if name == Path(source).stem else f' ({name})'}"],
             'parameters': said or ["the notebook's own"], 'folder': [str(near), *lies],

@@ -17,14 +17,14 @@ from .tables import table_with_runs, unvaried
 
 # %% ../../nbs/api/runs/98a_captions.ipynb #dfe40114
 def _said(values):
-    "Distinct values; of many numbers, their range"
+    "Distinct values, or the range of many numbers"
     kinds = sorted({*values})
     return ' or '.join(map(str, kinds)) if len(kinds) < 4 or isinstance(kinds[0], str) else f'{kinds[0]} to {kinds[-1]}'
 
 _NETWORKS = {'paper_deeplab': 'ResNet-101 with dilated convolutions', 'paper_pspnet': 'ResNet-101 with pyramid pooling'}
 
 def _network(recipe):
-    "A network, and what it starts from where the recipe says so"
+    "A network, and its initial weights if the recipe has them"
     name, embed = recipe['network'], recipe.get('embed')
     if name in ('EmbedNet', 'FrozenNet'): known = (embed or {}).get('backbone', 'EfficientNet-Lite0')
     else: known = _NETWORKS.get(name, name)
@@ -41,7 +41,7 @@ def _contours(conditions):
     return f", contours of the folder {Path(folder).name}" if folder else ', gradient contours without training'
 
 def _labels(runs):
-    "Where labels came from that neither images nor people bring along, and what second heads make of them"
+    "Simulated labels, the source of seeds, and types of second heads"
     drawn = lambda a, d, c: (a in ('scribbles', 'points', 'keypoints') and d not in ('folder', 'densepose')
                              and not c.get('label_folder'))
     simulated = {a for a, d, c in zip(runs.annotation, runs.data, runs.conditions) if drawn(a, d, c)}
@@ -59,20 +59,20 @@ METHODS = dict(linear='linear layer', mlp='hidden layer', cross_entropy='cross-e
                spml_head='SPML', full_masks='full masks')
 
 def method_words(
-    name:str, # as metrics.json has it, such as 'spml_head_crf'
-)->str: # the name itself where it is none of `METHODS`
-    "A method in the words of tables and pictures"
+    name:str, # as in metrics.json, such as 'spml_head_crf'
+)->str: # the name itself if it is not in `METHODS`
+    "The name of a method in tables and pictures"
     method = name.removesuffix('_crf')
     return METHODS.get(method, method) + (', CRF' if method != name else '')
 
 # %% ../../nbs/api/runs/98a_captions.ipynb #dd61b523
 def conditions_in_words(
     table:dict, # one of `published()`
-    runs:pd.DataFrame, # of `collect_runs`, those that stand in the table
+    runs:pd.DataFrame, # of `collect_runs`, those in the table
 )->str:
-    "What differs between the paper's experiment and ours"
+    "The differences between the paper's experiment and ours"
     p = table['paper']
-    # strokes are whole unless it is said
+    # strokes are whole by default
     beyond = [setting_words({k: v for k, v in unvaried(table, run).items() if (k, v) != ('length', 1)})
               for _, run in runs.iterrows()]
     given = f', with {_said(beyond)}' if any(beyond) else ''
@@ -96,14 +96,14 @@ def conditions_in_words(
 def captioned_table(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`, of one setting: a group of `by_setting`
-)->tuple: # table side by side, its caption, pairs in another order
-    "One table of the paper beside ours"
+)->tuple: # both tables side by side, caption, pairs in another order
+    "One table of the paper next to ours, with its caption"
     settings = by_setting(name, runs)
     table = published()[name]
     if len(settings) > 1:
-        raise SpmlError(f"{name}: runs of {len(settings)} settings cannot stand in one column "
-                        f"({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); `by_setting` takes "
-                        f"them apart")
+        raise SpmlError(f"{name}: runs of {len(settings)} settings cannot share a column "
+                        f"({'; '.join(f'{data}: {words}' for data, words, _ in settings)}); separate them with "
+                        f"`by_setting`")
     both = table_with_runs(table, runs)
     words = conditions_in_words(table, settings[0][2]) if settings else 'None of our runs belongs here yet.'
     words = ' '.join([words, *dict.fromkeys(said for *_, said in scored_cells(table, runs) if said)])
@@ -114,11 +114,10 @@ def captioned_table(
 def tables_by_setting(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
-    # also those of several settings in which all cells that have runs have the same ones, and full masks with nothing
-    # weaker beside them?
+    # show also settings whose cells all have the same runs, and data with runs on full masks only?
     every:bool=False,
 )->tuple: # list of (title, data, setting, and what `captioned_table` gives); lines on what is not shown
-    "One table of the paper beside ours, once for every setting"
+    "One table of the paper next to ours, once for every setting"
     together, shown, passed = by_setting(name, runs), [], []
     table = published()[name]
     weak = any({**table['where'], **cell.get('where', {})}.get('annotation') != 'full'
@@ -133,6 +132,6 @@ def tables_by_setting(
                 shown.append((f"{name}, {data}{words and f' ({words})'}", data, group.setting.iloc[0],
                               *captioned_table(name, group)))
         if beyond:
-            passed.append(f"{name}, {data}: not shown are runs that differ in what this table does not vary "
-                          f"({'; '.join(beyond)}); `spml_tables --table {name}` shows them")
+            passed.append(f"{name}, {data}: runs that differ in settings that this table does not vary are not shown "
+                          f"({'; '.join(beyond)}); show them with `spml_tables --table {name}`")
     return shown, passed

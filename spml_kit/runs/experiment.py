@@ -29,13 +29,13 @@ from .report import write_report
 def _package(): return Path(str(resources.files('spml_kit')))
 
 def experiments()->dict: # name to path
-    "The experiment notebooks of the installed package, or of the checkout it is imported from"
+    "The experiment notebooks of the installed package or of the checkout"
     folders = _package()/'experiments', _package().parent/'nbs'/'experiments'
     return {p.stem: p for folder in folders for p in sorted(folder.glob('*.ipynb'))}
 
 def find_notebook(
     name, # experiment of the kit, or path that ends in .ipynb
-    also:tuple=(), # what else could have been meant, for the message
+    also:tuple=(), # other possible names, for the message
 )->Path: # the notebook
     "The notebook of an experiment"
     there = experiments()
@@ -50,7 +50,7 @@ def find_notebook(
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #560c27c0
 def _value(text):
-    "What the text stands for as Python, or as a list or table of bare words; the text itself if nothing"
+    "The Python value of a text, or a list or table of bare words, or the text itself"
     with contextlib.suppress(ValueError, SyntaxError): return ast.literal_eval(text)
     if text.strip()[:1] in ('[', '{'):
         with contextlib.suppress(yaml.YAMLError): return yaml.safe_load(text)
@@ -58,19 +58,19 @@ def _value(text):
 
 def typed_values(
     pairs,      # of name and text
-    known:dict, # as `notebook_parameters` tells them
+    known:dict, # parameters from `notebook_parameters`
 )->dict:
-    "Texts of the command line as their parameters want them; a `Path` stays"
+    "Convert texts of the command line to the types of their parameters; a `Path` is kept"
     return {k: v if isinstance(v, Path) or isinstance(known.get(k, ('',))[0], str) else _value(v) for k,v in pairs}
 
 def _cells(path):
-    "Cells of a notebook; nbformat, which would read it too, takes seconds to import"
+    "Cells of a notebook, without nbformat, which takes seconds to import"
     cells = []
     try:
         said = read_json(path)
         if said['nbformat'] < 4:
             raise SpmlError(f"{path}: a notebook of version {said['nbformat']}; open it in JupyterLab and save it, "
-                            f"which makes it one of version 4")
+                            f"which converts it to version 4")
         for c in said['cells']:
             cells.append(dict(cell_type=str(c['cell_type']), metadata=dict(c['metadata']), source=''.join(c['source'])))
     except SpmlError as e: raise SpmlError(f"{path}: not a notebook ({str(e).removeprefix(f'{path}: ')})") from None
@@ -86,7 +86,7 @@ def _comments(source): # number of a line to its comment
 def notebook_parameters(
     path, # a notebook
 )->dict: # name to (default, comment)
-    "What the cell tagged `parameters` assigns; papermill, which would tell it too, takes seconds to import"
+    "Defaults and comments of the cell tagged `parameters`, without papermill, which takes seconds to import"
     cell = next((c['source'] for c in _cells(path) if 'parameters' in c['metadata'].get('tags', [])), '')
     cell, known = re.sub(r'(?m)^[%!].*$', '', cell), {}
     try: body, comments = ast.parse(cell).body, _comments(cell)
@@ -105,7 +105,7 @@ def _fits(value, default):
     return default is None or type(value) is type(default) or (type(default), type(value)) in alike
 
 def _check_numbers(name, key, value, comment):
-    "Refuse numbers that are not finite, and those outside of a range such as 0..1 or 1.. that the comment tells"
+    "Refuse numbers that are not finite, or outside a range such as 0..1 or 1.. in the comment"
     told = re.search(r'(?<![\w.])(-?\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)?', comment)
     low, high = (float(told[1]), float(told[2] or 'inf')) if told else (-math.inf, math.inf)
     for v in value if isinstance(value, (list, tuple)) else [value]:
@@ -121,9 +121,9 @@ def _choices(comment):
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #5c22ca43
 def _check_changes(name, p):
-    "Of the kit's experiments, what is inside their dictionaries"
+    "Check the dictionaries among the parameters of the kit's experiments"
     def recipe(changes):
-        # here and below: most runs change nothing, and torch takes its time
+        # here and below: importing torch takes seconds, and most runs change nothing
         from spml_kit.method.recipes import RECIPES, paper_relations
         alike(changes, RECIPES[p.get('recipe_name', 'small')])
         paper_relations('scribbles', changes=RECIPES[p.get('recipe_name', 'small')].but(**changes).relations)
@@ -132,8 +132,8 @@ def _check_changes(name, p):
         alike(changes, TAG_RECIPE)
     def alike(changes, base):
         if len(new := base.but(**changes).multipliers) != len(base.multipliers):
-            raise SpmlError(f"{len(new)} multipliers {new}, where {base.multipliers} are {len(base.multipliers)}: one "
-                            f"for each group of parameters")
+            raise SpmlError(f"{len(new)} multipliers {new}; give {len(base.multipliers)}, such as {base.multipliers}: "
+                            f"one for each group of parameters")
     def keypoints(settings):
         import numpy as np
         from spml_kit.data.keypoints import simulate_keypoints
@@ -151,11 +151,11 @@ def _check_changes(name, p):
 # %% ../../nbs/api/runs/96_experiment.ipynb #8628f72b
 def check_parameters(
     path,            # a notebook
-    parameters:dict, # name to value; `root`, `weights`, what ends in `_folder`, and every `Path` become absolute
+    parameters:dict, # name to value; `root`, `weights`, names in `_folder`, and every `Path` become absolute
 )->dict: # name to value, ready for the notebook
-    """Refuse unknown names, values of another type than the default's, and what the comment rules out
+    """Refuse unknown names, values of another type than the default, and values that the comment excludes
 
-    That is, words that are not among those that it names, and numbers outside of its range."""
+    These are words that it does not list, and numbers outside its range."""
     known, name = notebook_parameters(path), Path(path).stem
     if Path(path) in experiments().values(): parameters = renamed_keys(parameters)
     for k,v in parameters.items():
@@ -178,9 +178,9 @@ def check_parameters(
 # %% ../../nbs/api/runs/96_experiment.ipynb #cc6811f1
 def check_given(
     name,        # experiment of the kit, or path of a notebook
-    values:dict, # what its variables are: `globals()`
+    values:dict, # its variables: `globals()`
 ):
-    "Check the parameters inside a notebook, after the cell that holds them: papermill, or a hand, may have set them"
+    "Check the parameters inside a notebook, after their cell, because papermill or an edit may have set them"
     source = find_notebook(name)
     known = notebook_parameters(source)
     injected = next((cell for cell in values.get('In', ()) if cell.startswith('# Parameters\n')),
@@ -190,13 +190,13 @@ def check_given(
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #99406e70
 @cache
-def _imported(text, package): # parsing all takes half a second, and a command asks twice
-    "Modules of the kit that a source names in its imports"
+def _imported(text, package): # parsing takes half a second, and commands do it twice
+    "Modules of the kit that a source imports"
     found = []
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of a notebook's odd strings
+        warnings.simplefilter('ignore') # about escapes in a notebook's strings
         try: nodes = ast.walk(ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', text)))
-        except SyntaxError: return found # of magics within lines: what such a cell imports is not followed
+        except SyntaxError: return found # from magics within lines: imports of such a cell are not followed
     for n in nodes:
         if isinstance(n, ast.Import): found += [a.name for a in n.names]
         if not isinstance(n, ast.ImportFrom) or n.level and not package: continue # a notebook is in no package
@@ -207,7 +207,7 @@ def _imported(text, package): # parsing all takes half a second, and a command a
 def reached_modules(
     source, # a notebook
 )->dict: # dotted name to source, sorted
-    "The modules of the kit that a notebook imports, and those that they import"
+    "The modules of the kit that a notebook imports, directly or indirectly"
     found, waiting = {}, [m for c in _cells(source) if c['cell_type'] == 'code' for m in _imported(c['source'], '')]
     while waiting:
         name = waiting.pop()
@@ -220,7 +220,7 @@ def reached_modules(
 def code_version(
     source, # an experiment notebook
 )->str: # ten letters
-    "Changes with the code of the notebook and of the modules that it reaches, and with nothing else"
+    "A hash of the code of the notebook and of the modules that it imports"
     texts = [*reached_modules(source).values(), *(c['source'] for c in _cells(source) if c['cell_type'] == 'code')]
     return hashlib.sha256('\0'.join(texts).encode()).hexdigest()[:10]
 
@@ -228,9 +228,9 @@ def code_version(
 def run_id(
     name:str,        # of an experiment, or its path
     parameters:dict, # all that differ from the notebook's defaults
-    code:str,        # version of the code, as `code_version` tells it
+    code:str,        # version of the code, from `code_version`
 )->str: # ten letters
-    "The address of a run"
+    "The address of a run: a hash of experiment, parameters and code"
     return hashlib.sha256(json.dumps([Path(name).stem, parameters, code], sort_keys=True).encode()).hexdigest()[:10]
 
 def run_folder(
@@ -239,7 +239,7 @@ def run_folder(
     parameters:dict, # all that differ from the notebook's defaults
     code:str,        # version of the code
 )->Path: # folder of the run
-    "Where a run lies among others"
+    "The folder of a run among others"
     return Path(out).resolve()/f'{Path(name).stem}-{run_id(name, parameters, code)}'
 
 def _commit():
@@ -249,9 +249,9 @@ def _commit():
     try: return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
 
-def environment()->dict: # what json can hold
-    "Commit, machine, and the version of everything installed"
-    import torch # here: the commands start in half the time without
+def environment()->dict: # JSON data
+    "Commit, machine, and the versions of all installed packages"
+    import torch # here: the commands start in half the time without it
     return {'spml_kit': __version__, 'commit': _commit(), 'python': platform.python_version(),
             'platform': platform.platform(), 'cpus': os.cpu_count(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -262,7 +262,7 @@ class RunFailed(RuntimeError):
     "A cell of an experiment failed; the message names the notebook that holds the traceback"
 
 class _Lines:
-    "Takes what the cells print to a file and, above the progress bar, to the terminal"
+    "Writes the output of the cells to a file and, above the progress bar, to the terminal"
     rest = ''
     def __init__(self, file, show): self.file, self.show = file, show
     def write(self, text):
@@ -274,10 +274,10 @@ class _Lines:
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #e0cff232
 def _papermill():
-    "Without the grammars of formats that no notebook has, which jsonschema takes five seconds to build"
+    "Import papermill without grammars that notebooks do not use and jsonschema takes five seconds to build"
     grammars = 'rfc3987_syntax'
     without = grammars not in sys.modules
-    if without: sys.modules[grammars] = None # jsonschema goes on without what cannot be imported
+    if without: sys.modules[grammars] = None # jsonschema works without it
     try: import papermill
     finally:
         if without: del sys.modules[grammars]
@@ -285,15 +285,15 @@ def _papermill():
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #27167b89
 def _execute(source, final, parameters, progress, timeout):
-    "Execute into a hidden file that takes its final name when the run ends, well or badly"
+    "Execute into a hidden file that gets its final name when the run ends, also by an error"
     papermill = _papermill()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     partial = part_beside(final)
-    literal = lambda path: str(path).replace('{', '{{').replace('}', '}}') # papermill fills braces in
-    # the kernel of this interpreter, whatever kernels the user has at home
+    literal = lambda path: str(path).replace('{', '{{').replace('}', '}}') # papermill formats braces
+    # the kernel of this interpreter, not one installed in the user's home
     os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1')
-    # threads that wait sleep: on a busy machine, spinning ones make a run several times longer
+    # waiting threads sleep: on a busy machine, spinning threads make a run several times longer
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     encrypted = Config({'KernelManager': {'transport_encryption': 'auto'}}) # other users of the machine cannot listen
     try:
@@ -302,7 +302,7 @@ def _execute(source, final, parameters, progress, timeout):
                 literal(source), literal(partial), parameters, kernel_name='python3', language='python',
                 progress_bar=progress, execution_timeout=timeout, stdout_file=_Lines(log, progress),
                 stderr_file=_Lines(log, progress), config=encrypted,
-                extra_arguments=['--log-level=50']) # of the kernel itself: only what is critical
+                extra_arguments=['--log-level=50']) # of the kernel: critical messages only
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None
         evalue = next(iter(e.evalue.strip().splitlines()), '')
@@ -313,7 +313,7 @@ def _execute(source, final, parameters, progress, timeout):
         if e.errno and not e.filename: raise OSError(e.errno, e.strerror, str(final)) from e # a full disk names no file
         raise
     except DeadKernelError:
-        raise RunFailed(f"the kernel died, perhaps for want of memory; the cells until then are in {final}") from None
+        raise RunFailed(f"the kernel died, perhaps from lack of memory; the cells until then are in {final}") from None
     finally:
         with contextlib.suppress(SpmlError): # absent, or cut short by a full disk
             _cells(partial)
@@ -334,7 +334,7 @@ def joint_cells(
     source,          # an experiment notebook
     parameters:dict, # checked
 )->list: # of str
-    "Code of an experiment with its parameters, as a process beside the first executes it"
+    "Code cells of an experiment with its parameters, for the other processes"
     given, cells = '\n'.join(['# Parameters', *(f'{k} = {v!r}' for k, v in parameters.items())]), []
     for c in _cells(source):
         if c['cell_type'] == 'code': cells.append(c['source'])
@@ -346,38 +346,38 @@ def check_joint(
     n:int,  # processes
     device:str=None, # where networks run; None: GPUs if there are any
 ):
-    "Refuse several processes where an experiment does not join them"
+    "Refuse several processes if the experiment does not join them"
     if not any('join_processes()' in cell for cell in joint_cells(source, {})):
-        raise SpmlError(f"{Path(source).stem} runs in one process; {n} are for experiments that call "
+        raise SpmlError(f"{Path(source).stem} runs in one process; {n} need an experiment that calls "
                         f"join_processes(), such as single and quickstart")
     check_processes(n, device)
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #96e00025
 def _make_ready(out, before, source, code):
-    "The folder of a run; results that are there go into the folder `before`, until there are new ones"
+    "Prepare the folder of a run; old results move to the folder `before` until there are new ones"
     if (out/source.name).exists() and (out/source.name).samefile(source):
-        raise SpmlError(f"{source}: lies in the folder of the run, and would be replaced; choose another folder")
+        raise SpmlError(f"{source}: is in the folder of the run, and would be replaced; choose another folder")
     if before.exists(): check_output(before)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SpmlError(f"{out}: this folder cannot be made ({e.strerror}); choose another") from None
     was = read_json(out/'environment.json') if (out/'environment.json').exists() else {}
     if was.get('experiment') == source.stem and was.get('code', code) != code:
-        print(f"{out}: what was begun there was made by other code, and is gone on with; another folder starts anew")
+        print(f"{out}: started with another version of the code, and resumed; choose another folder to start afresh")
     if (out/'report.html').exists() or (out/'metrics.json').exists():
-        write_json(before/'environment.json', was) # at every moment both folders have their record
+        write_json(before/'environment.json', was) # both folders have their record at any time
         _move(_left(out, source)[:-1], before)
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #d0d29904
 def run_notebook(
     name,                 # experiment of the kit, or path of a notebook
-    out,                  # folder of the run; made if need be
-    parameters:dict=None, # name to value; `out` is passed on by itself where the notebook has it
-    progress:bool=True,   # show a bar over the cells, and what they print?
-    timeout:int=None,     # seconds that a cell may take; None: as long as it wants
+    out,                  # folder of the run; made if it does not exist
+    parameters:dict=None, # name to value; `out` is added if the notebook has this parameter
+    progress:bool=True,   # show a bar over the cells, and their output?
+    timeout:int=None,     # seconds that a cell may take; None: no limit
     device:str=None,      # where networks run: 'cpu', 'cuda', 'cuda:1'; None: a GPU if there is one
-    processes:int=1,      # that share training and pseudo-labels, each with a GPU of its own if there are any
+    processes:int=1,      # that share training and pseudo-labels, each with a separate GPU if there are any
 )->Path: # the executed notebook
-    "Execute an experiment into a folder: notebook, report, environment, and the metrics that the notebook writes"
+    "Execute an experiment into a folder with its notebook, report, environment and metrics"
     source = find_notebook(name)
     check_output(out)
     out = Path(out).resolve()
@@ -393,7 +393,7 @@ def run_notebook(
         with on_device, other_processes(processes, joint_cells(source, parameters), out):
             _execute(source, final, parameters, progress, timeout)
     except ProcessDied as e: raise RunFailed(str(e)) from None
-    except SpmlError: # refused: what was there still holds
+    except SpmlError: # refused: old results remain valid
         if before.exists(): _move([*before.iterdir()], out)
         raise
     finally:
@@ -408,45 +408,45 @@ def copy_run(
     folder,  # of a run
     url:str, # fsspec path, such as s3://bucket/runs; the copy is a folder in it
 ):
-    "Copy a run to another place, unless it is there as it is here"
+    "Copy a run to another place, unless the same copy is there"
     (fs, root), folder = fsspec.url_to_fs(url), Path(folder)
     target = f"{root.rstrip('/')}/{folder.name}"
-    old = f'{target}/copied.json' # names of the files that an earlier copy brought
-    # of two attempts they differ
+    old = f'{target}/copied.json' # names of the files of an earlier copy
+    # they differ between two attempts
     telling = [p for p in (folder/'environment.json', folder/'status.json', folder/'metrics.json') if p.exists()]
     if all(fs.exists(f'{target}/{p.name}') and fs.cat_file(f'{target}/{p.name}') == p.read_bytes() for p in telling):
         return
     said = f'{target}/environment.json'
     of_run = fs.exists(said) and b'"spml_kit"' in fs.cat_file(said) # copied before version 0.2
     if fs.exists(target) and fs.ls(target) and not (of_run or fs.exists(old)):
-        raise SpmlError(f"{target}: is there, and was not copied there by the kit; choose another place")
+        raise SpmlError(f"{target}: exists, and was not copied there by the kit; choose another place")
     gone = json.loads(fs.cat_file(old)) if fs.exists(old) else []
-    for name in reversed(gone): # those that tell first: a copy that is cut short does not pass for whole
+    for name in reversed(gone): # records first: an interrupted copy must not look complete
         if fs.exists(f'{target}/{name}'): fs.rm_file(f'{target}/{name}')
     files = [*(p for p in sorted(folder.rglob('*')) if p.is_file() and p not in telling), *telling]
     names = [p.relative_to(folder).as_posix() for p in files]
     fs.makedirs(target, exist_ok=True)
     fs.pipe_file(old, json.dumps(names).encode())
-    for p, name in zip(files, names): # those that tell come last
+    for p, name in zip(files, names): # records last
         fs.makedirs(f'{target}/{name}'.rpartition('/')[0], exist_ok=True)
         fs.put_file(str(p), f'{target}/{name}')
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #628b3331
 def profiles()->dict: # name to experiment to parameters
-    "What profiles.yaml holds"
+    "The content of profiles.yaml"
     return yaml.safe_load((find_notebook('single').parent/'profiles.yaml').read_text())
 
 def profile_parameters(
     name:str, # of a profile
     source,   # an experiment notebook
-)->dict: # parameters, none for your own notebook
-    "What a profile says of an experiment"
+)->dict: # parameters, empty for a notebook outside the kit
+    "The parameters of an experiment in a profile"
     table = profiles()
     if name not in table:
         raise SpmlError(f"no profile '{name}'{did_you_mean(name, table)} (there are: {', '.join(table)})")
     if source not in experiments().values(): return {}
-    # whose parameters are the notebook's defaults
+    # `tiny`: the notebook's defaults
     fitting = [k for k, o in table.items() if source.stem in o or k == 'tiny']
     if name not in fitting:
-        raise SpmlError(f"profile '{name}' says nothing of {source.stem}; those that do: {', '.join(fitting)}")
+        raise SpmlError(f"profile '{name}' has no {source.stem}; profiles with it: {', '.join(fitting)}")
     return table[name].get(source.stem, {})

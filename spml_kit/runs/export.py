@@ -33,7 +33,7 @@ from .predict import run_model
 
 # %% ../../nbs/api/runs/96b_export.ipynb #2f0281af
 class ProbabilityNet(nn.Module):
-    "RGB in 0..1 to class probabilities of every pixel, by the head"
+    "Class probabilities of every pixel by the head, from RGB in 0..1"
     def __init__(self,
         net:nn.Module, # embedding network and head
     ):
@@ -48,23 +48,23 @@ class ProbabilityNet(nn.Module):
         return F.interpolate(logits, image.shape[-2:], mode='bilinear', align_corners=False).softmax(1)
 
 # %% ../../nbs/api/runs/96b_export.ipynb #05a4507d
-FORMATS = dict(pt2='.pt2', onnx='.onnx', safetensors='.safetensors') # of a network, and the endings of their files
+FORMATS = dict(pt2='.pt2', onnx='.onnx', safetensors='.safetensors') # of a network, with their file endings
 
 def _same_padding(x, kernel_size, stride, dilation):
     over = x % stride
-    if over == 0: over = stride # known of free sides too, which are multiples of 32
+    if over == 0: over = stride # also for free sides, which are multiples of 32
     return max((kernel_size - 1)*dilation + 1 - over, 0)
 
 @contextmanager
 def _whole_numbers():
-    "timm rounds a quotient of floats for its `same` padding; of a free side, no archive can hold that"
+    "Replace timm's `same` padding, whose quotient of floats cannot be exported for free sides"
     theirs, timm_padding.get_same_padding = timm_padding.get_same_padding, _same_padding
     try: yield
     finally: timm_padding.get_same_padding = theirs
 
 # %% ../../nbs/api/runs/96b_export.ipynb #96b0e001
 def _trace(net, sides):
-    "The exported program, for any number of pictures, of these sides or of any that are multiples of 32"
+    "The exported program for any number of pictures, with these sides or any multiples of 32"
     dim = torch.export.Dim
     free = {0: dim('batch', min=1, max=1024)}
     if sides is None: free |= {2: 32*dim('rows', min=1, max=256), 3: 32*dim('columns', min=1, max=256)}
@@ -79,7 +79,7 @@ def _need_onnx():
                         f"{' '.join(absent)}; --to pt2 needs nothing more")
 
 def _write(model, path, to, sides):
-    "Write it, and give the function that the file holds, as far as this machine can run it"
+    "Write the network; returns the function in the file, None if this machine cannot run it"
     net = model.net.cpu()
     if to == 'safetensors':
         save_tensors(path, net.state_dict(), kind='weights', architecture=model.said, classes=list(model.classes.names))
@@ -96,18 +96,18 @@ def _write(model, path, to, sides):
 
 # %% ../../nbs/api/runs/96b_export.ipynb #6d54cf90
 def _check_request(model, path, to, sides):
-    if to not in FORMATS: raise SpmlError(f"--to {to}: one of {', '.join(FORMATS)} is wanted")
+    if to not in FORMATS: raise SpmlError(f"--to {to}: give one of {', '.join(FORMATS)}")
     if isinstance(model.net, DrawnNet):
-        raise SpmlError("strokes taught this model, and the borders that it draws are no layers of a network: label "
-                        "with `spml_predict`, or draw, train with `spml_run` and export that run")
+        raise SpmlError("this model learned from strokes, and its borders are not layers of a network: label with "
+                        "`spml_predict`, or train on the drawings with `spml_run` and export that run")
     if sides and (min(sides) < 32 or any(n % 32 for n in sides)):
-        raise SpmlError(f"--sides {sides[0]} {sides[1]}: rows and columns are multiples of 32")
+        raise SpmlError(f"--sides {sides[0]} {sides[1]}: rows and columns must be multiples of 32")
     if to == 'onnx': _need_onnx()
     if is_there(path):
-        raise SpmlError(f"{path}: there already; nothing is written over: choose another name, or move it away")
+        raise SpmlError(f"{path}: exists already, and is not overwritten: choose another name, or move it away")
 
 def _about(model, to, sides):
-    "What another program must know of the file"
+    "The description of the file for other programs"
     table = model.classes
     about = dict(spml_kit=1, format=to, classes=list(table.names), palette=table.palette[:len(table)].tolist(),
                  architecture=model.said, size=model.size)
@@ -122,28 +122,28 @@ def _about(model, to, sides):
 # %% ../../nbs/api/runs/96b_export.ipynb #96b0e002
 def export_network(
     model:LabelModel, # of a run
-    path,             # file to write; one that is there is not replaced
+    path,             # file to write; an existing file is not replaced
     to:str='pt2',     # one of `FORMATS`
-    sides:tuple=None, # rows and columns of its pictures, multiples of 32; None: free, which Swin does not bear
-)->float: # largest difference to the kit's own probabilities; nan where this machine cannot run the file
+    sides:tuple=None, # rows and columns of its pictures, multiples of 32; None: free, impossible for Swin
+)->float: # largest difference to the kit's probabilities; nan if this machine cannot run the file
     "Write a trained network for other programs"
     path = Path(path)
     _check_request(model, path, to, sides)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of torch's own making, about its own archive
+        warnings.simplefilter('ignore') # torch warns about its archive
         function = _write(model, path, to, sides)
     write_json(path.with_name(f'{path.name}.json'), _about(model, to, sides))
     if function is None: return float('nan')
     x = torch.rand(1, 3, *(sides or (160, 64)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): worst = float((function(x) - ProbabilityNet(model.net)(x)).abs().max())
     if not worst < 1e-4:
-        raise RunFailed(f"{path}: what was written differs from the network by {worst:.2g}; do not use it, and tell "
-                        f"which versions of torch and timm these are")
+        raise RunFailed(f"{path}: the file differs from the network by {worst:.2g}; do not use it, and report "
+                        f"the versions of torch and timm")
     return worst
 
 # %% ../../nbs/api/runs/96b_export.ipynb #f859d4f6
 def _source_sets(run):
-    "The images of a run at the size of their files: to learn from, to predict"
+    "Training images and predicted images of a run, at the size of their files"
     record = read_json(run/'environment.json')
     if record.get('experiment') != 'single':
         raise SpmlError(f"{run}: a run of {record.get('experiment', 'another program')}; labels come from runs of one "
@@ -157,7 +157,7 @@ def _source_sets(run):
 
 def run_splits(
     run, # folder of a finished run
-    predictions:str='spml_head', # whose predictions: a folder of predictions/; '': none
+    predictions:str='spml_head', # method of the predictions, a folder in predictions/; '': none
 )->dict: # split to (image set, name to mask file)
     "The label maps of a run and their images"
     run, out = Path(run), {}
@@ -169,8 +169,8 @@ def run_splits(
         raise SpmlError(f"{folders['predicted']}: no such "
                         f"predictions{f'; there are {there}' if there else ': is the run finished?'}")
     if not folders['train'].is_dir():
-        raise SpmlError(f"{folders['train']}: no such folder; a run of spml leaves it when it is finished: repeat its "
-                        f"command")
+        raise SpmlError(f"{folders['train']}: no such folder; a finished run of spml has it: repeat the command of the "
+                        f"run")
     for (split, folder), images in zip(folders.items(), _source_sets(run)):
         if folder is None: continue
         masks = {n: p for n in images.names if (p := inside(folder, n, '.png')).is_file()}
@@ -179,12 +179,12 @@ def run_splits(
 
 # %% ../../nbs/api/runs/96b_export.ipynb #8ed5e1fb
 def _plain_file(path):
-    "Can another program read it as it is: upright, 8 bits, one page?"
+    "Can other programs read the file unchanged: upright, 8 bits?"
     with opened_picture(path) as im:
         return im.format in ('JPEG', 'PNG') and im.mode in ('RGB', 'L') and im.getexif().get(0x0112, 1) == 1
 
 def _put_picture(images, i, stem, suffix=None):
-    "Copy the file, or write the picture upright; the path with its ending"
+    "Copy the file, or write the picture upright; returns the path with its ending"
     file, stem = getattr(images, 'paths', {}).get(images.names[i]), Path(stem)
     if file is not None and suffix in (None, Path(file).suffix.lower()) and _plain_file(file):
         path = stem.with_name(stem.name + Path(file).suffix.lower())
@@ -203,10 +203,10 @@ def _mask(file, size, name):
                         f"width); was the picture changed since the run?")
     return np.where(ids == UNLABELLED, VOID, ids).astype(np.uint8)
 
-def _flat(name): return name.replace('/', '__') # trainers that look into one folder
+def _flat(name): return name.replace('/', '__') # some trainers read one folder only
 
 def _items(splits):
-    "(split, image set, number, name, mask) of everything"
+    "(split, image set, number, name, mask) of every picture"
     for split, (images, masks) in splits.items():
         for i, name in enumerate(images.names):
             if name in masks: yield split, images, i, _flat(name), _mask(masks[name], images.image(i).shape[:2], name)
@@ -234,7 +234,7 @@ def _mmseg(out, items, table):
                 ignore_index=VOID,
                 metainfo=dict(classes=list(table.names), palette=table.palette[:len(table)].tolist()),
                 data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'))
-    write_json(out/'dataset.json', said) # arguments of its dataset
+    write_json(out/'dataset.json', said) # arguments of mmseg's dataset
 
 def _hf(out, items, table):
     rows = {}
@@ -257,11 +257,11 @@ def _coco(out, items, table):
         drawn.setdefault(split, []).append(to_drawing(picture.name, {'full': known}, table, mask.shape))
     for split, some in drawn.items():
         said = coco_json(some, table)
-        said['categories'] = [c for c in said['categories'] if c['id']] # background is no thing
+        said['categories'] = [c for c in said['categories'] if c['id']] # COCO has no background
         write_json(out/'annotations'/f'instances_{split}.json', said)
 
 def _polygons(mask):
-    "Outer outlines of the pieces of a mask, (n,2) x, y from 0 to 1"
+    "Outer outlines of the connected parts of a mask, (n,2) x, y from 0 to 1"
     h, w = mask.shape
     for line in find_contours(np.pad(mask.astype(float), 1), .5):
         x, y = line[:, 1] - .5, line[:, 0] - .5 # padding and pixel centres
@@ -273,26 +273,26 @@ def _yolo(out, items, table):
         lines = [f"{c - 1} {' '.join(f'{v:.5f}' for v in p.ravel())}"
                  for c in np.unique(mask[(mask > 0) & (mask < UNLABELLED)]) for p in _polygons(mask == c)]
         _write_lines(out/'labels'/split/f'{name}.txt', lines)
-    said = ['path: .', 'train: images/train', 'val: images/train # no truth: name masks of your own', 'names:',
+    said = ['path: .', 'train: images/train', 'val: images/train # no ground truth: give your own', 'names:',
             *(f'  {k}: {json.dumps(n)}' for k, n in enumerate(table.names[1:]))]
     _write_lines(out/'data.yaml', said)
 
 # %% ../../nbs/api/runs/96b_export.ipynb #96f70da5
-LAYOUTS = dict(voc=_voc, mmseg=_mmseg, hf=_hf, coco=_coco, yolo=_yolo) # of whom, by name
+LAYOUTS = dict(voc=_voc, mmseg=_mmseg, hf=_hf, coco=_coco, yolo=_yolo) # by name of the trainer
 
 def export_labels(
     run, # folder of a finished run
     out, # folder, new or empty
     to:str='voc', # one of `LAYOUTS`
-    predictions:str='spml_head', # whose predictions, a folder of predictions/; '': none
+    predictions:str='spml_head', # method of the predictions, a folder in predictions/; '': none
     progress:bool=False, # show a bar?
-)->dict: # split to how many pictures
-    "Lay the label maps of a run and their pictures out for another trainer"
+)->dict: # split to number of pictures
+    "Write the label maps of a run and their pictures in the layout of another trainer"
     out = Path(os.path.abspath(out))
-    if to not in LAYOUTS: raise SpmlError(f"--labels {to}: one of {', '.join(LAYOUTS)} is wanted")
+    if to not in LAYOUTS: raise SpmlError(f"--labels {to}: give one of {', '.join(LAYOUTS)}")
     if is_there(out) and (not out.is_dir() or any(out.iterdir())):
-        raise SpmlError(f"{out}: there is something here already, and nothing is written over; choose a folder that is "
-                        f"new or empty")
+        raise SpmlError(f"{out}: is not empty, and nothing is overwritten; choose a new or empty "
+                        f"folder")
     splits = run_splits(run, predictions)
     flat = [_flat(n) for _, masks in splits.values() for n in masks]
     if len({*flat}) < len(flat) and to == 'voc': # one folder for all splits
@@ -323,15 +323,15 @@ def _export(args):
     folder = args.run if args.run.is_dir() else args.run.parent
     path = args.out or folder/f'network{FORMATS[args.to]}'
     if args.to != 'safetensors' and not args.sides:
-        print("with free sides; of Swin transformers that does not end: give --sides ROWS COLUMNS", flush=True)
+        print("with free sides; for Swin transformers this does not end: give --sides ROWS COLUMNS", flush=True)
     worst = export_network(model, path, args.to, args.sides)
     print(f"{path}{'' if np.isnan(worst) else f', which differs from the network by {worst:.1e} at most'}; classes, "
-          f"input and output are told in {path.name}.json")
+          f"input and output are described in {path.name}.json")
 
 def spml_export(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
-    "The command `spml_export`: a run for other programs and other trainers"
+    "The command `spml_export`: write a run for other programs and other trainers"
     p = command_parser('spml_export', "Write a run's network for other programs, or its labels for other trainers.",
                        'spml_export runs/mine --labels mmseg --out for_mmseg')
     p.add_argument('run', type=Path, metavar='RUN', help="folder of a finished run; for --to also its model.spml")
@@ -341,8 +341,8 @@ def spml_export(
                    "network takes, multiples of 32 (default: any)")
     p.add_argument('--labels', choices=[*LAYOUTS], metavar='TRAINER', help="voc, mmseg, hf (Hugging Face datasets), "
                    "coco or yolo: labels of the training images, and predictions, with their pictures")
-    p.add_argument('--predictions', default='spml_head', metavar='NAME', help="whose predictions, a folder of "
-                   "predictions/ (default spml_head); none leaves them out")
+    p.add_argument('--predictions', default='spml_head', metavar='NAME', help="method of the predictions, a folder in "
+                   "predictions/ (default spml_head); none: without predictions")
     p.add_argument('--out', type=Path, metavar='PATH', help="file of the network (default network.FORMAT in the run), "
                    "or folder of the labels, new or empty")
     return finish_command(p, argv, _export)

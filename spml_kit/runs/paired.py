@@ -17,9 +17,9 @@ from .tables import collect_runs
 # %% ../../nbs/api/runs/98b_paired.ipynb #98b00007
 def gain_interval(
     gains,          # differences, one for each seed
-    level:float=.95, # share of such intervals that hold the true mean, 0..1
-)->tuple: # lower and upper end; nan with fewer than two
-    "Student's interval of a mean"
+    level:float=.95, # share of such intervals that contain the true mean, 0..1
+)->tuple: # lower and upper end; nan for fewer than two
+    "Student's confidence interval of the mean gain"
     gains = pd.Series(gains, dtype=float)
     if len(gains) < 2: return float('nan'), float('nan')
     half = stats.t.ppf((1 + level)/2, len(gains) - 1)*gains.std()/len(gains)**.5
@@ -39,8 +39,8 @@ def _wide(rows):
 def paired_gains(
     runs,       # folder that holds runs, or rows of `collect_runs`
     pairs:list, # (method, method that it is compared with)
-)->pd.DataFrame: # gain, low, high (mIoU, points), seeds; by data, annotation, pair, and setting where there are several
-    "What methods gain over others in the same runs"
+)->pd.DataFrame: # gain, low, high (mIoU, points), seeds; by data, annotation, pair, and setting if there are several
+    "Gains of methods over others in the same runs, with intervals"
     rows = runs if isinstance(runs, pd.DataFrame) else collect_runs(Path(runs))
     wide, out = _wide(rows), {}
     for m in {m for pair in pairs for m in pair} - {*wide}:

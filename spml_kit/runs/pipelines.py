@@ -47,20 +47,20 @@ from ..infer.pseudo import scores_to_labels, stream_labels
 # %% ../../nbs/api/runs/78_pipelines.ipynb #4365861a
 def fit_run(
     make,         # function of (dls, path=...) to a Learner
-    source:WeakSet, # what it learns from
-    valid,        # what its curves are scored on: an image set with masks, or a weak set
+    source:WeakSet, # training set
+    valid,        # image set with masks, or weak set, that scores the curves
     recipe:Recipe, # batch size, crop, range of sizes
     rounds:int,   # of training
     steps:int,    # optimiser steps a round
     path,         # folder of the run
     seed:int=0,   # of order and augmentation
     workers:int=0, # processes that load batches
-    after:int=0,  # steps that later runs will take, for the announcement of the time
+    after:int=0,  # steps of later trainings, for the time estimate
     features:FeatureCache=None, # of the images of `source`, for a `FrozenNet`
-    track:str='none', # or one of tensorboard, wandb, mlflow, trackio: who is told, in the folder `track`
+    track:str='none', # or a tracker: tensorboard, wandb, mlflow or trackio; it logs to the folder `track`
     **feed,       # further arguments of `weak_dls`
 )->Learner: # trained
-    "Train, or go on with, a run in a folder; a line a round"
+    "Train in a folder, or resume there; prints a line each round"
     told = [] if track == 'none' else [TrackCB(track, Path(path)/'track', Path(path).name)]
     dls = weak_dls(source, valid, bs=recipe.bs, crop=recipe.crop, steps=steps, seed=seed, scale=recipe.scale,
                    num_workers=workers, **feed)
@@ -71,19 +71,19 @@ def fit_run(
     return learn
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #475158d6
-VIEWS, FEWEST, MOST = 8, 25, 100 # times that each image is seen a round; steps a round, at least and at most
+VIEWS, FEWEST, MOST = 8, 25, 100 # views of each image a round; fewest and most steps a round
 
 def steps_for(
     n:int,  # training images
     bs:int, # images a step
 )->int: # optimiser steps a round
-    "Steps a round that a number of images wants: each image is seen eight times, but 25 to 100 steps"
+    "Steps a round for a number of images: eight views of each image, but 25 to 100 steps"
     return min(max(-(-VIEWS*n//bs), FEWEST), MOST)
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #64b6c553
 @dataclass(frozen=True)
 class Step:
-    "A part of a pipeline; what it leaves lies in a folder of its name"
+    "A step of a pipeline; its result is stored in a folder of its name"
     name:str    # of the step and of its folder
     # leaves='learner': (pipeline, folder) -> a trained Learner; 'labels': (pipeline, numbers of images) -> their (H,W)
     # label maps, in order
@@ -94,7 +94,7 @@ class Step:
         if self.leaves not in ('learner', 'labels'):
             raise SpmlError(f"step '{self.name}' leaves '{self.leaves}'; a step leaves 'learner' or 'labels'")
 
-# settings that decide the outcome of a pipeline, beside its images, steps and recipes
+# settings that decide the outcome of a pipeline, in addition to its images, steps and recipes
 DECIDING = ('annotation', 'rounds', 'steps', 'head_steps', 'tag_steps', 'cam', 'cam_scales', 'refine', 'keep_annotated',
             'walk_stride', 'vote_scales', 'skip', 'seed')
 
@@ -111,27 +111,27 @@ class Pipeline:
         steps:int=75,      # optimiser steps a round
         head_steps:int=120, # of each second head
         tag_steps:int=200, # of the classifier of tags
-        cam='cam',         # source of class maps: a `TagMethod`, or a name: of `TAG_METHODS`, or package.module:name
+        cam='cam',         # source of activation maps: a `TagMethod`, a name in `TAG_METHODS`, or package.module:name
         tag_recipe:Recipe=TAG_RECIPE, # training of that classifier
-        cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which it looks; small images want large ones
+        cam_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes of its images; small images need large ones
         background:Background=PowerBackground(), # of tagged images
-        rule:SeedRule=SEED_RULES['spml'], # what becomes a seed in tagged images
-        refine:tuple=('regions', 'crf'), # who draws the borders of pseudo-labels, in this order; the paper: ('crf',)
-        keep_annotated:bool=True, # do annotated pixels keep their label among pseudo-labels? the paper: False
+        rule:SeedRule=SEED_RULES['spml'], # which pixels of tagged images become seeds
+        refine:tuple=('regions', 'crf'), # methods that draw the borders of pseudo-labels, in order; paper: ('crf',)
+        keep_annotated:bool=True, # do annotated pixels keep their label in pseudo-labels? paper: False
         walk_stride:int=4, # pixels per step of the walk's grid
-        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, mirrored too
-        skip:tuple=(),     # names of steps to leave out; without 'classifier' and 'seeds', `weak` brings the seeds
+        vote_scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which neighbours vote, each also mirrored
+        skip:tuple=(),     # names of steps to leave out; without 'classifier' and 'seeds', `weak` holds the seeds
         plan:tuple=None,   # of `Step`; None: those of the annotation in `PIPELINES`
         truth:ImageSet=None, # the training images with masks, to score the labels of each step; nothing learns from it
         workers:int=0,     # processes that load batches
         seed:int=0,        # of order, initialisation and dropout
-        features:FeatureCache=None, # of the training images, where the recipe's network is a `FrozenNet`
+        features:FeatureCache=None, # of the training images, if the recipe's network is a `FrozenNet`
         progress:bool=True, # show bars over images?
         maps=None,         # in place of the classifier: a folder of class maps, or a function, see `ClassMaps`
         map_first:int=0,   # id of the first class after the background, in dictionaries of maps
-        window:int=None,   # side of sliding windows wherever labels are made, pixels; None: whole images
+        window:int=None,   # side of sliding windows when labels are made, pixels; None: whole images
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
-        track:str='none',  # or one of tensorboard, wandb, mlflow, trackio: who is told of the trainings
+        track:str='none',  # or a tracker of the trainings: tensorboard, wandb, mlflow or trackio
         head:str='softmax', # of the embedding network and second heads, see `create_head`
     ):
         store_attr(but='out,skip,plan,maps')
@@ -147,8 +147,8 @@ def _plan_of(annotation, plan):
 
 def _check_plan(annotation, names, skip):
     if {*skip} - {*names} or 'embedding' in skip:
-        raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and there is nothing without "
-                        f"'embedding'")
+        raise SpmlError(f"skip={list(skip)}: the steps of {annotation} are {names}, and 'embedding' cannot be "
+                        f"skipped")
     if len({*names}) < len(names): raise SpmlError(f"steps {names}: two of one name would share a folder")
 
 def _said(function):
@@ -158,7 +158,7 @@ def _said(function):
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000012
 @patch
 def _check_given(self:Pipeline):
-    "Refuse steps that lack what they look at, and a truth of other images"
+    "Refuse steps without their inputs, and a truth of other images"
     if self.track != 'none': tracker_module(self.track) # now, and not after the first steps
     _check_plan(self.annotation, [s.name for s in self.plan], self.skip)
     if self.head != 'softmax': self._check_head()
@@ -170,10 +170,10 @@ def _check_given(self:Pipeline):
     every, by_maps = [s.do for s in self.plan], self.annotation in ('boxes', 'tags')
     does = [s.do for s in self.plan if s.name not in self.skip]
     if self.maps is not None and not by_maps:
-        raise SpmlError(f"maps are for boxes and tags; {self.annotation} name pixels themselves")
+        raise SpmlError(f"maps are for boxes and tags; {self.annotation} label pixels directly")
     if self.maps is not None: self.plan = tuple(s for s in self.plan if s.do is not train_classifier)
     elif by_maps and make_seeds in does and train_classifier in every and train_classifier not in does:
-        raise SpmlError(f"skip={list(self.skip)}: the step 'seeds' cuts class maps, and 'classifier' makes them: give "
+        raise SpmlError(f"skip={list(self.skip)}: the step 'seeds' needs class maps, which 'classifier' makes: give "
                         f"maps (on the command line: -p map_folder), or leave out 'seeds' too and give seeds as labels")
     objects = range(1, self.weak.c)
     if self.brings_seeds and not any(np.isin(self.weak.sample(i).labels, objects).any() for i in range(len(self.weak))):
@@ -182,24 +182,24 @@ def _check_given(self:Pipeline):
 
 @patch(as_prop=True)
 def brings_seeds(self:Pipeline)->bool:
-    "Are the labels of tagged or boxed images seeds from elsewhere?"
+    "Are the labels of tagged or boxed images seeds made elsewhere?"
     return self.annotation in ('boxes', 'tags') and 'seeds' in self.skip
 
 @patch(as_prop=True)
 def keeps(self:Pipeline)->bool:
-    "Do annotated pixels keep their label? Seeds are no annotation"
+    "Do annotated pixels keep their label? Seeds do not count as annotation"
     return self.keep_annotated and not self.brings_seeds
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #0c60c630
 @patch
 def _check_head(self:Pipeline):
-    "Refuse what a head of that name cannot stand on"
+    "Refuse a plan or recipe that does not fit the named head"
     named_object(self.head, HEADS, 'head')
     if any(s.do is train_feature_head for s in self.plan):
-        raise SpmlError(f"head '{self.head}' stands on the embedding, and second heads of this plan see the backbone's "
-                        f"features alone (on the command line: -p head_sees features); choose one of them")
+        raise SpmlError(f"head '{self.head}' takes the embedding, but second heads of this plan take the backbone's "
+                        f"features (on the command line: -p head_sees features); choose one of them")
     if self.recipe.head_enlarged:
-        raise SpmlError(f"head '{self.head}' sees the backbone's maps, which are not enlarged: head_enlarged must be "
+        raise SpmlError(f"head '{self.head}' takes the backbone's maps, which are not enlarged: head_enlarged must be "
                         f"False")
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000001
@@ -217,7 +217,7 @@ def _settings(self:Pipeline):
 def run(self:Pipeline,
     only:tuple=None, # only these steps; None: all
 )->Pipeline: # itself
-    "Do every step that is not done yet"
+    "Run every step that is not done yet"
     for step in self.plan:
         if step.name in (*self.skip, *self.done) or only is not None and step.name not in only: continue
         if step.leaves == 'learner': self.learners[step.name] = step.do(self, self.out/step.name)
@@ -231,11 +231,11 @@ def fit(self:Pipeline,
     folder, # of the step
     rounds:int, # of training
     steps:int,  # optimiser steps a round
-    source:WeakSet=None, # what it learns from; None: the labels so far
+    source:WeakSet=None, # training set; None: the present labels
     recipe:Recipe=None,  # batch size, crop, range of sizes; None: the pipeline's
     **feed, # further arguments of `weak_dls`
 )->Learner: # trained
-    "Train in the folder of a step, or go on there"
+    "Train in the folder of a step, or resume there"
     source, recipe = source or self.labels, recipe or self.recipe
     return fit_run(make, source, self.valid, recipe, rounds, steps, folder, self.seed, self.workers, track=self.track,
                    **feed)
@@ -243,7 +243,7 @@ def fit(self:Pipeline,
 # %% ../../nbs/api/runs/78_pipelines.ipynb #780000a0
 @patch(as_prop=True)
 def model(self:Pipeline):
-    "The embedding network with the last head that was trained"
+    "The embedding network with the last trained head"
     return next(learn.model for learn in reversed(self.learners.values()) if hasattr(learn.model, 'embed'))
 
 @patch(as_prop=True)
@@ -253,7 +253,7 @@ def tag_method(self:Pipeline):
 
 @patch(as_prop=True)
 def tag_index(self:Pipeline):
-    "Training images by tag, made at the first question"
+    "Training images by tag, made on first use"
     if not hasattr(self, '_tag_index'):
         self._tag_index = TagIndex([self.weak.tags(i) for i in range(len(self.weak))])
     return self._tag_index
@@ -262,7 +262,7 @@ def tag_index(self:Pipeline):
 def index(self:Pipeline,
     scales:tuple=(1.,), # relative sizes
 ): # `SegmentIndex`
-    "Segments of the training images with the labels so far"
+    "Segments of the training images with the present labels"
     every = range(len(self.weak))
     images, labels = map(self.weak.images.image, every), (self.labels.sample(i).labels for i in every)
     return training_index(self.model, images, labels, self.weak.c, scales, self.recipe.infer_grid, self.window,
@@ -271,21 +271,21 @@ def index(self:Pipeline,
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000014
 @patch(as_prop=True)
 def sees_classes(self:Pipeline)->bool:
-    "Are there class maps, of a classifier or from elsewhere?"
+    "Are there class maps, from a classifier or from elsewhere?"
     return self.maps is not None or 'classifier' in self.learners
 
 @patch
 def class_maps(self:Pipeline,
     sample, # of `weak`
 )->np.ndarray: # (C,H,W) in 0..1
-    "Class maps of a tagged image, as `maps` gives them or the classifier sees them"
+    "Class maps of a tagged image, from `maps` or the classifier"
     if self.maps is not None:
         made = self.maps(sample)
         if isinstance(self.maps, MapFolder): return made
         source = f'maps of {self.weak.names[sample.number]}'
         return as_class_maps(made, sample, self.weak.images, self.map_first, source)
     if 'classifier' not in self.learners:
-        raise SpmlError("class maps come from the step 'classifier', which is left out; give maps in its place")
+        raise SpmlError("class maps come from the step 'classifier', which is left out; give maps instead")
     method = self.tag_method
     related = related_images(self.weak, sample.number, method, self.tag_index, self.seed) if method.related else []
     return class_maps(self.learners['classifier'].model, sample.image, sample.tags, self.cam_scales, related=related)
@@ -294,8 +294,8 @@ def class_maps(self:Pipeline,
 @patch
 def maps_of(self:Pipeline,
     name:str, # of a step
-): # function of the index to (H,W) uint8, None for a step that leaves no label maps
-    "The label maps that a step left"
+): # function of the index to (H,W) uint8, None for a step without label maps
+    "The label maps of a step"
     return (lambda i: read_index_png(self._path(name, i))) if self._path(name, 0).exists() else None
 
 @patch
@@ -303,7 +303,7 @@ def _path(self:Pipeline, name, i): return inside(self.out/name, self.weak.names[
 
 @patch
 def _label(self:Pipeline, step):
-    "The label maps that are not there yet, and `labels` from now on"
+    "Make the missing label maps of a step; `labels` are then those of the step"
     todo = [i for i in range(len(self.weak)) if not self._path(step.name, i).exists()]
     mine = my_share(todo)
     done = tqdm(mine, step.name, len(self.weak), initial=len(self.weak) - len(mine), disable=not self.progress)
@@ -327,10 +327,10 @@ def _score(self:Pipeline, name):
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000004
 def train_classifier(
-    pipe:Pipeline, # whose tags it learns
+    pipe:Pipeline, # its tags are learned
     folder, # of the step
 )->Learner:
-    "The classifier of tags"
+    "Train the classifier of tags"
     method = pipe.tag_method
     feed = method.feed(pipe.recipe.bs)
     recipe = pipe.tag_recipe.but(bs=feed.pop('bs'), crop=pipe.recipe.crop, steps=pipe.tag_steps)
@@ -346,7 +346,7 @@ def make_seeds(
     pipe:Pipeline, # with a classifier
     todo:list,     # numbers of images
 ): # iterator: (H,W) uint8 of each
-    "Labels where the classifier is sure; of boxes, background outside of all"
+    "Labels where the classifier is confident; for boxes, background outside all of them"
     for i in todo:
         sample = pipe.weak.sample(i)
         if not sample.tags.any(): yield sample.labels; continue
@@ -357,12 +357,12 @@ def make_seeds(
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000006
 def train_embedding(
-    pipe:Pipeline, # whose labels so far it learns
+    pipe:Pipeline, # its present labels are learned
     folder, # of the step
     method='spml', # or 'cross_entropy', or your own loss: see `spml_learner`
     batches=None,  # function of the pipeline's DataLoaders to others, such as `half_batches`
 )->Learner:
-    "SPML with a joint head"
+    "Train SPML with a joint head"
     given = batches or (lambda dls: dls)
     make = lambda dls, path: spml_learner(given(dls), pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path,
                                           head=pipe.head)
@@ -370,11 +370,11 @@ def train_embedding(
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 
 def train_head(
-    pipe:Pipeline, # whose labels so far it learns
+    pipe:Pipeline, # its present labels are learned
     folder, # of the step
-    sees='embedding', # what it classifies, or the backbone's 'features'
+    sees='embedding', # its input: the 'embedding', or the backbone's 'features'
 )->Learner:
-    "A fresh classifier of the frozen embedding"
+    "Train a new classifier on the frozen embedding"
     embedding = pipe.learners['embedding'].model
     make = lambda dls, path: head_learner(dls, embedding, pipe.recipe, pipe.seed, path, sees, pipe.head)
     seen = pipe.recipe.but(scale=pipe.recipe.head_scale or pipe.recipe.scale)
@@ -382,21 +382,21 @@ def train_head(
                     features=pipe.features)
 
 def train_feature_head(
-    pipe:Pipeline, # whose labels so far it learns
+    pipe:Pipeline, # its present labels are learned
     folder, # of the step
 )->Learner:
-    "A fresh classifier of the backbone's features, which SPML's labels teach"
+    "Train a new classifier on the backbone's features, from SPML's labels"
     return train_head(pipe, folder, 'features')
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000007
 def walk_labels(
     pipe:Pipeline, # with an embedding
     todo:list,     # numbers of images
-    **how, # of `stream_labels`, in place of the pipeline's own
+    **how, # arguments of `stream_labels`, instead of the pipeline's
 ): # iterator: (H,W) uint8 of each
-    """Random walk from the head's scores, or for tags from the class maps, for keypoints from the labelled segments
+    """Labels by random walk from the head's scores, for tags from class maps, for keypoints from labelled segments
 
-    Of tags whose seeds come from elsewhere, without class maps, the head's scores walk."""
+    Without class maps, the walk for tags also starts from the head's scores."""
     own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride, crop=pipe.window,
                mirror=pipe.weak.classes.mirrored, enlarged=pipe.recipe.head_enlarged)
     if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
@@ -407,8 +407,8 @@ def neighbour_labels(
     pipe:Pipeline, # with an embedding
     todo:list,     # numbers of images
 ): # iterator: (H,W) uint8 of each
-    "Votes of the nearest segments of the training set, for the classes of the image"
-    if not todo: return # nor is an index made
+    "Labels by votes of the nearest training segments, among the classes of the image"
+    if not todo: return # then no index is needed
     index = pipe.index(scales=[s for s in pipe.vote_scales if s <= 1.5])
     samples, ahead = tee(map(pipe.weak.sample, todo))
     votes = stream_retrieval(pipe.model, (s.image for s in ahead if s.tags.any()), index, pipe.weak.c,
@@ -424,7 +424,7 @@ def walk_again(
     pipe:Pipeline, # with a second head
     todo:list,     # numbers of images
 ): # iterator: (H,W) uint8 of each
-    "One step of the walk from the head's scores; borders are not refined again"
+    "Labels by one step of the walk from the head's scores, without refined borders"
     return walk_labels(pipe, todo, refine=(), steps=1, scales=(.75, 1.))
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000009
@@ -440,28 +440,28 @@ PIPELINES = { # the paper's
     'tags':      (CLASSIFIER, SEEDS, EMBEDDING, WALK, NEIGHBOURS, HEAD, Step('walk again', walk_again, 'labels'),
                   replace(NEIGHBOURS, name='neighbours again'), replace(HEAD, name='head again')),
 }
-PLANS = dict(refined='spml_kit.neighbours.drs:refined_plan', # functions that give the steps of a pipeline,
+PLANS = dict(refined='spml_kit.neighbours.drs:refined_plan', # functions that return the steps of a pipeline,
              mcof='spml_kit.neighbours.mcof:mcof_spml_plan') # by their names on the command line
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #78000042
 def feature_head_plan(
     plan:tuple, # of `Step`, such as one of `PIPELINES`
 )->tuple: # of `Step`
-    "The same steps with second heads that see the backbone's features, and not the embedding"
+    "The same steps, with second heads on the backbone's features instead of the embedding"
     return tuple(replace(s, do=train_feature_head) if s.do is train_head else s for s in plan)
 
 def named_plan(
     annotation:str,   # one of `PIPELINES`
-    name:str='paper', # 'paper', one of `PLANS`, or package.module:name of a function that gives the steps
-    head_sees:str='embedding', # what second heads classify: the 'embedding', or the backbone's 'features'
+    name:str='paper', # 'paper', one of `PLANS`, or package.module:name of a function that returns the steps
+    head_sees:str='embedding', # input of second heads: the 'embedding', or the backbone's 'features'
 )->tuple: # of `Step`
-    "The steps that the parameters of an experiment ask for"
+    "The steps for the parameters of an experiment"
     plan = PIPELINES[annotation] if name == 'paper' else named_object(name, PLANS, 'plan')()
     return feature_head_plan(plan) if head_sees == 'features' else plan
 
 def control_plan(
     plan:tuple, # of `Step`, such as one of `PIPELINES`
 )->tuple: # of `Step`
-    "The same steps with cross-entropy in the place of SPML's loss"
+    "The same steps with cross-entropy instead of SPML's loss"
     plain = partial(train_embedding, method='cross_entropy')
     return tuple(replace(s, do=plain) if s.do is train_embedding else s for s in plan)

@@ -40,24 +40,24 @@ def _last_head(run):
     return next((p for n in reversed(names) if (p := run/'spml'/n/'checkpoint.safetensors').is_file()), None)
 
 def _from_checkpoint(run):
-    "The model of a run that left no model.spml"
+    "The model of a run without model.spml"
     kept = sorted(p.parent.name for p in run.glob('*/model.spml'))
-    if kept: raise SpmlError(f"{run}: trained by {', '.join(kept)}, each with a model of its own: give {run/kept[0]}")
+    if kept: raise SpmlError(f"{run}: trained by {', '.join(kept)}, each with a separate model: give {run/kept[0]}")
     if not is_there(run/'spml'/'settings.json'):
-        raise SpmlError(f"{run}: no model.spml in it, nor the steps of a run; give the folder of a finished "
+        raise SpmlError(f"{run}: neither model.spml nor the steps of a run in it; give the folder of a finished "
                         f"`spml_run`, or its model.spml")
     if not is_there(run/'metrics.json'):
-        raise SpmlError(f"{run}: this run is not finished; the command that began it goes on with it")
-    from spml_kit.runs.shards import trained_model # here: it imports fastai, which is slow
+        raise SpmlError(f"{run}: this run is not finished; repeat its command to resume it")
+    from spml_kit.runs.shards import trained_model # here: importing fastai takes seconds
     said, last = read_json(run/'metrics.json').get('conditions', {}), _last_head(run)
     if last is None or not all(k in said for k in ('classes', 'size', 'recipe')):
         raise SpmlError(f"{run}: no head was trained there, or its metrics.json is not of `single`; repeat the command "
-                        f"of the run, which leaves model.spml")
+                        f"of the run, which writes model.spml")
     recipe = Recipe(**said['recipe'])
     beyond = [k for k in ('window', 'canvas', 'enlarge') if said.get(k)] + ['head_enlarged']*recipe.head_enlarged
     if beyond:
-        raise SpmlError(f"{run}: its pictures were seen with {', '.join(beyond)}, which this command does not know; "
-                        f"they would get other labels")
+        raise SpmlError(f"{run}: it was trained with {', '.join(beyond)}, which this command does not support; "
+                        f"its labels would differ")
     return LabelModel(trained_model(last), Classes(tuple(said['classes'])), architecture(recipe), None, said['size'],
                       tuple(recipe.infer_grid),
                       tuple(said.get('scales', [1.])), bool(said.get('flip', False)), card=dict(step=last.parent.name))
@@ -77,7 +77,7 @@ def run_model(
     return model
 
 def _digest(path):
-    "Sixteen letters for the weights that a run or a file holds"
+    "A hash of the weights of a run or file, 16 letters"
     path = Path(path)
     file = path if path.is_file() else path/'model.spml' if (path/'model.spml').is_file() else _last_head(path)
     return hashlib.sha256(read_bytes(file)).hexdigest()[:16]
@@ -102,9 +102,9 @@ def _matched(word):
 
 def picture_files(
     words,    # files, folders and patterns
-    out=None, # folder that results go to: pictures in it are left out
+    out=None, # folder of the results: pictures in it are left out
 )->dict: # name to path
-    "The pictures that words name"
+    "The pictures that files, folders and patterns name"
     if len(words) == 1 and Path(words[0]).is_dir(): found = images_by_name(words[0])
     else:
         paths = [*dict.fromkeys(p for w in words for p in _matched(w))]
@@ -122,7 +122,7 @@ def picture_files(
 # %% ../../nbs/api/runs/96a_predict.ipynb #d15ea2f8
 @dataclass(frozen=True)
 class Wanted:
-    "How pictures are labelled, and what is written of each"
+    "How pictures are labelled, and which files are written"
     by:str='head'       # 'head' or 'retrieval'
     size:int=None       # longer side to which larger pictures are reduced; 0: never; None: as in training
     scales:tuple=None   # relative sizes at which a picture is seen; None: those of the run
@@ -131,21 +131,21 @@ class Wanted:
     k:int=20            # neighbours that vote, for retrieval
     crf:bool=False      # borders by the CRF?
     overlay:bool=False  # the picture with its labels in colour?
-    confidence:bool=False # grey: how sure the winner is, 0..255?
+    confidence:bool=False # score of the winning class, as grey 0..255?
     probabilities:bool=False # scores of all classes, at the size at which the picture was seen?
     explain:bool=False  # which training segments voted?
 
     def __post_init__(self):
-        if self.by not in ('head', 'retrieval'): raise SpmlError(f"by '{self.by}': head or retrieval is wanted")
+        if self.by not in ('head', 'retrieval'): raise SpmlError(f"by '{self.by}': give head or retrieval")
         if self.explain and self.by != 'retrieval':
-            raise SpmlError("explain tells which training segments voted, and the head asks none: take by='retrieval' "
-                            "(--by retrieval)")
+            raise SpmlError("explain shows the training segments that voted, and the head uses none: take "
+                            "by='retrieval' (--by retrieval)")
         if self.scales is not None and not (len(self.scales) and all(.1 <= s <= 10 for s in self.scales)):
-            raise SpmlError(f"scales {list(self.scales)}: relative sizes from 0.1 to 10 are wanted")
+            raise SpmlError(f"scales {list(self.scales)}: give relative sizes from 0.1 to 10")
         if self.window is not None and self.window < 32: raise SpmlError(f"window {self.window}: at least 32 pixels")
 
 def _files(out, name, wanted):
-    "What is written of a picture; the label map comes last"
+    "Files of a picture; the label map comes last"
     kinds = dict(overlay=('overlays', '.jpg'), confidence=('confidence', '.png'),
                  probabilities=('probabilities', '.npz'))
     files = {k: inside(out/folder, name, end) for k, (folder, end) in kinds.items() if getattr(wanted, k)}
@@ -157,23 +157,23 @@ def _files(out, name, wanted):
 def labels_over(
     image:np.ndarray,  # (H,W,3) uint8, or what `as_image` takes
     labels:np.ndarray, # (H,W) class ids
-    classes:Classes,   # whose colours
+    classes:Classes,   # of the labels, with their colours
     share:float=.5,    # of the colours, 0..1
-)->np.ndarray: # (H,W,3) uint8; background stays as it is
+)->np.ndarray: # (H,W,3) uint8; background pixels are unchanged
     "A picture with its labels in colour"
     image = as_image(image)
     mixed = np.rint((1 - share)*image + share*classes.colour(labels)).astype(np.uint8)
     return np.where((labels > 0)[..., None], mixed, image)
 
 def label_picture(
-    model:LabelModel, # that labels
+    model:LabelModel, # of a run
     path,        # of the picture
-    name:str,    # of what is written
+    name:str,    # of the written files
     out,         # folder
-    wanted:Wanted=Wanted(), # how, and what
-)->dict: # (H,W) of the file, and how many pixels each class has
-    "Label a picture and write what is wanted of it"
-    own = 'scale' in picture_settings(Path(path).parent) # else values are black and white as in training
+    wanted:Wanted=Wanted(), # how it is labelled, and which files are written
+)->dict: # size (H,W) of the file, number of pixels of each class
+    "Label a picture and write its files"
+    own = 'scale' in picture_settings(Path(path).parent) # otherwise black and white are those of training
     files, image = _files(Path(out), name, wanted), read_image(path, None if own else model.card.get('scale'))
     seen = model.reduced(image, wanted.size)
     view = dict(scales=wanted.scales, flip=wanted.flip, window=wanted.window, k=wanted.k)
@@ -197,7 +197,7 @@ def label_picture(
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #c37b6430
 def _fingerprint(path):
-    "Of a picture: its length, its beginning and its end, and the settings of its folder"
+    "A hash of a picture's length, beginning and end, and of its folder's settings"
     n = os.path.getsize(check_file(path))
     with open(path, 'rb') as f:
         head = f.read(1 << 16)
@@ -207,7 +207,7 @@ def _fingerprint(path):
         return hashlib.sha256(b'%d' % n + head + f.read() + settings).hexdigest()[:16]
 
 def _records(out):
-    "What was written of each picture; a line that was cut short does not count"
+    "The record of each finished picture; incomplete lines are ignored"
     done = {}
     if not is_there(out/'pictures.jsonl'): return done
     for line in check_file(out/'pictures.jsonl').read_text(encoding='utf-8', errors='replace').splitlines():
@@ -220,7 +220,7 @@ def _record(out, said):
     with open(out/'pictures.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(said) + '\n')
 
 def _todo(out, pictures, wanted):
-    "Pictures that are not done; one that replaced another of its name is refused"
+    "Pictures that are not done; a changed picture with an old label map is refused"
     done, todo = _records(out), {}
     for name, path in pictures.items():
         files = _files(out, name, wanted)
@@ -232,14 +232,14 @@ def _todo(out, pictures, wanted):
     return todo
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #0852c2da
-_worker = {} # the model and the rest, in a process of `_in_processes`
+_worker = {} # arguments of a process of `_in_processes`
 
 def _start_worker(model_path, device, own_code, threads, out, wanted):
     torch.set_num_threads(threads)
     _worker.update(model=run_model(model_path, device, own_code), out=out, wanted=wanted)
 
 def _attempt(model, name, path, out, wanted):
-    "What is to be recorded, or what is wrong with the picture"
+    "The record of a labelled picture, or the message of its error"
     try:
         said = dict(name=name, file=Path(path).name, print=_fingerprint(path))
         return said | label_picture(model, path, name, out, wanted)
@@ -254,8 +254,8 @@ def _in_processes(todo, workers, given):
         try:
             for f in as_completed([pool.submit(_at_worker, n, p) for n, p in todo.items()]): yield f.result()
         except BrokenProcessPool:
-            raise RunFailed("a process died, perhaps for want of memory; what is done stays: the same command goes on, "
-                            "with fewer --workers") from None
+            raise RunFailed("a process died, perhaps from lack of memory; finished pictures are kept: repeat the "
+                            "command with fewer --workers") from None
         finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #25e2a0d0
@@ -264,7 +264,7 @@ def _span(seconds):
     return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
 def _each(model, todo, out, wanted, workers, given, say):
-    "(name, record or error) of every picture; how long all will take is told after the first"
+    "(name, record or error) of every picture; a time estimate is printed after the first"
     names = [*todo]
     for i, name in enumerate(names):
         start = time.perf_counter()
@@ -273,27 +273,27 @@ def _each(model, todo, out, wanted, workers, given, say):
         if i: continue
         if left:
             say(f"{took:.2g} s for the first; about {_span(took*len(left)/max(1, workers))} for {len(left)} more, if "
-                f"they are like it")
+                f"they are similar")
         if workers > 1 and len(left) > 1: yield from _in_processes({n: todo[n] for n in left}, workers, given); return
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #d9dbbe6c
 def predict_pictures(
     model_path, # folder of a finished run, or a model.spml
     images,     # files, folders and patterns, a list
-    out,        # folder of the results; one of the same model goes on
+    out,        # folder of the results; one of the same model is resumed
     wanted:Wanted=Wanted(), # how pictures are labelled, and what is written
     workers:int=0,  # processes, 0 and 1: this one
     device=None,    # where the network runs; None: a GPU if there is one
     own_code:bool=False, # may a backbone package.module:name be imported?
-    progress:bool=True,  # tell what is done, and show a bar?
-    dry:bool=False, # only tell what is to do?
+    progress:bool=True,  # print messages and show a bar?
+    dry:bool=False, # only print how many pictures are left?
 )->dict: # name to file of the label map
     "Label pictures with a finished run"
-    from spml_kit.data.batches import chosen_device # here: it imports fastai, and a process of `workers` needs none
+    from spml_kit.data.batches import chosen_device # here: it imports fastai, which processes of `workers` do not need
     say = tqdm.write if progress else lambda text: None
     out, device = Path(out), named_device(device) if device else chosen_device()
     model, pictures = run_model(model_path, device, own_code), picture_files([*images], out)
-    if wanted.by == 'retrieval': model.segments() # refused now, not at the first picture
+    if wanted.by == 'retrieval': model.segments() # raises its error now, not at the first picture
     if not dry: _claim(out, model, model_path, wanted)
     todo = _todo(out, pictures, wanted)
     say(f"{model!r}\n{len(pictures)} pictures, {len(pictures) - len(todo)} of them done")
@@ -309,7 +309,7 @@ def predict_pictures(
     return {name: inside(out/'labels', name, '.png') for name in pictures}
 
 def _claim(out, model, model_path, wanted):
-    "Take the folder, for this model and this way"
+    "Reserve the folder for this model and these options"
     deciding = ('by', 'size', 'scales', 'flip', 'window', 'crf') + ('k',)*(wanted.by == 'retrieval')
     how = {k: v for k, v in asdict(wanted).items() if k in deciding}
     claim_folder(out, dict(kind='label maps', model=_digest(model_path), classes=list(model.classes.names)) | how)
@@ -324,11 +324,11 @@ def _thumb(pixels, side, way):
 def contact_sheet(
     pictures:dict, # name to picture file
     labels:dict,   # name to label map, a PNG
-    classes:Classes, # whose colours and names
+    classes:Classes, # with colours and names
     side:int=160,  # of a picture on the sheet, pixels
-    columns:int=3, # pairs beside each other
+    columns:int=3, # pairs in a row
 )->Image.Image:
-    "Pictures beside their labels"
+    "Pictures next to their labels"
     rows, line = math.ceil(len(pictures)/columns), 14
     sheet = Image.new('RGB', (columns*(2*side + 12), rows*(side + line + 6) + line + 6), 'white')
     draw, found = ImageDraw.Draw(sheet), np.zeros(256, bool)
@@ -350,7 +350,7 @@ def contact_sheet(
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #a97e0bbf
 def _write_sheets(out, pictures, made, classes, each=24):
-    "sheet.jpg, or sheet_1.jpg and so on"
+    "Write sheet.jpg, or sheet_1.jpg and so on"
     names = [*pictures]
     parts = [names[i:i + each] for i in range(0, len(names), each)]
     paths = [out/('sheet.jpg' if len(parts) == 1 else f'sheet_{k}.jpg') for k in range(1, len(parts) + 1)]
@@ -377,20 +377,20 @@ def _side(text): return 0 if text == 'full' else whole_number(1)(text)
 # %% ../../nbs/api/runs/96a_predict.ipynb #5aacf267
 def _parser():
     p = command_parser('spml_predict', "Label new pictures with a finished run: a palette PNG of class ids for each, "
-                       "of its size. A second call makes only what is missing.",
+                       "at its size. A second call labels only what is missing.",
                        "spml_predict runs/mine photos --out labelled --overlay --sheet")
     p.add_argument('model', type=Path, metavar='RUN_OR_MODEL', help="folder of a finished run, or its model.spml")
     p.add_argument('images', nargs='+', metavar='IMAGES', help="picture files, folders of them, or patterns in quotes, "
                    "such as 'photos/*.jpg'")
     p.add_argument('--out', type=Path, required=True, metavar='DIR', help="folder of the results, new, empty, or of "
-                   "the same model and options: labels/, classes.txt and what else is asked for")
-    p.add_argument('--by', choices=['head', 'retrieval'], default='head', help="who labels: the network's head "
-                   "(default), or the nearest training segments")
+                   "the same model and options: labels/, classes.txt and other requested files")
+    p.add_argument('--by', choices=['head', 'retrieval'], default='head', help="source of the labels: the network's "
+                   "head (default), or the nearest training segments")
     p.add_argument('--crf', action='store_true', help="borders by the CRF")
     p.add_argument('--size', type=_side, metavar='PIXELS', help="longer side to which larger pictures are reduced "
-                   "(default: as in training); full: as they are, for which --window is meant")
+                   "(default: as in training); full: not reduced, for use with --window")
     p.add_argument('--window', type=whole_number(32), metavar='PIXELS', help="see a larger picture in windows of this "
-                   "side: memory for the network stays the same, whatever the picture's size")
+                   "side, so that memory does not depend on the picture's size")
     p.add_argument('--scales', type=float, nargs='+', metavar='RATIO', help="relative sizes at which a picture is "
                    "seen, averaged (default: those of the run)")
     p.add_argument('--flip', action=argparse.BooleanOptionalAction, help="see its mirror image too (default: as the "
@@ -398,17 +398,17 @@ def _parser():
     p.add_argument('--k', type=whole_number(1), default=20, metavar='N', help="training segments that vote, for --by "
                    "retrieval (default 20)")
     p.add_argument('--overlay', action='store_true', help="overlays/: the pictures with their labels in colour")
-    p.add_argument('--confidence', action='store_true', help="confidence/: grey PNGs, how sure the winner is, 0 to 255")
+    p.add_argument('--confidence', action='store_true', help="confidence/: grey PNGs, score of the winner, 0 to 255")
     p.add_argument('--probabilities', action='store_true', help="probabilities/: scores of all classes, .npz, at the "
                    "size at which the picture was seen")
-    p.add_argument('--explain', action='store_true', help="witnesses/: which training segments voted, for --by "
+    p.add_argument('--explain', action='store_true', help="witnesses/: the training segments that voted, for --by "
                    "retrieval")
-    p.add_argument('--sheet', action='store_true', help="sheet.jpg: all pictures beside their labels")
+    p.add_argument('--sheet', action='store_true', help="sheet.jpg: all pictures next to their labels")
     p.add_argument('--workers', type=whole_number(0), default=0, metavar='N', help="processes, each with the model "
                    "(default 0: this one)")
     p.add_argument('--device', **DEVICE_OPTION)
-    p.add_argument('--own-code', action='store_true', help="the model's backbone is code of your own: import it")
-    p.add_argument('--dry', action='store_true', help="only tell what is to do")
+    p.add_argument('--own-code', action='store_true', help="import the model's backbone, which is your own code")
+    p.add_argument('--dry', action='store_true', help="only print how many pictures are left")
     return p
 
 # %% ../../nbs/api/runs/96a_predict.ipynb #f7439e10

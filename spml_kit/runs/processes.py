@@ -16,21 +16,21 @@ from ..core import SpmlError
 def execute_cells(
     cells:list, # of str: the code of an experiment, cell by cell
 ):
-    "What a process beside the first does, until a cell ends it"
-    scope = dict(__name__='__main__', In=['']) # as a kernel has them
+    "Execute cells in one scope, as the other processes do, until a cell ends the process"
+    scope = dict(__name__='__main__', In=['']) # as in a kernel
     for k, text in enumerate(cells, 1):
         scope['In'].append(text)
         exec(compile(text, f'<cell {k}>', 'exec'), scope)
 
 BESIDE = ('import json, sys; from spml_kit.runs.processes import execute_cells; '
-          'execute_cells(json.load(sys.stdin))') # what such a process runs
+          'execute_cells(json.load(sys.stdin))') # the program of the other processes
 
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00009
 @contextmanager
 def set_variables(
     values:dict, # name to value
 ):
-    "Variables of the environment for what starts meanwhile"
+    "Set variables of the environment within a block"
     before = {k: os.environ.get(k) for k in values}
     os.environ |= {k: str(v) for k, v in values.items()}
     try: yield
@@ -38,7 +38,7 @@ def set_variables(
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
 def _meeting_point(n):
-    "What n processes on this machine must know to meet"
+    "Variables by which n processes on this machine connect"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -49,18 +49,18 @@ def check_processes(
     n:int,  # processes
     device:str=None, # where networks run; None: GPUs if there are any
 ):
-    "Refuse more processes than GPUs, where there are some"
+    "Refuse more processes than GPUs, if there are any"
     if n == 1 or device == 'cpu': return
     import torch
     if 0 < torch.cuda.device_count() < n:
-        raise SpmlError(f"{n} processes want a GPU each, and this machine has {torch.cuda.device_count()}; "
+        raise SpmlError(f"{n} processes need a GPU each, and this machine has {torch.cuda.device_count()}; "
                         f"--device cpu trains on the CPU")
 
 # %% ../../nbs/api/runs/96d_processes.ipynb #96e00010
-class ProcessDied(Exception): "One of the processes beside the first ended before its part was done"
+class ProcessDied(Exception): "One of the other processes ended before its part was done"
 
 def _watch(others, stop, grace=10):
-    "Interrupt the main thread when another process has failed and the first still waits a while later"
+    "Interrupt the main thread if another process failed and the first still waits `grace` seconds later"
     while not stop.wait(.5):
         if any(p.poll() for p in others):
             # SIGINT is ignored in the background
@@ -69,10 +69,10 @@ def _watch(others, stop, grace=10):
 
 @contextmanager
 def _interrupted(others, folder):
-    "Where `_watch` may interrupt"
+    "A block that `_watch` may interrupt"
     def tell(*_):
         k, = [k for k, p in enumerate(others, 1) if p.poll()][:1]
-        raise ProcessDied(f"process {k} of {len(others) + 1} failed; what it says is in {folder/f'log_{k}.txt'}")
+        raise ProcessDied(f"process {k} of {len(others) + 1} failed; its output is in {folder/f'log_{k}.txt'}")
     stop, before = threading.Event(), signal.signal(signal.SIGUSR1, tell)
     threading.Thread(target=_watch, args=(others, stop), daemon=True).start()
     try: yield
@@ -85,9 +85,9 @@ def _interrupted(others, folder):
 def other_processes(
     n:int,      # processes in all
     cells:list, # of str: the code that each of them executes
-    folder,     # where the others leave what they print, log_1.txt and so on
+    folder,     # for the output of the others, log_1.txt and so on
 ):
-    "All but the first of n processes; a kernel that is started meanwhile is the first"
+    "Start all but the first of n processes; a kernel started in the block is the first"
     if n == 1:
         yield
         return

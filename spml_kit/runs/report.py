@@ -17,10 +17,10 @@ def _tagged(cell, *tags): return not {*tags}.isdisjoint(cell.metadata.get('tags'
 
 def results_first(
     notebook,         # an executed notebook, as nbformat reads it
-    environment:dict, # of the run, as `environment.json` holds it
+    environment:dict, # of the run, content of `environment.json`
 ):
-    "The same cells in the order of a report: title, results, all else, parameters, environment"
-    import nbformat # here, and nbconvert below: the commands start in half the time without
+    "The same cells in the order of a report: title, results, other cells, parameters, environment"
+    import nbformat # here, and nbconvert below: the commands start in half the time without them
     page, told = deepcopy(notebook), {k: v for k, v in environment.items() if k != 'packages'}
     title, *others = page.cells
     parameters = [c for c in others if _tagged(c, 'parameters', 'injected-parameters')]
@@ -41,10 +41,10 @@ _FOLDED = """{% extends 'lab/index.html.j2' %}
 def write_report(
     notebook,         # path of an executed notebook
     path,             # of the page
-    source,           # notebook that was run; pictures that its text shows lie beside it
+    source,           # notebook that was run; pictures in its text are in its folder
     environment:dict, # of the run
 ):
-    "Write a page that stands alone: pictures in it, nothing asked of the network"
+    "Write a self-contained HTML page: pictures are embedded, and nothing is loaded from the web"
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import RegexRemovePreprocessor

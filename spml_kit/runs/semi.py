@@ -29,7 +29,7 @@ from .pipelines import EMBEDDING, HEAD, Pipeline, Step, fit_run, train_embedding
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500006
 @dataclass(frozen=True)
 class HalfPlan:
-    "What all half-labelled methods share: how long they train, on what windows, from which seed"
+    "Settings that all half-labelled methods share: length of training, recipe, seed"
     valid:object     # image set with masks, or weak set, that scores the curves while training
     recipe:Recipe=RECIPES['small'] # network and training; `bs` images a step for each network
     rounds:int=4     # of training
@@ -37,34 +37,34 @@ class HalfPlan:
     head_steps:int=120 # of SPML's second head
     seed:int=0       # of order, initialisation and dropout
     workers:int=0    # processes that load batches
-    refine:tuple=('regions', 'crf') # who draws the borders of pseudo-labels
+    refine:tuple=('regions', 'crf') # methods that draw the borders of pseudo-labels
     walk_stride:int=4 # pixels per step of the walk's grid
 
     def fit(self,
         make:Callable,    # function of (dls, path=...) to a Learner
-        source:WeakSet,   # what it learns from
+        source:WeakSet,   # training set
         folder,           # of the training
     )->Learner: # trained
-        "Train in a folder, or go on there; a line a round"
+        "Train in a folder, or resume there; prints a line each round"
         return fit_run(make, source, self.valid, self.recipe, self.rounds, self.steps, folder, self.seed, self.workers)
 
 @dataclass(frozen=True)
 class Fitted:
-    "What a half-labelled method leaves"
-    scorers:dict # name to `Scorer`, (H,W,3) uint8 image -> (C,H,W) scores; '' is the method's answer, others its parts
+    "The result of a half-labelled method"
+    scorers:dict # name to `Scorer`, (H,W,3) uint8 image -> (C,H,W) scores; '' is the method's result, others its parts
     history:dict = field(default_factory=dict) # name of a training to its rows, one a round
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500007
 @dataclass(frozen=True)
 class HalfMethod:
-    "A way to learn from a half-labelled set, and what it reads of it"
-    # (HalfLabelled, HalfPlan, folder) -> Fitted; it resumes what lies in the folder, and the same seed gives the same
+    "A method for half-labelled sets, and the annotation that it reads"
+    # (HalfLabelled, HalfPlan, folder) -> Fitted; it resumes in the folder; the same seed gives the same result
     fit:Callable
     labels:bool = True # does it read the labels of the labelled part?
     hints:bool = False # does it read the weak annotation?
 
     def minutes(self,
-        half:HalfLabelled,     # what is known
+        half:HalfLabelled,     # images and their annotation
         labels:str='full',     # annotation type that the labels were made from
         hints:str='scribbles', # annotation type of the hints
     )->float:
@@ -78,11 +78,11 @@ HALF_METHODS = {name: f'spml_kit.{place}' for name, place in dict( # by their na
 
 def fit_half(
     name:str,          # one of `HALF_METHODS`, or package.module:name of a `HalfMethod`
-    half:HalfLabelled, # what is known
+    half:HalfLabelled, # images and their annotation
     plan:HalfPlan,     # how to train
     folder,            # of the run; the method has a folder of its name in it
 )->Fitted:
-    "Train a method of a name"
+    "Train a method by its name"
     return named_object(name, HALF_METHODS, 'method').fit(half, plan, Path(folder)/name.replace(':', '.'))
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500009
@@ -91,7 +91,7 @@ def fit_plain(
     plan:HalfPlan, # how to train
     folder,        # of the training
 )->Fitted:
-    "Cross-entropy on whatever is labelled"
+    "Train with cross-entropy on all labelled pixels"
     make = lambda dls, path: spml_learner(dls, method='cross_entropy', recipe=plan.recipe, seed=plan.seed, path=path)
     learn = plan.fit(make, weak, folder)
     return Fitted({'': partial(head_scores, learn.model)}, dict(network=learn.history))
@@ -101,7 +101,7 @@ def fit_supervised(
     plan:HalfPlan,     # how to train
     folder,            # of the training
 )->Fitted:
-    "Cross-entropy on the labelled images alone"
+    "Train with cross-entropy on the labelled images only"
     return fit_plain(half.labelled, plan, folder)
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500015
@@ -109,14 +109,14 @@ def mean_scores(
     scorers:list, # of `Scorer`
     image,        # (H,W,3) uint8, or what `as_image` takes
 )->torch.Tensor: # (C,H,W)
-    "What several say together"
+    "Mean scores of several networks"
     said = [s(image) for s in scorers]
     return sum(said)/len(said)
 
 def joint_fit(
     parts:list, # of `Fitted`, one a network
 )->Fitted: # the mean, and each as net1, net2, ...
-    "Several networks as one method"
+    "Combine several networks into one method"
     scorers = {f'net{k}': f.scorers[''] for k, f in enumerate(parts, 1)}
     history = {f'{name}{k}': rows for k, f in enumerate(parts, 1) for name, rows in f.history.items()}
     return Fitted({'': partial(mean_scores, [*scorers.values()]), **scorers}, history)
@@ -127,7 +127,7 @@ def fit_ensemble(
     folder,            # of the trainings
     n:int=2,           # networks
 )->Fitted:
-    "Plain training from several seeds, and the mean of the networks"
+    "Train with cross-entropy from several seeds; the result is the mean of the networks"
     seeds = [plan.seed + 1000*k for k in range(n)]
     return joint_fit([fit_supervised(half, replace(plan, seed=s), Path(folder)/f'net{k}')
                       for k, s in enumerate(seeds, 1)])
@@ -138,7 +138,7 @@ def guessed_labels(
     todo:list,      # numbers of images
     sure:float=.7,  # a pixel whose winner has a smaller share of the scores stays unlabelled, 0..1
 ): # iterator: (H,W) uint8 of each
-    "The random walk from the head's scores, in images without tags too; what was annotated stays"
+    "Labels by random walk from the head's scores, also without tags; annotated pixels keep their label"
     for i in todo:
         s, model = pipe.labels.sample(i), pipe.model
         if (s.labels != UNLABELLED).all(): yield s.labels; continue
@@ -154,23 +154,23 @@ GUESS = Step('guess', guessed_labels, 'labels')
 # %% ../../nbs/api/runs/78a_semi.ipynb #785000e1
 @dataclass(frozen=True)
 class EqualParts:
-    "The step of the embedding, from batches of labelled and unlabelled images in equal parts"
-    half:HalfLabelled = field(repr=False) # whose `every` the pipeline learns
+    "The embedding step, with batches that are half labelled and half unlabelled"
+    half:HalfLabelled = field(repr=False) # its `every` is the pipeline's training set
 
     def __call__(self,
-        pipe:Pipeline, # whose labels so far it learns
+        pipe:Pipeline, # its present labels are learned
         folder, # of the step
     )->Learner:
-        "SPML with a joint head"
+        "Train SPML with a joint head"
         return train_embedding(pipe, folder, batches=partial(half_batches, half=self.half))
 
 def spml_pipeline(
     weak:WeakSet,  # images, their labels and tags; some may have neither
     plan:HalfPlan, # how to train
     folder,        # of the steps
-    half:HalfLabelled=None, # where `weak` is its `every`: half of each batch is labelled
-)->Pipeline: # to be run
-    "SPML's steps for a set of which images may lack labels and tags"
+    half:HalfLabelled=None, # if `weak` is its `every`: half of each batch is labelled
+)->Pipeline: # not yet run
+    "SPML's steps for a set in which images may lack labels and tags"
     first = replace(EMBEDDING, do=EqualParts(half)) if half else EMBEDDING
     return Pipeline(weak, plan.valid, 'scribbles', folder, plan.recipe, plan.rounds, plan.steps, plan.head_steps,
                     refine=plan.refine, walk_stride=plan.walk_stride, plan=(first, GUESS, HEAD),
@@ -181,9 +181,9 @@ def fit_spml(
     weak:WeakSet,  # images, their labels and tags; some may have neither
     plan:HalfPlan, # how to train
     folder,        # of the steps
-    half:HalfLabelled=None, # where `weak` is its `every`: half of each batch is labelled
+    half:HalfLabelled=None, # if `weak` is its `every`: half of each batch is labelled
 )->Fitted: # the last head; `retrieval` from the training segments
-    "SPML with a head that learned its pseudo-labels"
+    "Train SPML, then a head on its pseudo-labels"
     pipe = spml_pipeline(weak, plan, folder, half).run()
     near = partial(retrieval_scores, pipe.model, index=pipe.index(), n_classes=weak.c, grid=plan.recipe.infer_grid)
     history = {name: learn.history for name, learn in pipe.learners.items()}

@@ -32,7 +32,7 @@ from .workers import await_workers, connected, dask_distributed, each_result
 
 # %% ../../nbs/api/runs/79_shards.ipynb #72a9a413
 def trained_model(
-    checkpoint, # file that a run left, checkpoint.safetensors
+    checkpoint, # checkpoint.safetensors of a run
 )->SegNet: # on the CPU, ready to predict
     "The network of a saved run"
     tensors, meta = load_tensors(checkpoint)
@@ -44,19 +44,19 @@ def trained_model(
     try: recipe = Recipe(**recipe)
     except TypeError as e:
         raise SpmlError(f"{checkpoint}: its recipe was changed, or is of another version ({e})") from None
-    # that of a second head lies one level deeper
+    # the embedding of a second head is nested one level deeper
     weights = {k[6:].replace('embed.embed.', 'embed.'): v for k,v in tensors.items() if k.startswith('model.')}
     model = create_model(recipe.but(embed={**recipe.embed, 'pretrained': False, 'weights': None}),
                          len(weights['head.4.weight']))
     wrong = unlike(weights, model.state_dict())
     if wrong:
-        raise SpmlError(f"{checkpoint}: its tensors are not those of the network that its recipe names: {len(wrong)} "
+        raise SpmlError(f"{checkpoint}: its tensors do not fit the network of its recipe: {len(wrong)} "
                         f"differ, first {wrong[0]}; it was changed, or cut short")
     model.load_state_dict(weights)
     return model.eval()
 
 # %% ../../nbs/api/runs/79_shards.ipynb #cbd1187e
-SENT_BYTES = 256 << 20 # of a weak set, at most
+SENT_BYTES = 256 << 20 # largest size of a weak set that is sent to workers
 
 
 def _packed(weak):
@@ -67,23 +67,23 @@ def _packed(weak):
         raise SpmlError(f"the weak set cannot be sent to workers ({e}): does its annotation refer to a learner, a lock "
                         f"or an open file? Give a folder of label PNGs instead") from None
     if len(sent) > SENT_BYTES:
-        raise SpmlError(f"the weak set weighs {len(sent) >> 20} MB, too much to send to every worker: if its "
+        raise SpmlError(f"the weak set has {len(sent) >> 20} MB, too much to send to every worker: if its "
                         f"annotation is a function, give a folder of label PNGs instead; if it is the names of "
                         f"{len(weak)} images, divide the set")
     return sent
 
 # %% ../../nbs/api/runs/79_shards.ipynb #e5167746
 def _digest(*parts):
-    "Sixteen letters that differ where the bytes differ"
+    "A hash of bytes, 16 letters"
     total = hashlib.sha256()
     for p in parts: total.update(p)
     return total.hexdigest()[:16]
 
-_LOT = 16 # images that are made together: they share batches on a GPU
+_LOT = 16 # images that are processed together, in shared batches on a GPU
 
 # %% ../../nbs/api/runs/79_shards.ipynb #4599c53e
 class _Work:
-    "What a worker has to know to make any shard"
+    "Everything that a worker needs to make a shard"
     def __init__(self, model, weak, folder, per, device, threads, strict, options):
         if per < 1: raise SpmlError(f"per={per}: at least one image a shard")
         self.model = copy.deepcopy(model if isinstance(model, nn.Module) else trained_model(model)).cpu().eval()
@@ -92,7 +92,7 @@ class _Work:
         claim_folder(self.folder, self.settings(weak) | options)
 
     def settings(self, weak):
-        "What decides the outcome, beside the options"
+        "Settings that decide the outcome, in addition to the options"
         tensors = self.model.state_dict().items()
         weights = (b for k, v in tensors for b in (k.encode(), v.contiguous().flatten().view(torch.uint8).numpy()))
         scale = getattr(weak.images, 'scale', 'depth')
@@ -107,16 +107,16 @@ class _Work:
     def images(self, number): return range(number*self.per, min(self.n, (number + 1)*self.per))
 
     def done(self, number):
-        "Is the shard whole?"
+        "Is the shard complete?"
         meta = self.meta(number)
         return meta is not None and not (self.strict and meta['failed'])
 
 # %% ../../nbs/api/runs/79_shards.ipynb #433147c7
 @patch
 def do(self:_Work, number):
-    "Make a shard, unless it exists"
+    "Make a shard, unless it is complete"
     if self.done(number): return
-    # anew for each shard: it remembers what it reads
+    # a copy for each shard, because it caches what it reads
     weak = pickle.loads(self.weak) if isinstance(self.weak, bytes) else self.weak
     made, failed = {}, {}
     for some in chunked(self.images(number), _LOT): self.attempt(weak, some, made, failed)
@@ -124,7 +124,7 @@ def do(self:_Work, number):
 
 @patch
 def attempt(self:_Work, weak, some, made, failed):
-    "Make these images together; where one fails, each alone"
+    "Make these images together; if that fails, one by one"
     try: made.update(self.make(weak, some))
     except Exception as e:
         if disk_fault(e): raise
@@ -148,7 +148,7 @@ class _Prototypes(_Work):
         samples = list(map(weak.sample, some))
         images, labels = zip(*((s.image, s.labels) for s in samples))
         whole = training_index(self.model, images, labels, 256,
-                               **self.options) # of 256 classes: unlabelled and void are still in
+                               **self.options) # of 256 classes: unlabelled and void are still included
         return {i: (whole.mu[whole.image == j], whole.label[whole.image == j]) for j, i in enumerate(some)}
 
     def keep(self, number, made, failed):
@@ -187,7 +187,7 @@ def _at_worker(name, number):
     work.do(number)
 
 def _on_workers(work, todo, client, tick):
-    "Let workers make these shards; `tick` is told of each, and of what went wrong with it"
+    "Make these shards on workers; calls `tick(number, error)` after each"
     dask, name, sent = dask_distributed(), f'shards-{uuid.uuid4()}', copy.copy(work)
     sent.weak = _packed(work.weak)
     class Travelling(dask.WorkerPlugin): # Dask gives it to every worker once, also to those that join later
@@ -202,7 +202,7 @@ def _on_workers(work, todo, client, tick):
 
 # %% ../../nbs/api/runs/79_shards.ipynb #f0efe8aa
 def _complete(work, client, progress):
-    "Make what is missing; say what could not be made"
+    "Make missing shards; failed ones are an error or a warning"
     todo, died = [n for n in range(len(work)) if not work.done(n)], {}
     with tqdm(total=len(work), initial=len(work) - len(todo), desc=f'{work.kind}, shards', disable=not progress) as bar:
         def tick(number, error):
@@ -214,13 +214,13 @@ def _complete(work, client, progress):
             for number in todo: tick(number, work.do(number))
     meta = {n: work.meta(n) for n in range(len(work))}
     names = lambda n: ' to '.join(work.weak.names[i] for i in (work.images(n)[0], work.images(n)[-1]))
-    wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is not here; do all workers see this folder?')}"
+    wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is missing; do all workers see this folder?')}"
              for n, m in meta.items() if m is None]
     failed = [f'{k}: {e}' for m in meta.values() if m for k, e in m['failed'].items()]
     what = (f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others "
             f"are done: {'; '.join((wrong + failed)[:5])}")
     if wrong or failed and work.strict:
-        raise SpmlError(f"{work.folder}: {what}. Mend them and call again"
+        raise SpmlError(f"{work.folder}: {what}. Correct the cause and call again"
                         + (", or leave such images out with strict=False" if failed and work.strict else ""))
     if failed: warn(f"{work.folder}: {what}")
 
@@ -228,25 +228,25 @@ def _complete(work, client, progress):
 def sharded_pseudo_labels(
     model,       # embedding network and head, or the checkpoint of a run
     weak:WeakSet, # images, weak labels and tags
-    folder,      # where the PNGs go; all workers must see it
-    client=None, # Dask client, or address of a scheduler; None: this process, alone
+    folder,      # of the PNGs; all workers must see it
+    client=None, # Dask client, or address of a scheduler; None: this process only
     per:int=256, # images a shard
-    refine:tuple=('regions', 'crf'), # who draws the borders, in this order
+    refine:tuple=('regions', 'crf'), # methods that draw the borders, in order
     keep_annotated:bool=True, # do annotated pixels keep their label?
-    start:str='head', # whose scores walk: of the 'head', or of the 'nearest' labelled segments (keypoints)
-    grid:tuple=(24, 24), # k-means clusters down and across, for the latter
+    start:str='head', # start of the walk: scores of the 'head', or of the 'nearest' labelled segments (keypoints)
+    grid:tuple=(24, 24), # k-means clusters down and across, for start='nearest'
     stride:int=8, # pixels per step of the walk's grid
     steps:int=64, # of the walk
     scales:tuple=(1.,), # relative sizes, each also mirrored
     crop:int=None, # side of sliding windows
-    device='cpu', # where a worker runs the network
+    device='cpu', # of the network in each worker
     threads:int=1, # of torch in each worker
     strict:bool=True, # is an image that fails an error? False leaves it out, with a warning
     progress:bool=True, # show a bar over shards?
 ): # function of the index to (H,W) uint8, for `WeakSet.relabel`
-    "`pseudo_labels` of a large set, shard by shard; goes on where it was interrupted"
+    "`pseudo_labels` of a large set, shard by shard; resumes after an interruption"
     check_start(start)
-    # the head is what folders without an entry began with
+    # folders without an entry started from the head
     begin = dict(start=start, grid=list(grid)) if start == 'nearest' else {}
     work = _LabelMaps(model, weak, folder, per, device, threads, strict,
                       dict(refine=list(refine), keep_annotated=keep_annotated, stride=stride, steps=steps,
@@ -276,14 +276,14 @@ def _checked(file, settings):
         and (rows['mu'].float().norm(dim=1) - 1).abs().max() < .01)
     if not right:
         raise SpmlError(f"{file}: its rows are not those of such a shard; it was changed: delete it, and "
-                        f"`sharded_index` makes it anew")
+                        f"`sharded_index` makes it again")
     return rows, meta
 
 # %% ../../nbs/api/runs/79_shards.ipynb #5511c8a4
 def load_shards(
-    folder, # that `sharded_index` filled
-    max_prototypes:int=None, # draw so many prototypes
-    per_class:int=None, # or at most so many of each class; None: all
+    folder, # made by `sharded_index`
+    max_prototypes:int=None, # number of prototypes to draw
+    per_class:int=None, # or largest number of each class; None: all
     seed:int=0, # of the draw
 )->SegmentIndex: # rows are counted in the index of the whole set
     "The index of a folder of shards"
@@ -292,7 +292,7 @@ def load_shards(
     settings, parts, before = read_json(Path(folder)/'settings.json'), [], 0
     counts = [settings.get(k) for k in ('images', 'per', 'classes')]
     if settings.get('kind') != 'prototypes' or not all(isinstance(n, int) and n > 0 for n in counts):
-        raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, no prototypes; give a folder of "
+        raise SpmlError(f"{folder}: holds {settings.get('kind', 'something else')}, not prototypes; give a folder of "
                         f"`sharded_index`")
     for number in range(math.ceil(settings['images']/settings['per'])):
         rows, meta = _checked(_shard_file(folder, number), settings)
@@ -306,7 +306,7 @@ def load_shards(
         parts = [_drawn(rows, max_prototypes or per_class,
                         rows['label'].numpy() if per_class else np.zeros(len(rows['row'])))]
     if not parts:
-        raise SpmlError(f"{folder}: none of {before} segments has a class: there is nothing to retrieve; were the "
+        raise SpmlError(f"{folder}: none of {before} segments has a class, so nothing can be retrieved; were the "
                         f"labels read as 255?")
     mu, label, image, row = (torch.cat([p[k] for p in parts]) for k in ('mu', 'label', 'image', 'row'))
     index = SegmentIndex(mu, label, image, settings['classes'])
@@ -316,21 +316,21 @@ def load_shards(
 # %% ../../nbs/api/runs/79_shards.ipynb #7e3c9b67
 def sharded_index(
     model,       # embedding network, or the checkpoint of a run
-    weak:WeakSet, # images and the labels that prototypes shall carry: pseudo-labels, never masks
-    folder,      # where the shards go; all workers must see it
-    client=None, # Dask client, or address of a scheduler; None: this process, alone
+    weak:WeakSet, # images and labels of their prototypes: pseudo-labels, never masks
+    folder,      # of the shards; all workers must see it
+    client=None, # Dask client, or address of a scheduler; None: this process only
     per:int=256, # images a shard
     scales:tuple=(1.,), # relative sizes
     grid:tuple=(12, 12), # k-means clusters down and across
     crop:int=None, # side of sliding windows
-    max_prototypes:int=None, # so many prototypes are drawn for the result; the folder holds all
-    per_class:int=None, # or at most so many of each class
-    device='cpu', # where a worker runs the network
+    max_prototypes:int=None, # number of prototypes to draw; the folder holds all
+    per_class:int=None, # or largest number of each class
+    device='cpu', # of the network in each worker
     threads:int=1, # of torch in each worker
     strict:bool=True, # is an image that fails an error? False leaves it out, with a warning
     progress:bool=True, # show a bar over shards?
 )->SegmentIndex: # void and unlabelled segments are left out
-    "`training_index` of a large set, shard by shard; goes on where it was interrupted"
+    "`training_index` of a large set, shard by shard; resumes after an interruption"
     bare = copy.copy(weak)
     bare.regions = bare.given_tags = None # not needed
     options = dict(scales=list(scales), grid=list(grid), crop=crop)

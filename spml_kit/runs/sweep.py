@@ -25,7 +25,7 @@ from .experiment import notebook_parameters, profile_parameters, run_id, run_not
 def find_grid(
     path, # YAML file, or the name of a grid of the kit
 )->Path: # the file
-    "A grid"
+    "The YAML file of a grid"
     known = {p.stem: p for p in sorted((find_notebook('single').parent/'grids').glob('*.yaml'))}
     if str(path) in known: return known[str(path)]
     if not Path(path).is_file():
@@ -33,16 +33,16 @@ def find_grid(
                         f"{', '.join(known)})")
     return Path(path)
 
-MOST_RUNS = 10_000 # of one grid
-GRID = dict(experiment=str, profile=str, parameters=dict, runs=dict, grid=dict) # entries of a grid and what they are
+MOST_RUNS = 10_000 # in one grid
+GRID = dict(experiment=str, profile=str, parameters=dict, runs=dict, grid=dict) # entries of a grid and their types
 
 # %% ../../nbs/api/runs/97_sweep.ipynb #77156075
 def read_grid(
     path, # YAML file, or the name of a grid of the kit
-    # pairs of name and value as on the command line, for all runs and with the last word: where the images are, say
+    # pairs of name and value as on the command line; they override those of every run: the folder of the images, say
     more=(),
 )->tuple: # name of the experiment; label to parameters
-    "The runs that a grid asks for"
+    "The runs of a grid"
     path = find_grid(path)
     try: said = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as e:
@@ -61,7 +61,7 @@ def read_grid(
         if not isinstance(v, list) or not v: raise SpmlError(f"{path}: grid: {k} is {v!r}; it takes a list of values")
     count = math.prod(map(len, grid.values()))*len(said.get('runs') or {'': {}})
     if count > MOST_RUNS:
-        raise SpmlError(f"{path}: asks for {count:,} runs, at most {MOST_RUNS:,} are taken; give shorter lists, or "
+        raise SpmlError(f"{path}: has {count:,} runs, and the limit is {MOST_RUNS:,}; give shorter lists, or "
                         f"several grids")
     runs = {}
     for name, own in (said.get('runs') or {'': {}}).items():
@@ -81,7 +81,7 @@ def run_folders(
     runs:dict,      # label to parameters
     code:str,       # version of the code
 )->dict: # label to Path
-    "Where the runs of a sweep lie: `single-scribbles_seed_0-1d0f3c7a29`"
+    "The folders of the runs of a sweep, such as `single-scribbles_seed_0-1d0f3c7a29`"
     out, stem = Path(out).resolve(), Path(experiment).stem
     there = {f.name.rpartition('-')[2]: f for f in out.glob('*-*') if f.name.startswith(f'{stem}-')}
     def folder(label, parameters):
@@ -93,9 +93,9 @@ def run_folders(
 def run_state(
     folder, # of a run
 )->dict: # state: 'new', 'running', 'done' or 'failed'; message, seconds
-    "How a run stands"
+    "The state of a run"
     try: said = read_json(Path(folder)/'status.json')
-    except SpmlError: said = {} # absent or broken: what is there is found out by going on
+    except SpmlError: said = {} # absent or broken: the run is started or resumed
     timed = isinstance(said.get('seconds'), (int, float))
     timed = timed or said.get('state') != 'done' and said.get('seconds', 0) is None
     whole = said.get('state') in ('running', 'done', 'failed') and isinstance(said.get('message'), str) and timed
@@ -106,13 +106,13 @@ def run_once(
     parameters:dict, # checked
     folder,          # of the run
     timeout:int=None, # seconds that a cell may take
-    retry:bool=False, # try again what failed?
+    retry:bool=False, # repeat a failed run?
     device:str=None, # where networks run, as in `run_notebook`
 )->dict: # as `run_state`
-    "Do a run, unless it is done"
+    "Execute a run, unless it is done"
     folder = Path(folder)
     before, record = run_state(folder), folder/'environment.json'
-    whole = record.is_file() or not is_there(record) # else running it again tells what stands there
+    whole = record.is_file() or not is_there(record) # otherwise repeating the run raises the error
     if before['state'] == 'done' and whole or before['state'] == 'failed' and not retry: return before
     check_output(folder)
     write_json(folder/'status.json', dict(state='running', message='', seconds=None))
@@ -120,14 +120,14 @@ def run_once(
     try: run_notebook(experiment, folder, parameters, progress=False, timeout=timeout, device=device)
     except (SpmlError, RunFailed) as e: state, message = 'failed', str(e)
     except Exception as e:
-        # a full disk, a kernel that does not start… the others go on
+        # a full disk, a kernel that does not start…; other runs continue
         state, message = 'failed', f'{type(e).__name__}: {e}'
     write_json(folder/'status.json', dict(state=state, message=message, seconds=round(time.monotonic() - start, 1)))
     return run_state(folder)
 
 # %% ../../nbs/api/runs/97_sweep.ipynb #7c9d2f28
 def _latest(folders):
-    "The last line that each running run has printed"
+    "The last line printed by each running run"
     lines = []
     for folder in folders:
         if run_state(folder)['state'] == 'running' and (Path(folder)/'log.txt').exists():
@@ -137,7 +137,7 @@ def _latest(folders):
 
 @contextlib.contextmanager
 def _meanwhile(seconds, do):
-    "Every so many seconds, as long as the block runs"
+    "Call `do` every so many seconds while the block runs"
     end = threading.Event()
     def repeat():
         while not end.wait(seconds): do()
@@ -150,10 +150,10 @@ def _meanwhile(seconds, do):
 
 @contextlib.contextmanager
 def _bounded(limit):
-    "Kill the processes that this one starts when they take more bytes; yields an event that tells whether they did"
+    "Kill the child processes if they take more bytes than `limit`; yields an event that is set then"
     import psutil # comes with Dask
     over = threading.Event()
-    size = lambda p: getattr(p.memory_full_info(), 'pss', p.memory_info().rss) # what processes share counts once
+    size = lambda p: getattr(p.memory_full_info(), 'pss', p.memory_info().rss) # shared memory counts once
     def look():
         children = psutil.Process().children(recursive=True)
         with contextlib.suppress(psutil.Error):
@@ -164,9 +164,9 @@ def _bounded(limit):
 
 # %% ../../nbs/api/runs/97_sweep.ipynb #72eaed85
 def _own_gpu(worker):
-    "Workers of this machine, which are numbered, share its GPUs in turn"
+    "The GPU of a numbered worker of this machine, in turn; None with fewer than two GPUs"
     if not isinstance(worker, int) or os.environ.get('SPML_DEVICE'): return None
-    import torch # here: it takes a moment
+    import torch # here: importing takes seconds
     return f'cuda:{worker % n}' if (n := torch.cuda.device_count()) > 1 else None
 
 def _at_worker(experiment, timeout, retry, device, run):
@@ -176,20 +176,20 @@ def _at_worker(experiment, timeout, retry, device, run):
         state = run_once(experiment, parameters, folder, timeout, retry, device or _own_gpu(get_worker().name))
     if not over.is_set(): return state
     state |= dict(state='failed',
-                  message=f'it took more than the {limit/2**30:.1f} GB of a worker and was ended; give --memory more, '
+                  message=f'it took more than the {limit/2**30:.1f} GB of a worker and was stopped; raise --memory, '
                           f'or run fewer workers')
     write_json(Path(folder)/'status.json', state)
     return state
 
 @contextlib.contextmanager
 def _alone(out):
-    "Nobody else runs a sweep in this folder meanwhile"
+    "Lock the folder against other sweeps"
     check_output(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out/'.lock', timeout=0): yield
     except Timeout:
-        raise SpmlError(f"{out}: another sweep is at work there; wait for its end, or choose another folder") from None
+        raise SpmlError(f"{out}: another sweep is running there; wait for its end, or choose another folder") from None
 
 # %% ../../nbs/api/runs/97_sweep.ipynb #3a918c53
 def _results(client, runs, experiment, timeout, retry, device): # yields label, state
@@ -200,8 +200,8 @@ def _results(client, runs, experiment, timeout, retry, device): # yields label, 
     do = partial(_at_worker, experiment, timeout, retry, device)
     for (label, (_, folder)), future in each_result(client, do, [*runs.items()]):
         try: state = future.result()
-        except Exception as e: # the worker died again and again
-            state = dict(state='failed', message=f'{type(e).__name__}: its workers died; for want of memory?',
+        except Exception as e: # its workers died repeatedly
+            state = dict(state='failed', message=f'{type(e).__name__}: its workers died, perhaps from lack of memory',
                          seconds=None)
             write_json(Path(folder)/'status.json', state)
         yield label, state
@@ -211,18 +211,18 @@ def sweep(
     experiment:str, # name or path of a notebook
     runs:dict,      # label to parameters
     out,            # folder of the sweep
-    workers:int=1,  # processes on this machine; 0: none beside this one
-    address:str=None, # of a Dask scheduler, instead of workers here
-    slurm:int=0,    # jobs to ask SLURM for, at most so many at a time, instead of workers here
+    workers:int=1,  # processes on this machine; 0: this process only
+    address:str=None, # of a Dask scheduler, instead of local workers
+    slurm:int=0,    # largest number of SLURM jobs at a time, instead of local workers
     memory='auto',  # limit of each worker or job, such as '8GB'
     timeout:int=None, # seconds that a cell may take
-    retry:bool=False, # try again what failed?
+    retry:bool=False, # repeat failed runs?
     code:str=None,  # version of the code that addresses the runs; None: `code_version()`
-    copy_to:str=None, # fsspec path to copy finished runs to, the failed too
+    copy_to:str=None, # fsspec path for copies of finished and failed runs
     progress:bool=True, # show a bar?
-    device:str=None, # where networks run, as in `run_notebook`; None: workers here share the machine's GPUs in turn
+    device:str=None, # where networks run, as in `run_notebook`; None: local workers take the GPUs in turn
 )->pd.DataFrame: # label, folder, state, seconds, message
-    "Do what is not done yet of a list of runs"
+    "Execute the runs that are not done yet"
     out, code = Path(out).resolve(), code or code_version(find_notebook(experiment))
     placed = {label: (runs[label], str(f)) for label, f in run_folders(out, experiment, runs, code).items()}
     said = dict(experiment=experiment, code=code,

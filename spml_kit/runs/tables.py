@@ -22,11 +22,11 @@ from ..method.recipes import PAPER_WEIGHTS, TRAINED_AS, paper_relations
 from .experiment import find_notebook
 
 # %% ../../nbs/api/runs/98_tables.ipynb #df12c2f6
-@cache # it takes a fifth of a second, and every table asks
+@cache # reading takes 0.2 s, and every table needs it
 def _published(): return yaml.safe_load((find_notebook('single').parent/'published.yaml').read_text())
 
 def published()->dict: # name of a table to its title, source, conditions and cells
-    "The paper's tables"
+    "The paper's tables, as in published.yaml"
     return deepcopy(_published())
 
 # %% ../../nbs/api/runs/98_tables.ipynb #94c78cb1
@@ -38,27 +38,27 @@ def _weights(row, conditions):
     return {name: given.get(name, 0) for name in ('similarity', 'cooccurrence', 'affinity')}
 
 def _rest(conditions):
-    """What no table varies
+    """The conditions that no table varies
 
-    All conditions but length of scribbles, weights of relations and of the CRF loss, and counts that follow from the
-    seed."""
+    These are all except the length of scribbles, weights of relations and of the CRF loss, and counts that follow
+    from the seed."""
     rest = {k: v for k, v in conditions.items() if k not in ('length', 'crf_weight', 'labelled', 'tagged')}
     relations = {name: {k: v for k, v in changes.items() if k != 'weight'}
                  for name, changes in rest['recipe']['relations'].items()}
     return rest | {'recipe': {**rest['recipe'], 'relations': {k: v for k, v in relations.items() if v}}}
 
 def _short(said):
-    "Eight letters for it"
+    "A hash of JSON data, 8 letters"
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
 _NEEDED = dict(rows=('method', 'data', 'annotation', 'seed', 'miou'), conditions=('n_train', 'size', 'steps', 'recipe'))
 
 def _changed(file, what, thing):
-    return SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: run it anew, or "
-                     f"move it away")
+    return SpmlError(f"{file}: {what} is {str(thing)[:60]!r}, which no run writes; it was changed: repeat the run, "
+                     f"or move the file away")
 
 def _placed(file, said):
-    "Rows that a table can place; an experiment of the kit must have them, your own may have none"
+    "Rows that fit a table; wrong rows are an error in the kit's experiments, and left out elsewhere"
     there = file.with_name('environment.json')
     ours = file.name == 'metrics.json' and there.exists() and read_json(there).get('experiment') in TOLD
     try: return _rows(file, said)
@@ -87,7 +87,7 @@ def _rows(file, said):
     return rows
 
 def _made_by(file):
-    "The code that made a run, where it is told; None for a run that did not come to its end"
+    "The code version of a run, '' if unknown; None for an unfinished run"
     beside = [] if file.name != 'metrics.json' else ['status', 'environment']
     said = {name: read_json(p) for name in beside if (p := file.with_name(f'{name}.json')).exists()}
     state, code = said.get('status', {}).get('state', 'done'), said.get('environment', {}).get('code', '')
@@ -98,21 +98,21 @@ def _made_by(file):
 # %% ../../nbs/api/runs/98_tables.ipynb #fae4851b
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
-# one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` where it is told, and
-# `setting`, equal where nothing but what some table varies is different: length of scribbles, weights of relations and
+# one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` if known, and `setting`,
+# which is the same for runs that differ only in what some table varies: length of scribbles, weights of relations and
 # of the CRF loss
 )->pd.DataFrame:
-    "The rows of all runs that came to their end"
-    # `previous`: of a run that was begun again and has no new scores
+    "The rows of all finished runs"
+    # `previous`: old scores of a restarted run
     below = lambda folder: sorted(f for f in folder.rglob('*.json')
                                   if f.parent.name != 'previous' or f.parent == folder)
     files = [f for folder in map(Path, folders) for f in ([folder] if folder.is_file() else below(folder))]
     rows = []
-    for f in dict.fromkeys(files): # a file that lies below two of the folders is read once
+    for f in dict.fromkeys(files): # a file below two of the folders is read once
         try: said = read_json(f, object)
         except SpmlError:
             if f.name == 'metrics.json' or not f.is_file(): raise
-            continue # of other things
+            continue # of another program
         if not isinstance(said, dict): continue
         said |= dict(conditions=renamed_keys(said.get('conditions', {})))
         if (code := _made_by(f)) is None: continue
@@ -121,7 +121,7 @@ def collect_runs(
             rows.append(dict(file=str(f), code=code, classes=list(r.get('per_class') or ())) | c | r
                         | dict(conditions=c, setting=_short(_rest(c))) | _weights(r, c))
     if not rows:
-        raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there that has "
+        raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there with "
                         f"{', '.join(_NEEDED['rows'])} in a row and {', '.join(_NEEDED['conditions'])} among its "
                         f"conditions; give the folder of a sweep of `single`, or of single runs")
     return pd.DataFrame(rows)
@@ -133,16 +133,16 @@ def _interval(values, seed=0, level=.95):
     return tuple(np.quantile(draws, [(1 - level)/2, (1 + level)/2]))
 
 def _where(runs, said):
-    "The runs of which this is true"
+    "The runs with these values"
     true = [runs[k] == v if k in runs else np.zeros(len(runs), bool) for k, v in said.items()]
     return runs[np.logical_and.reduce([np.ones(len(runs), bool), *true])]
 
 def cells_with_runs(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`
-): # of each cell in turn: its name, what the table says of it, its runs
+): # iterator: name of a cell, its entry in the table, its runs
     "The cells of a table, and the runs that belong to each"
-    # a table of classes takes runs whose classes are all among the paper's: a cat between balloons is no cat of VOC
+    # drawn classes must not be compared with VOC classes of the same name: a run's classes must all be the paper's
     things = {cell.get('class') for cell in table['cells'].values()} - {'background'}
     fits = lambda c, one: isinstance(c, dict) and one in c and set() < {*c} - {'background'} <= things
     for name, cell in table['cells'].items():
@@ -156,7 +156,7 @@ def cells_with_runs(
         yield name, cell, found
 
 def _best(cell, found):
-    "Of a rival whose strength is ours to choose, the runs with the best choice; and what was chosen"
+    "The runs with the best value of a rival's free parameter, and that value"
     if 'best' not in cell or not len(found): return found, ''
     means = found.groupby(cell['best']).miou.mean()
     others = f", the best of {', '.join(f'{v:g}' for v in means.index)}" if len(means) > 1 else ''
@@ -166,8 +166,8 @@ def _best(cell, found):
 def scored_cells(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`
-): # of each cell in turn: its name, what the table says of it, our scores by seed, a remark on them or ''
-    "The cells of a table, and our scores in each"
+): # iterator: name of a cell, its entry in the table, our scores by seed, a remark or ''
+    "The cells of a table, and our scores for each"
     scores = {}
     for name, cell, found in cells_with_runs(table, runs):
         if 'of' in cell:
@@ -175,12 +175,12 @@ def scored_cells(
             scores[name], said = (100*part/whole).dropna(), ''
         else:
             found, said = _best(cell, found)
-            found = found.drop_duplicates(['seed', 'miou']) # equal to the last digit: one run, which two sweeps have
+            found = found.drop_duplicates(['seed', 'miou']) # equal in every digit: one run in two sweeps
             twice = found[found.duplicated('seed', keep=False)]
             if len(twice):
                 one, other = twice[twice.seed == twice.seed.iloc[0]].file[:2]
-                raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score: "
-                                f"of another version of the code? Leave one of the two out, or move it away")
+                raise SpmlError(f"'{name}': seed {twice.seed.iloc[0]} is in {one} and in {other}, with another score, "
+                                f"perhaps of another version of the code: leave one of the two out")
             ours = found.miou.to_numpy()
             if 'class' in cell: ours = [c[cell['class']] for c in found.get('per_class', [])]
             scores[name] = pd.Series(ours, index=found.seed.to_numpy(), dtype=float)
@@ -191,7 +191,7 @@ def table_with_runs(
     table:dict, # one of `published()`
     runs:pd.DataFrame, # of `collect_runs`
 )->pd.DataFrame: # cell: paper; ours, sd, low, high, seeds
-    "A table of the paper and our runs"
+    "A table of the paper next to our runs"
     out = {}
     for name, cell, scores, _ in scored_cells(table, runs):
         low, high = _interval(scores.to_numpy())
@@ -204,7 +204,7 @@ def reversed_pairs(
     both:pd.DataFrame, # of `table_with_runs`
     margin:float=.5,   # points by which the paper's cells must differ
 )->list: # of (better in the paper, better here)
-    "Where the paper's order is not reproduced"
+    "Pairs of cells whose order in the paper is not reproduced"
     known = both.dropna(subset=['ours'])
     pairs = itertools.permutations(known.index, 2)
     return [(a, b) for a, b in pairs if known.paper[a] - known.paper[b] >= margin and known.ours[a] < known.ours[b]]
@@ -220,8 +220,8 @@ def unvaried(
     table:dict, # one of `published()`
     run:pd.Series, # a row of `collect_runs`
 )->dict: # name to value
-    "Of what other tables vary, the length and those weights that the run was given: what this one does not"
-    # there a kind of annotation, here a relation
+    "The length and the given weights of a run, without those that this table varies"
+    # there 'annotation' is a type of annotation, here a relation
     named = {*table['where'], *(k for cell in table['cells'].values() for k in cell.get('where', {}))} - {'annotation'}
     given = {name: changes['weight'] for name, changes in run.conditions['recipe']['relations'].items()
              if changes.get('weight') is not None}
@@ -236,12 +236,12 @@ def _flat(said, name=''):
 def setting_words(
     said:dict, # name of a condition to its value
 )->str:
-    "Conditions and their values, one after the other"
+    "Conditions and their values as text"
     return ', '.join(f"{k.removeprefix('recipe.').removeprefix('relations.')} "
                      f"{format(v, 'g') if isinstance(v, float) else v}" for k, v in said.items())
 
 def _told_apart(settings):
-    "Of each setting, in words, what is not so in all; of entries that part the settings in the same way, the first"
+    "The conditions that distinguish each setting, in words; the first of those with the same effect"
     ways = {}
     for k in dict.fromkeys(k for s in settings for k in s):
         values = [json.dumps(s.get(k)) for s in settings]
@@ -254,10 +254,10 @@ def _told_apart(settings):
 def by_setting(
     name:str, # of a table
     runs:pd.DataFrame, # of `collect_runs`
-# of (data, what tells this setting from the others on the same data, its runs); there the column `setting` is of this
+# of (data, what distinguishes this setting from others on these data, its runs); the runs' column `setting` is of this
 # table
 )->list:
-    "The runs that belong to a table, together where they may share its columns"
+    "The runs of a table, grouped so that each group may share its columns"
     table, out = _table(name), []
     wanted = sorted({i for *_, found in cells_with_runs(table, runs) for i in found.index})
     for data, found in runs.loc[wanted].groupby('data'):
@@ -270,13 +270,13 @@ def by_setting(
 
 # %% ../../nbs/api/runs/98_tables.ipynb #9a6eeb55
 def sweep_table(
-    folder, # of a sweep: sweep.json, and the runs' folders beside it
+    folder, # of a sweep: sweep.json and the folders of its runs
 )->pd.DataFrame: # a row per point of the grid; a column per method, mean and standard deviation; seeds
-    "A sweep at a glance"
+    "Mean and standard deviation of every method in a sweep"
     said = read_json(Path(folder)/'sweep.json')
     placed = lambda r: isinstance(r, dict) and isinstance(r.get('folder'), str)
     if not isinstance(said.get('runs'), dict) or not all(map(placed, said['runs'].values())):
-        raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or is of something else")
+        raise SpmlError(f"{Path(folder)/'sweep.json'}: no list of runs; it was changed, or belongs to another program")
     label = {run['folder']: ', '.join(part for part in name.split(', ') if not re.fullmatch(r'seed \d+', part))
              or said['experiment'] for name, run in said['runs'].items()}
     rows = []

@@ -13,20 +13,19 @@ from ..core import SpmlError
 # %% ../../nbs/api/runs/77_workers.ipynb #49a4738f
 def dask_distributed():
     "The module `distributed`"
-    import distributed # takes a second, for which only those who want workers should wait
+    import distributed # here: importing takes a second
     return distributed
 
-# Dask samples its workers' stacks a hundred times a second, and looks after its event loops fifty times: a twentieth of
-# a core for each worker
+# by default Dask samples stacks 100 times a second and checks event loops 50 times: 5 % of a core for each worker
 QUIET = {'distributed.worker.profile.enabled': False, 'distributed.admin.tick.interval': '1s'}
 
 def local_client(
-    workers:int=2, # processes, of one task each
-    memory='auto', # limit of each, such as '4GB'; a worker beyond it is replaced. 'auto': its share of the machine
+    workers:int=2, # processes, with one task each
+    memory='auto', # limit of each, such as '4GB'; a worker above it is replaced. 'auto': its share of the machine
 ): # dask.distributed.Client; closing it ends the workers
     "Dask workers on this machine"
     import dask
-    dist, threads = dask_distributed(), max(1, os.cpu_count()//workers) # Dask itself would leave one thread to each
+    dist, threads = dask_distributed(), max(1, os.cpu_count()//workers) # Dask's default is one thread each
     with dask.config.set(QUIET | {f'distributed.nanny.pre-spawn-environ.{name}': threads
                                   for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}):
         return dist.Client(n_workers=workers, threads_per_worker=1, memory_limit=memory,
@@ -35,18 +34,18 @@ def local_client(
 # %% ../../nbs/api/runs/77_workers.ipynb #36bde2f2
 @contextlib.contextmanager
 def slurm_client(
-    jobs:int,   # at most so many at a time, each one worker of one task
+    jobs:int,   # largest number at a time, each one worker with one task
     memory:str, # of each, such as '8GB'
-    # settings of `dask_jobqueue.SLURMCluster`, over those of the site in ~/.config/dask/jobqueue.yaml: queue, account,
-    # walltime...
+    # settings of `dask_jobqueue.SLURMCluster`: queue, account, walltime...; they override those in
+    # ~/.config/dask/jobqueue.yaml
     **site,
 ): # context manager of a dask.distributed.Client; at its end the jobs are cancelled
-    "Dask workers that SLURM starts, as many as there is work for"
+    "Dask workers started by SLURM, as many as the work needs"
     try: from dask_jobqueue import SLURMCluster
     except ImportError as e:
         raise SpmlError(f'jobs of SLURM need the package dask-jobqueue ({e}): pip install dask-jobqueue') from None
     if not shutil.which('sbatch'):
-        raise SpmlError("sbatch: no such command here; start this on a machine that may submit jobs to SLURM, or give "
+        raise SpmlError("sbatch: no such command here; start this on a machine that can submit jobs to SLURM, or give "
                         "the address of a Dask scheduler")
     try: cluster = SLURMCluster(cores=1, processes=1, memory=memory, **site)
     except (TypeError, ValueError) as e: raise SpmlError(f"SLURM, jobs of {memory}: {e}") from None
@@ -61,7 +60,7 @@ PATIENCE = 60 # seconds after which a scheduler without workers is an error
 def connected(
     client, # dask.distributed.Client, or the address of a scheduler
 ): # context manager of a client
-    "A client of these workers"
+    "A Dask client, opened if an address is given"
     if not isinstance(client, str): yield client; return
     try: own = dask_distributed().Client(client)
     except (OSError, ValueError) as e:
@@ -71,7 +70,7 @@ def connected(
 def await_workers(
     client, # dask.distributed.Client
 ):
-    "Wait until a worker is there; an error after `PATIENCE` seconds"
+    "Wait for a worker; an error after `PATIENCE` seconds"
     try: client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError:
         raise SpmlError(f"{client.scheduler.address}: this Dask scheduler has no workers; start some with `dask worker "
@@ -79,16 +78,16 @@ def await_workers(
 
 def each_result(
     client, # dask.distributed.Client
-    make,   # function of an item, which can travel
-    items:list, # that can travel
+    make,   # function of an item; picklable
+    items:list, # picklable
 ): # iterator of item and finished future
-    "Do it for every item, one task each; an item that kills its workers again and again is the last"
+    "Call a function on workers for every item, one task each; items that kill their workers come last"
     dask, suspects, futures = dask_distributed(), [], dict(zip(client.map(make, items, pure=False), items))
     try:
         for f in dask.as_completed(list(futures)):
             item = futures.pop(f)
             if isinstance(f.exception(), dask.KilledWorker):
-                suspects.append(item) # or did it only wait beside the one that kills?
+                suspects.append(item) # it may only have waited while another killed the worker
             else: yield item, f
         for item in suspects: # each alone
             futures = {client.submit(make, item, pure=False): item}

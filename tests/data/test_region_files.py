@@ -197,4 +197,4 @@ def test_on_the_command_line(tmp_path, capsys, monkeypatch):
     for wrong, words in ((["own", "--data", "folder", "--root", "own"], "one of the two"), ([], "one of the two"), (["--root", "own"], "needs --data")):
         assert spml_prepare([*wrong, "--regions", "sam", "--out", "other"]) == 2 and words in capsys.readouterr().err
     with pytest.raises(SystemExit): spml_prepare(["own", "--regions", "sum"])
-    assert "or a folder that is there" in capsys.readouterr().err
+    assert "or give an existing folder" in capsys.readouterr().err

@@ -165,7 +165,7 @@ def test_a_model_labels_files_as_the_segmenter_does(pictures, net, tmp_path):
     assert spml_predict([str(tmp_path / "model.spml"), str(pictures.paths["scene_2"]), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     shown, = s.write_masks(tmp_path / "masks", [2])
     assert (tmp_path / "out" / "labels" / "scene_2.png").read_bytes() == shown.read_bytes()
-    with pytest.raises(SpmlError, match="strokes taught this model"): export_network(load_model(tmp_path / "model.spml"), tmp_path / "net.pt2")
+    with pytest.raises(SpmlError, match="this model learned from strokes"): export_network(load_model(tmp_path / "model.spml"), tmp_path / "net.pt2")
     assert not (tmp_path / "net.pt2").exists()
 
 

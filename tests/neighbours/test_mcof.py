@@ -270,7 +270,7 @@ def test_seeds_that_say_nothing_and_a_missing_classifier_are_told(tmp_path, whol
     p.run(only=("classifier",))
     p.labels = p.weak.relabel(lambda i: np.full((64, 64), UNLABELLED, np.uint8))
     with pytest.raises(SpmlError, match="name 0 class.es.*seed rule"): list(mined_labels(p, [0]))
-    with pytest.raises(SpmlError, match="'seeds' cuts class maps, and 'classifier' makes them"): make(tmp_path/"b", mcof_plan(1), skip=["classifier"])
+    with pytest.raises(SpmlError, match="'seeds' needs class maps, which 'classifier' makes"): make(tmp_path/"b", mcof_plan(1), skip=["classifier"])
     p = make(tmp_path/"c", mcof_plan(1))
     with pytest.raises(SpmlError, match="step 'classifier' must come first"): list(mined_labels(p, [0]))
     assert list(mined_labels(p, [])) == []

@@ -112,7 +112,7 @@ def test_dry_refuses_what_the_run_refuses(words, message, here, capsys):
 
 
 @pytest.mark.parametrize("was,code,want,same", [
-    (None, "a", "new", False), (dict(seed=1), "a", "was begun there, and is gone on with", True), (dict(seed=1), "b", "other code", True),
+    (None, "a", "new", False), (dict(seed=1), "a", "holds an unfinished run of these parameters, which is resumed", True), (dict(seed=1), "b", "another version of the code", True),
     (dict(seed=2), "a", "seed was 2", False), ({}, "a", "seed was 'its default'", False)])
 def test_what_lies_in_the_folder(was, code, want, same, tmp_path):
     if was is not None: write_json(tmp_path / "environment.json", dict(spml_kit="0", experiment="single", parameters={**was, "out": "x"}, code=code))
@@ -182,7 +182,7 @@ def test_a_file_without_a_folder_has_the_address_of_the_same_command(here, capsy
     ("experiment: single\ngrid: {seed: [0, 1]}", "has `grid`, and so is a grid of many runs: spml_sweep run.yaml"),
     ("experiment: single\nruns: {a: {}}", "has `runs`, and so is a grid of many runs"), ("profile: tiny", "names no experiment"), ("- 1", "begins with an experiment"),
     ("experiment: 3", "it takes a name"), ("experiment: single\nparameters: 3", "names with their values"), ("a: [", "cannot be read as YAML"), ("", "begins with an experiment"),
-    ("experiment: single\nout: s3://bucket/x", "--copy-to takes it there"), ("experiment: single\nprofile: vco", "did you mean 'voc'")])
+    ("experiment: single\nout: s3://bucket/x", "--copy-to copies it there"), ("experiment: single\nprofile: vco", "did you mean 'voc'")])
 def test_files_that_are_refused(text, message, here, capsys):
     (here / "run.yaml").write_text(text)
     rc, _, err = run(capsys, "run.yaml")

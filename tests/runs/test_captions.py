@@ -128,7 +128,7 @@ def test_a_seed_counts_once(tmp_path):
     for name, seed in (("a", 0), ("b", 1), ("copy", 1)): run(tmp_path, name, 50., seed)
     assert captioned_table("table7", collect_runs(tmp_path))[0].seeds["100 %"] == 2
     run(tmp_path, "copy", 51., 1)
-    with pytest.raises(SpmlError, match=r"'100 %': seed 1 is in .*b/metrics.json and in .*copy/metrics.json, with another score.*Leave one"): captioned_table("table7", collect_runs(tmp_path))
+    with pytest.raises(SpmlError, match=r"'100 %': seed 1 is in .*b/metrics.json and in .*copy/metrics.json, with another score.*leave one"): captioned_table("table7", collect_runs(tmp_path))
     assert captioned_table("table7", collect_runs(tmp_path / "a", tmp_path / "copy"))[0].seeds["100 %"] == 2
     assert len(collect_runs(tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "b" / "metrics.json")) == 2
 

@@ -82,7 +82,7 @@ def test_folders_that_cannot_be_drawn_on(project, make, says, capsys):
     assert spml_annotate([str(make(project)), "--print", "--classes", "background", "cat"]) == 2 and says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, says", [(["--data", "csv"], "--root FILE"), (["--data", "csv", "--root", "."], "is none"), (["--data", "cityscapes"], "needs --root DIR"), (["--data", "ade20k", "--root", "nowhere"], "nowhere: no such folder")])
+@pytest.mark.parametrize("words, says", [(["--data", "csv"], "--root FILE"), (["--data", "csv", "--root", "."], "is not a file"), (["--data", "cityscapes"], "needs --root DIR"), (["--data", "ade20k", "--root", "nowhere"], "nowhere: no such folder")])
 def test_other_data_want_a_root(words, says, capsys, tmp_path):
     assert spml_run(["scribbles", *words, "--out", str(tmp_path/"run")]) == 2 and says in capsys.readouterr().err
     assert not (tmp_path/"run").exists()

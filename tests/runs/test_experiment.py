@@ -88,7 +88,7 @@ def test_the_device_reaches_the_notebook_and_nothing_else(tmp_path, monkeypatch)
 @pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:a", "0", "", "cpu "])
 def test_words_that_are_no_device(word, capsys):
     with pytest.raises(SystemExit): spml_run(["scribbles", "--device", word])
-    assert "cpu, cuda or cuda:1 is wanted" in capsys.readouterr().err
+    assert "give cpu, cuda or cuda:1" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_said_by_the_run(tmp_path, capsys):
@@ -172,10 +172,10 @@ def test_version_of_the_code_is_that_of_its_source(toy):
 def test_going_on_under_other_code_is_said(toy, tmp_path, capsys):
     run_notebook(toy, tmp_path / "run", progress=False)
     run_notebook(toy, tmp_path / "run", progress=False)
-    assert "other code" not in capsys.readouterr().out
+    assert "another version of the code" not in capsys.readouterr().out
     write_notebook(toy, PARAMETERS, WRITE)
     run_notebook(toy, tmp_path / "run", progress=False)
-    assert "was made by other code, and is gone on with" in capsys.readouterr().out
+    assert "started with another version of the code, and resumed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("url", ["memory://copies", "file"])
@@ -241,7 +241,7 @@ def test_profiles_are_merged_entry_by_entry(monkeypatch, tmp_path):
 
 def test_runs_are_made_on_this_machine(capsys):
     with pytest.raises(SystemExit): spml_run(["scribbles", "--out", "s3://bucket/runs"])
-    assert "--copy-to takes it there" in capsys.readouterr().err
+    assert "--copy-to copies it there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"rate": 1}, {"seeds": [3]}, {"size": 7}, {"size": "large"}, {}])
@@ -476,7 +476,7 @@ def test_what_somebody_put_into_a_run_stays(toy, tmp_path):
 def test_a_notebook_is_never_replaced_by_its_run(toy, tmp_path):
     run_notebook(toy, tmp_path / "run", progress=False)
     before = contents(tmp_path / "run")
-    with pytest.raises(SpmlError, match="lies in the folder of the run"): run_notebook(tmp_path / "run" / "toy.ipynb", tmp_path / "run", progress=False)
+    with pytest.raises(SpmlError, match="is in the folder of the run"): run_notebook(tmp_path / "run" / "toy.ipynb", tmp_path / "run", progress=False)
     assert contents(tmp_path / "run") == before
 
 
@@ -500,7 +500,7 @@ def test_a_notebook_with_a_long_or_odd_name(toy, tmp_path):
         toy = tmp_path / name
 
 
-REFUSALS = {"full": ("ENOSPC", "disk is full"), "read only": ("EROFS", "may only be read"), "permission": ("EACCES", "no permission"), "long": ("ENAMETOOLONG", "too long"), "loop": ("ELOOP", "link leads to itself")}
+REFUSALS = {"full": ("ENOSPC", "disk is full"), "read only": ("EROFS", "read-only"), "permission": ("EACCES", "no permission"), "long": ("ENAMETOOLONG", "too long"), "loop": ("ELOOP", "link leads to itself")}
 
 
 @pytest.mark.parametrize("name, says", REFUSALS.values(), ids=REFUSALS)

@@ -111,7 +111,7 @@ def test_onnx_is_refused_by_name_where_it_is_not_installed(model, tmp_path, monk
 
 def test_networks_are_not_written_over(model, tmp_path, capsys):
     (tmp_path / "net.pt2").write_text("mine")
-    with pytest.raises(SpmlError, match="there already"): export_network(model, tmp_path / "net.pt2")
+    with pytest.raises(SpmlError, match="exists already"): export_network(model, tmp_path / "net.pt2")
     with pytest.raises(SpmlError, match="one of pt2, onnx, safetensors"): export_network(model, tmp_path / "net", "jit")
     save_model(tmp_path / "model.spml", model)
     assert spml_export([str(tmp_path), "--to", "safetensors"]) == 0 and (tmp_path / "network.safetensors").exists()
@@ -207,7 +207,7 @@ def test_nothing_is_written_over_or_half_written(run, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert spml_export([str(run), "--labels", "voc", "--out", str(tmp_path / "out")]) == 2
-    assert "nothing is written over" in capsys.readouterr().err
+    assert "nothing is overwritten" in capsys.readouterr().err
     write_index_png(run / "training_masks" / "b.png", np.zeros((3, 3)), TABLE.palette)
     before = {*tmp_path.iterdir()}
     assert spml_export([str(run), "--labels", "coco", "--out", str(tmp_path / "new")]) == 2

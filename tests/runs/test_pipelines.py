@@ -129,7 +129,7 @@ def test_another_setting_wants_another_folder(runs, changes, words):
 
 
 @pytest.mark.parametrize("kind, changes, words", [("lassos", {}, "annotation 'lassos' is not one of"), ("points", dict(skip=["seeds"]), "the steps of points are"),
-                                                  ("points", dict(skip=["embedding"]), "nothing without 'embedding'"), ("points", dict(truth=SceneSet(3, size=64)), "the same images")])
+                                                  ("points", dict(skip=["embedding"]), "'embedding' cannot be skipped"), ("points", dict(truth=SceneSet(3, size=64)), "the same images")])
 def test_what_makes_no_sense_is_refused(tmp_path, kind, changes, words):
     weak = WeakSet(SceneSet(4, size=64), "points")
     with pytest.raises(SpmlError, match=words): Pipeline(weak, weak, kind, tmp_path, **(TINY | changes))

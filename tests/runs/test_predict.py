@@ -125,11 +125,11 @@ def test_a_broken_picture_is_named_and_the_others_are_done(trained, photos, tmp_
 
 @pytest.mark.parametrize("words, said", [
     (["nowhere", "PHOTOS"], "nowhere: no such file"),
-    (["PHOTOS", "PHOTOS"], "no model.spml in it, nor the steps of a run"),
+    (["PHOTOS", "PHOTOS"], "neither model.spml nor the steps of a run in it"),
     (["RUN", "nothing"], "nothing: no such file or folder"),
     (["RUN", "nothing/*.jpg"], "nothing matches it"),
     (["RUN", "RUN/spml/*.json"], "is a picture"),
-    (["RUN", "PHOTOS", "--explain"], "the head asks none"),
+    (["RUN", "PHOTOS", "--explain"], "the head uses none"),
     (["RUN", "PHOTOS", "--scales", "0"], "from 0.1 to 10"),
     (["RUN", "PHOTOS", "RUN/predictions/*/scene_000006.png"], ""),
     (["RUN/metrics.json", "PHOTOS"], "not a readable safetensors file"),

@@ -61,7 +61,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.parametrize("words", [["0"], ["two"]])
 def test_the_option_is_checked(words, capsys):
     with pytest.raises(SystemExit): spml_run(["scribbles", "--processes", *words])
-    assert "a whole number from 1 on is wanted" in capsys.readouterr().err
+    assert "give a whole number from 1 on" in capsys.readouterr().err
 
 
 @pytest.mark.long

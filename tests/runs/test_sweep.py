@@ -104,7 +104,7 @@ def test_whatever_ends_a_run_the_others_go_on(toy, tmp_path, monkeypatch):
 def test_two_sweeps_do_not_share_a_folder(toy, tmp_path):
     from filelock import FileLock
     (tmp_path / "s").mkdir()
-    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(SpmlError, match="another sweep is at work there"):
+    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(SpmlError, match="another sweep is running there"):
         sweep(toy, runs_of(1), tmp_path / "s", workers=0, code="v", progress=False)
     assert not (tmp_path / "s" / "sweep.json").exists()
 
@@ -210,7 +210,7 @@ def test_slurm_says_what_it_lacks(toy, slurm, monkeypatch):
 def test_a_grid_without_end_is_refused_at_once(tmp_path):
     (tmp_path / "g.yaml").write_text("experiment: single\ngrid:\n" + "".join(f"  {k}: [{', '.join(str(v) for v in range(1, 101))}]\n" for k in ("seed", "steps", "rounds", "regions", "crop", "size")))
     start = time.monotonic()
-    with pytest.raises(SpmlError, match=r"g.yaml: asks for 1,000,000,000,000 runs, at most 10,000"): read_grid(tmp_path / "g.yaml")
+    with pytest.raises(SpmlError, match=r"g.yaml: has 1,000,000,000,000 runs, and the limit is 10,000"): read_grid(tmp_path / "g.yaml")
     assert time.monotonic() - start < 5
 
 

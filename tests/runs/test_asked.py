@@ -60,7 +60,7 @@ def test_list_of_a_profile_alone_shows_the_experiments_it_speaks_of(capsys):
 
 @pytest.mark.parametrize("words,message", [
     (["--list", "singel"], "did you mean 'single'"), (["--list", "--profile", "vco"], "no profile 'vco'; did you mean 'voc'?"),
-    (["--list", "seeds", "--profile", "clothes"], "profile 'clothes' says nothing of seeds")])
+    (["--list", "seeds", "--profile", "clothes"], "profile 'clothes' has no seeds")])
 def test_list_refuses(words, message, capsys):
     rc, _, err = run(capsys, *words)
     assert rc == 2 and message in err

@@ -220,7 +220,7 @@ def test_profiles_fit_their_notebooks():
             check_parameters(find_notebook(stem), given)
             if stem == "single" and name != "paper_densepose" and given.get("rounds", 1)*given.get("steps", 1) > 100: # seeds of a classifier of four steps would spoil them
                 assert given["tag_steps"] >= 100, name
-    with pytest.raises(SpmlError, match=r"profile 'voc' says nothing of seeds; those that do: tiny, scenes, voc_animals"):
+    with pytest.raises(SpmlError, match=r"profile 'voc' has no seeds; profiles with it: tiny, scenes, voc_animals"):
         profile_parameters("voc", find_notebook("seeds"))
     assert profile_parameters("tiny", find_notebook("seeds")) == {} # the defaults
 
@@ -355,7 +355,7 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     (["scribble"], "did you mean 'scribbles'?"),
     (["scribbles", "--profile", "paper_voc"], "--data voc needs --root DIR"),
     (["scribbles", "--profile", "voc_animals", "--root", "nowhere"], "nowhere: no such folder"),
-    (["clicks"], "scenes has none: --data voc"),
+    (["clicks"], "not for scenes: give --data voc"),
     (["toy.ipynb", "-p", "stepz", "1"], "did you mean 'steps'?"),
     (["toy.ipynb", "-p", "steps", "many"], "steps='many' must be of type int"),
     (["toy.ipynb", "--profile", "paper"], "no profile 'paper'"),

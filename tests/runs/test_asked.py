@@ -179,8 +179,8 @@ def test_a_file_without_a_folder_has_the_address_of_the_same_command(here, capsy
 @pytest.mark.parametrize("text,message", [
     ("experiment: single\nprofil: tiny", "unknown entry 'profil'; did you mean 'profile'? (there are: experiment, profile, parameters, out)"),
     ("experiment: single\nparameters: {lenght: 1}", "did you mean 'length'"), ("experiment: singel", "did you mean 'single'"),
-    ("experiment: single\ngrid: {seed: [0, 1]}", "has `grid`, and so is a grid of many runs: spml_sweep run.yaml"),
-    ("experiment: single\nruns: {a: {}}", "has `runs`, and so is a grid of many runs"), ("profile: tiny", "names no experiment"), ("- 1", "begins with an experiment"),
+    ("experiment: single\ngrid: {seed: [0, 1]}", "has `grid`, so it is a grid of many runs: run it with spml_sweep run.yaml"),
+    ("experiment: single\nruns: {a: {}}", "has `runs`, so it is a grid of many runs"), ("profile: tiny", "names no experiment"), ("- 1", "begins with an experiment"),
     ("experiment: 3", "it takes a name"), ("experiment: single\nparameters: 3", "names with their values"), ("a: [", "cannot be read as YAML"), ("", "begins with an experiment"),
     ("experiment: single\nout: s3://bucket/x", "--copy-to copies it there"), ("experiment: single\nprofile: vco", "did you mean 'voc'")])
 def test_files_that_are_refused(text, message, here, capsys):

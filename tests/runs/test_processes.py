@@ -34,7 +34,7 @@ def test_the_others_know_their_place_and_are_gone_afterwards(tmp_path, monkeypat
 
 def test_the_first_does_not_wait_for_a_process_that_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_watch", partial(processes._watch, grace=.1))
-    with pytest.raises(ProcessDied, match="process 1 of 2 failed; what it says is in .*log_1.txt"):
+    with pytest.raises(ProcessDied, match="process 1 of 2 failed; its output is in .*log_1.txt"):
         with other_processes(2, ["print('here')", "1/0"], tmp_path): time.sleep(60)
     assert "ZeroDivisionError" in (tmp_path/"log_1.txt").read_text()
 
@@ -47,14 +47,14 @@ def test_the_cells_hold_the_parameters_where_papermill_puts_them():
 
 @pytest.mark.parametrize("name", ["regions", "comparison"])
 def test_experiments_that_do_not_join_are_refused(name, tmp_path):
-    with pytest.raises(SpmlError, match=f"{name} runs in one process; 2 are for experiments that call join_processes"):
+    with pytest.raises(SpmlError, match=f"{name} runs in one process; 2 need an experiment that calls join_processes"):
         run_notebook(name, tmp_path/"run", {}, processes=2)
     assert not (tmp_path/"run").exists()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(SpmlError, match="2 processes want a GPU each, and this machine has 1; --device cpu"): check_joint(find_notebook("single"), 2)
+    with pytest.raises(SpmlError, match="2 processes need a GPU each, and this machine has 1; --device cpu"): check_joint(find_notebook("single"), 2)
     for fine in (dict(n=2, device="cpu"), dict(n=1)): check_processes(**fine)
 
 

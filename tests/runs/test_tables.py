@@ -157,7 +157,7 @@ def test_other_files_are_passed_over(tmp_path):
     dict(rows=["mine"], conditions=["lr"]), dict(rows=None, conditions=None)])
 def test_experiments_of_ones_own_are_left_out(tmp_path, capsys, own):
     write_json(tmp_path / "own" / "metrics.json", own)
-    assert spml_tables([str(tmp_path)]) == 2 and "no metrics.json of a run there that has method" in capsys.readouterr().err
+    assert spml_tables([str(tmp_path)]) == 2 and "no metrics.json of a run there with method" in capsys.readouterr().err
     run(tmp_path, "a", 40.)
     assert collect_runs(tmp_path).miou.tolist() == [40.]
     assert spml_tables([str(tmp_path)]) == 0 and "mine" not in capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_command(tmp_path, capsys):
     run(tmp_path, "b", 50., length=.3)
     assert spml_tables([str(tmp_path), "--out", str(tmp_path / "csv")]) == 0
     said = capsys.readouterr().out
-    assert "table7, scenes" in said and "the paper has '100 %' above '30 %'" in said and "4 images of scenes" in said
+    assert "table7, scenes" in said and "in the paper '100 %' is above '30 %'" in said and "4 images of scenes" in said
     assert "cell,paper,ours" in next(p for p in (tmp_path / "csv").glob("table7_scenes_*.csv")).read_text()
     assert spml_tables([str(tmp_path), "--table", "table77"]) == 2 and "did you mean 'table7" in capsys.readouterr().err
     assert spml_tables([str(tmp_path / "csv")]) == 2

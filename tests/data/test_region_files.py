@@ -189,12 +189,12 @@ def test_on_the_command_line(tmp_path, capsys, monkeypatch):
         Image.fromarray(scenes.image(i)).save(own/"images"/f"{n}.png")
         np.save(theirs/f"{n}.npy", [dict(segmentation=oversegment(scenes.image(i), n=9) == k) for k in (0, 3, 5)])
     monkeypatch.chdir(tmp_path)
-    assert spml_prepare(["own", "--regions", "sam"]) == 0 and "4 images have their regions in regions" in capsys.readouterr().out
+    assert spml_prepare(["own", "--regions", "sam"]) == 0 and "regions of 4 images are in regions" in capsys.readouterr().out
     made = RegionCache("regions")
     assert same(made.read(scenes.names[2]), partition_of([oversegment(scenes.image(2), n=9) == k for k in (0, 3, 5)]))
     assert spml_prepare(["own/images", "--regions", "sam", "--least", "50", "--out", "fewer"]) == 0
     assert RegionCache("fewer").read(scenes.names[0]).max() <= made.read(scenes.names[0]).max()
-    for wrong, words in ((["own", "--data", "folder", "--root", "own"], "one of the two"), ([], "one of the two"), (["--root", "own"], "needs --data")):
+    for wrong, words in ((["own", "--data", "folder", "--root", "own"], "give either"), ([], "give either"), (["--root", "own"], "needs --data")):
         assert spml_prepare([*wrong, "--regions", "sam", "--out", "other"]) == 2 and words in capsys.readouterr().err
     with pytest.raises(SystemExit): spml_prepare(["own", "--regions", "sum"])
     assert "or give an existing folder" in capsys.readouterr().err

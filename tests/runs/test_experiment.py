@@ -411,7 +411,7 @@ def test_prepare_regions_of_a_folder(tmp_path, capsys):
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(images / f"{k}.png")
     words = ["--data", "folder", "--root", images, "--out", regions, "--n", "9", "--max-size", "48"]
     done = command("spml_prepare", *words, "--workers", "2", cwd=tmp_path)
-    assert done.returncode == 0 and f"3 images have their regions in {regions}" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"regions of 3 images are in {regions}" in done.stdout, done.stderr
     assert 1 < len(np.unique(RegionCache(regions).read("2", (32, 48)))) <= 9
 
     here = [*map(str, words), "--workers", "0"]

@@ -231,7 +231,7 @@ def test_other_settings_want_another_folder(net, labels, tmp_path, change, words
 def test_a_folder_of_something_else(net, labels, tmp_path):
     sharded_pseudo_labels(net, weak_set(labels, n=1), tmp_path, **WALK)
     with pytest.raises(SpmlError, match="kind was 'pseudo-labels'"): sharded_index(net, weak_set(labels, n=1), tmp_path, **GRID)
-    with pytest.raises(SpmlError, match="holds pseudo-labels, no prototypes"): load_shards(tmp_path)
+    with pytest.raises(SpmlError, match="holds pseudo-labels, not prototypes"): load_shards(tmp_path)
     with pytest.raises(SpmlError, match="settings.json: no such file"): load_shards(tmp_path/"nothing")
 
 
@@ -298,7 +298,7 @@ def test_what_must_not_travel_is_refused(net, labels, tmp_path, monkeypatch):
     with pytest.raises(SpmlError, match="cannot be sent .*lock"): shards._packed(weak_set(labels, lambda i: lock.locked()))
     monkeypatch.setattr(shards, "SENT_BYTES", 1 << 20)
     ballast = np.zeros(1 << 21, np.uint8)
-    with pytest.raises(SpmlError, match="weighs 2 MB.*folder of label PNGs"): shards._packed(weak_set(labels, lambda i: ballast[i]))
+    with pytest.raises(SpmlError, match="has 2 MB.*folder of label PNGs"): shards._packed(weak_set(labels, lambda i: ballast[i]))
 
 
 # networks from runs

@@ -8,7 +8,6 @@ __all__ = ['ERRORS', 'draw_circle', 'judged_picture', 'error_legend', 'gains_fig
 # %% ../../nbs/api/look/95b_figures.ipynb #f1900004
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
@@ -118,8 +117,8 @@ def gains_figure(
     titles:tuple=('runs, their mean and 95 % interval', 'is the gain certain?'), # left and right
 )->plt.Figure:
     "Draw scores with 95 % intervals and the paired differences of some methods"
-    missing = {name for pair in pairs for name in pair} | set(scores)
-    if missing := sorted(name for name in missing if name not in drawn or name not in scores):
+    asked = {*scores, *(name for pair in pairs for name in pair)}
+    if missing := sorted(asked - (scores.keys() & drawn.keys())):
         raise SpmlError(f"{', '.join(missing)}: needs both scores and bootstrap draws; known: {', '.join(drawn)}")
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), width_ratios=(1.25, 1), layout='constrained')
     _draw_scores(left, scores, drawn)

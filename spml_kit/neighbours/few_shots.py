@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from ..core import SpmlError, rng_of, seed_everything
-from ..files import atomic_path
+from ..files import save_tensors
 from ..pictures import as_image
 from ..method.nets import BackboneNet, unit
 
@@ -258,7 +257,7 @@ class _Task(nn.Module):
     def forward(self, x): return self.see(self.net, x)
 
 def _fit(net, see, loss, loaders, epochs, lr, seed, progress):
-    learn = Learner(loaders, _Task(net, see), lambda pred, y: loss(pred, y), opt_func=Adam, train_bn=True)
+    learn = Learner(loaders, _Task(net, see), loss, opt_func=Adam, train_bn=True)
     seed_everything(seed)
     with learn.no_logging(), nullcontext() if progress else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
     return net.eval()
@@ -271,8 +270,9 @@ def crop_views(
     return v2.Compose([v2.RandomResizedCrop(size, scale=(.3, 1.), antialias=True), v2.RandomHorizontalFlip(),
                        v2.ColorJitter(.4, .4, .4, .1), v2.RandomGrayscale(.25)])
 
-def _two_views(view, net, x):
-    return [net.compared(torch.stack([view(crop) for crop in x])/255) for _ in range(2)]
+def _viewed(view, x): return torch.stack([view(crop) for crop in x])/255
+
+def _two_views(view, net, x): return [net.compared(_viewed(view, x)) for _ in range(2)]
 
 def fit_views(
     net:CropNet,        # changed
@@ -305,7 +305,7 @@ def fit_classes(
 )->CropNet: # the network, in evaluation mode
     "Learn to classify the base classes, the usual start"
     view = crop_views(crops.shape[-1])
-    see = lambda net, x: net.classify(net(torch.stack([view(crop) for crop in x])/255))
+    see = lambda net, x: net.classify(net(_viewed(view, x)))
     loaders = _loaders(crops, labels, seed, bs)
     return _fit(net, see, F.cross_entropy, loaders, epochs, lr, seed, progress)
 
@@ -344,5 +344,4 @@ def save_body(
     path,        # .safetensors file to write
 ):
     "Write the weights of the backbone: `weights=FILE` of any network of the kit reads them"
-    tensors = {k: t.contiguous() for k, t in net.body.backbone.net.state_dict().items()}
-    with atomic_path(path) as part: save_file(tensors, part)
+    save_tensors(path, net.body.backbone.state_dict())

@@ -43,8 +43,9 @@ def paired_gains(
     "Gains of methods over others in the same runs, with intervals"
     rows = runs if isinstance(runs, pd.DataFrame) else collect_runs(Path(runs))
     wide, out = _wide(rows), {}
-    for m in {m for pair in pairs for m in pair} - {*wide}:
-        raise SpmlError(f"no run has the method '{m}'{did_you_mean(m, wide)} (there are: {', '.join(wide)})")
+    if unknown := [m for pair in pairs for m in pair if m not in wide]:
+        raise SpmlError(f"no run has the method '{unknown[0]}'{did_you_mean(unknown[0], wide)} (there are: "
+                        f"{', '.join(wide)})")
     for method, over in pairs:
         for group, gains in (wide[method] - wide[over]).dropna().groupby(wide.index.names[:3]):
             low, high = gain_interval(gains)

@@ -135,11 +135,12 @@ def test_episodes_improve_their_own_loss(few):
     assert score(net) > before + 3
 
 
-def test_weights_go_on_in_other_networks(tmp_path):
-    net = CropNet()
+@pytest.mark.parametrize('backbone', ['spml_kit.neighbours.few_shots:FourBlocks', 'resnet10t'])
+def test_weights_go_on_in_other_networks(tmp_path, backbone):
+    net = CropNet(backbone)
     save_body(net, tmp_path/'body.safetensors')
-    other = EmbedNet('spml_kit.neighbours.few_shots:FourBlocks', weights=str(tmp_path/'body.safetensors'))
-    assert all(torch.equal(t, other.backbone.net.state_dict()[k]) for k, t in net.body.backbone.net.state_dict().items())
+    other = EmbedNet(backbone, weights=str(tmp_path/'body.safetensors')).backbone.state_dict()
+    assert all(torch.equal(t, other[k]) for k, t in net.body.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize('labels, kwargs, said', [([0, 0, 1], dict(way=2), r'fewer of class 0 \(2\), 1 \(1\)'), (np.repeat([0, 1], 20), dict(way=3), 'way=3'), (np.repeat([0, 1], 20), dict(way=1), 'way=1')])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scorer', 'stream_head', 'head_scores', 'predict_head', 'stream_segments', 'image_segments', 'majority_labels',
            'training_index', 'stream_retrieval', 'retrieval_scores', 'predict_retrieval', 'retrieval_witnesses',
-           'stream_predictions', 'score']
+           'stream_predictions', 'score', 'mean_boundary_f']
 
 # %% ../../nbs/api/infer/77_scores.ipynb #bd683e9c
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core import UNLABELLED, VOID, SpmlError
 from ..pictures import as_image
-from ..metrics import Confusion
+from ..metrics import Confusion, boundary_f
 from ..data.images import check_masks
 from ..method.nets import SegNet, locations, with_location
 from ..method.segments import start_grid, cluster_means, resize_labels, spherical_kmeans
@@ -236,3 +236,16 @@ def score(
     nothing = out and not sum(c.counts for c in out)[1:].any()
     if nothing and any((images.mask(i) == VOID).any() for i in range(len(images))): check_masks(images)
     return out
+
+# %% ../../nbs/api/infer/77_scores.ipynb #77bf0002
+def mean_boundary_f(
+    predictions, # label maps with a class at every pixel, in the order of the images
+    images,      # image set with masks
+)->float: # percent; nan if the masks are void everywhere
+    "Mean of `boundary_f` over the images with a known pixel"
+    predictions = list(predictions)
+    if len(predictions) != len(images):
+        raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
+    pairs = ((p, images.mask(i)) for i, p in enumerate(predictions))
+    each = [boundary_f(p, mask) for p, mask in pairs if (mask < UNLABELLED).any()]
+    return 100*float(np.mean(each)) if each else float('nan')

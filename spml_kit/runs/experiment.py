@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['experiments', 'find_notebook', 'typed_values', 'notebook_parameters', 'check_parameters', 'check_given',
            'reached_modules', 'code_version', 'run_id', 'run_folder', 'environment', 'RunFailed', 'joint_cells',
-           'check_joint', 'run_notebook', 'copy_run', 'profiles', 'profile_parameters']
+           'check_joint', 'run_notebook', 'copy_run', 'clocked', 'profiles', 'profile_parameters']
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #375a2854
-import ast, contextlib, hashlib, io, json, math, os, platform, re, subprocess, sys, tokenize, warnings
+import ast, contextlib, hashlib, io, json, math, os, platform, re, subprocess, sys, time, tokenize, warnings
 from functools import cache
 from importlib import metadata, resources
 from importlib.util import resolve_name
@@ -430,6 +430,22 @@ def copy_run(
     for p, name in zip(files, names): # records last
         fs.makedirs(f'{target}/{name}'.rpartition('/')[0], exist_ok=True)
         fs.put_file(str(p), f'{target}/{name}')
+
+# %% ../../nbs/api/runs/96_experiment.ipynb #96c10c02
+@contextlib.contextmanager
+def clocked(
+    path, # JSON file
+):
+    """Count the processor seconds of a block in a file, over all attempts until the block has ended once without error
+
+    An attempt that was killed is not counted."""
+    path, begun, whole = Path(path), time.process_time(), False
+    said = read_json(path) if path.exists() else dict(seconds=0., whole=False)
+    try:
+        yield
+        whole = True
+    finally:
+        if not said['whole']: write_json(path, dict(seconds=said['seconds'] + time.process_time() - begun, whole=whole))
 
 # %% ../../nbs/api/runs/96_experiment.ipynb #628b3331
 def profiles()->dict: # name to experiment to parameters

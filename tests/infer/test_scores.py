@@ -11,8 +11,9 @@ from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.infer.pseudo import random_walk_scores
 from spml_kit.infer.retrieval import SegmentIndex
-from spml_kit.infer.scores import head_scores, image_segments, majority_labels, predict_head, predict_retrieval, retrieval_scores, score, stream_head, stream_retrieval, stream_segments, training_index
+from spml_kit.infer.scores import head_scores, image_segments, majority_labels, mean_boundary_f, predict_head, predict_retrieval, retrieval_scores, score, stream_head, stream_retrieval, stream_segments, training_index
 from spml_kit.infer.views import embed_view, views
+from spml_kit.metrics import boundary_f
 from spml_kit.method.nets import locations, unit, with_location
 from spml_kit.method.segments import cluster_means, start_grid
 from test_views import SIZES, Pointwise, close, make, mirrored, photographs, picture
@@ -125,6 +126,19 @@ def test_score(net):
     assert [c.accuracy for c in score(iter(wrong), scenes, progress=False)] == [100, 0, 100]
     for n, predictions in ((2, masks[:2]), (4, [*masks, masks[0]])):
         with pytest.raises(SpmlError, match=f"{n} predictions for 3 images"): score(predictions, scenes, progress=False)
+
+
+def test_mean_boundary_f_leaves_void_images_out():
+    class Masks(list):
+        mask = list.__getitem__
+    rng = np.random.default_rng(0)
+    masks = Masks(rng.integers(0, 3, (4, 24, 32)).astype(np.uint8))
+    predictions = rng.integers(0, 3, (4, 24, 32)).astype(np.uint8)
+    masks[1] = np.full((24, 32), VOID, np.uint8)
+    each = [100*boundary_f(predictions[i], masks[i]) for i in (0, 2, 3)]
+    assert mean_boundary_f(iter(predictions), masks) == pytest.approx(np.mean(each))
+    assert np.isnan(mean_boundary_f(predictions[:1], Masks(masks[1:2])))
+    with pytest.raises(SpmlError, match="3 predictions for 4 images"): mean_boundary_f(predictions[:3], masks)
 
 
 def test_index_of_another_network(net):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from spml_kit.core import SpmlError
 from spml_kit.files import read_json
-from spml_kit.runs.experiment import RunFailed, check_parameters, code_version, copy_run, check_given, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, typed_values
+from spml_kit.runs.experiment import RunFailed, check_parameters, clocked, code_version, copy_run, check_given, experiments, find_notebook, notebook_parameters, profile_parameters, run_notebook, typed_values
 from spml_kit.runs.cli import spml_prepare, spml_run
 from spml_kit.regions.oversegment import RegionCache
 
@@ -613,3 +613,17 @@ def test_regions_are_not_taken_for_what_they_are_not(tmp_path, monkeypatch, caps
                                          ("[1e-3]", [1e-3]), ("3", 3), ("True", True), ("[a, b", "[a, b"), ("plain words", "plain words")])
 def test_lists_of_the_command_line_may_hold_bare_words(text, value):
     assert typed_values([("k", text)], {"k": ([], "")}) == {"k": value}
+
+
+@pytest.mark.parametrize("failures", [0, 1, 3])
+def test_seconds_of_all_attempts_count_until_one_ends(tmp_path, monkeypatch, failures):
+    now = iter(range(0, 1000, 5)) # each look at the clock is 5 seconds after the last
+    monkeypatch.setattr(time, "process_time", lambda: float(next(now)))
+    path = tmp_path / "seconds" / "net.json"
+    for _ in range(failures):
+        with pytest.raises(SpmlError), clocked(path): raise SpmlError("out of disk")
+        assert not read_json(path)["whole"]
+    with clocked(path): pass
+    assert read_json(path) == dict(seconds=5.*(failures + 1), whole=True)
+    with clocked(path): pass
+    assert read_json(path) == dict(seconds=5.*(failures + 1), whole=True)

@@ -98,6 +98,7 @@ from .runs.processes import *
 from .runs.sweep import *
 from .runs.tables import *
 from .runs.paired import *
+from .runs.landscape import *
 from .runs.captions import *
 from .runs.cli import *
 from .runs.predict import *

@@ -6,6 +6,8 @@
 __all__ = ['systems', 'systems_table', 'kit_results', 'all_rows', 'system_scores', 'landscape_figure', 'kept_predictions']
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00006
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,9 +22,12 @@ from .experiment import find_notebook
 from .paired import gain_interval
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00008
+@cache # parsing takes a tenth of a second
+def _systems(): return yaml.safe_load((find_notebook('single').parent/'landscape.yaml').read_text())
+
 def systems()->dict: # name to page, reads, learns, gives, assumes, take, and `found`: measure, where, against, baseline
     "SPML and the systems beside it, as in landscape.yaml"
-    return yaml.safe_load((find_notebook('single').parent/'landscape.yaml').read_text())
+    return deepcopy(_systems())
 
 def systems_table()->pd.DataFrame: # a row for each system
     "What each system reads, learns, gives and assumes, and when to take it"

@@ -104,25 +104,31 @@ def system_scores(
     return pd.DataFrame(out)
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00011
+def _words(row): # label of a row in the figure
+    share = f"{100*row.masks:g} % masks" if row.get('masks') == row.get('masks') and row.get('masks') else row.annotation
+    return f'{row.system}, {share}\nover {row.baseline}'
+
 def landscape_figure(
-    scores:pd.DataFrame, # of `system_scores`; rows without annotation seconds are left out
-    measure:str='miou',  # on the vertical axis
+    scores:pd.DataFrame, # of `system_scores`
+    measure:str='miou',  # whose gains are drawn
 )->plt.Figure:
-    "Scores over the seconds of annotation that an image costs, a panel for each kind of data"
-    shown = scores[(scores.measure == measure) & (scores.seconds_each > 0)]
-    if shown.empty: raise SpmlError(f"no system has a score in {measure} and known seconds of annotation: run a grid")
-    kinds, names = sorted(shown.data.unique()), [n for n in systems() if n in {*shown.system}]
-    colours = dict(zip(names, plt.get_cmap('tab20').colors))
-    fig, axes = plt.subplots(1, len(kinds), figsize=(5.4*len(kinds), 4), squeeze=False, layout='constrained')
+    "Gains of the systems over their baselines with 95 % intervals, a panel for each kind of data"
+    shown = scores[scores.measure == measure]
+    if shown.empty: raise SpmlError(f"no system has a score in {measure}: run a grid; measures: "
+                                    f"{', '.join(sorted({*scores.measure})) or 'none'}")
+    kinds = sorted(shown.data.unique())
+    tall = max(2, .45*shown.groupby('data').size().max() + .8)
+    fig, axes = plt.subplots(1, len(kinds), figsize=(6.2*len(kinds), tall), squeeze=False, layout='constrained')
     for ax, kind in zip(axes[0], kinds):
-        for name in names:
-            part = shown[(shown.data == kind) & (shown.system == name)]
-            if len(part): ax.scatter(part.seconds_each, part.score, s=55, color=colours[name], label=name, ec='white')
-        ticks = sorted({round(s) for s in shown.seconds_each})
-        ax.set(xscale='log', title=kind, xlabel='annotation of an image, seconds', ylabel=f'{measure}, %')
-        ax.set_xticks(ticks, ticks); ax.minorticks_off()
-        ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=.25)
-        ax.legend(frameon=False, fontsize='small', loc='best')
+        part = shown[shown.data == kind].reset_index(drop=True)
+        sure = (part.low > 0) | (part.high < 0)
+        colours = np.where(sure, '#009E73', '#D55E00')
+        ax.hlines(part.index, part.low.fillna(part.gain), part.high.fillna(part.gain), color=colours, lw=3, alpha=.6)
+        ax.scatter(part.gain, part.index, color=colours, s=45, zorder=3)
+        ax.axvline(0, color='grey', lw=1)
+        ax.set(yticks=part.index, yticklabels=[_words(r) for _, r in part.iterrows()], title=kind,
+               xlabel=f'gain in {measure}, points', ylim=(len(part) - .5, -.5))
+        ax.tick_params(axis='y', labelsize=8); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='x', alpha=.25)
     plt.close(fig)
     return fig
 

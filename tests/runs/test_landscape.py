@@ -1,7 +1,6 @@
 "Thirteen systems: their facts, their rows among those of all runs, gains over baselines, pictures that runs kept"
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -92,4 +91,5 @@ def test_figure_and_pictures(tmp_path):
     assert kept_predictions(scores, "scenes", ["x", "y"]) == {"DRS, tags": [maps/"x.png", maps/"y.png"]}
     assert kept_predictions(scores, "scenes", ["x", "z"]) == {} and kept_predictions(scores, "voc", ["x"]) == {}
     assert [ax.get_title() for ax in landscape_figure(scores).axes] == ["scenes"]
-    with pytest.raises(SpmlError, match="no system has a score"): landscape_figure(scores.assign(seconds_each=np.nan))
+    assert [t.get_text() for t in landscape_figure(scores.assign(masks=.1)).axes[0].get_yticklabels()] == ["DRS, 10 % masks\nover SPML from CAM"]
+    with pytest.raises(SpmlError, match="no system has a score"): landscape_figure(scores, "covering_ods")

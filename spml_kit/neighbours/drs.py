@@ -255,7 +255,7 @@ class RefineLoss(MultiTermLoss):
     "Squared difference from the maps of another network, mean over foreground classes and known pixels"
     def forward(self,
         pred:torch.Tensor,    # (B,C-1,h,w) in training
-        labels:torch.Tensor,  # (B,H,W) winning class, 254 or 255 where nothing is known
+        labels:torch.Tensor,  # (B,H,W) winning class, 254 or 255 if unknown
         regions:torch.Tensor, # (B,H,W) its value in 255ths
         tags:torch.Tensor,    # (B,C) bool
     )->torch.Tensor: # scalar; 0 in evaluation, where there are no maps to regress

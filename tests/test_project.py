@@ -83,7 +83,10 @@ def test_notebook_is_small_and_shows_no_error(path):
     assert re.findall(r"(?:/tmp/|/home/|/root/|/Users/)[\w./-]*|[\w./-]*site-packages[\w./-]*", json.dumps(outputs)) == []
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.is_relative_to(ROOT / "nbs" / "api")], ids=relative)
+PAGES = [p for p in NOTEBOOKS if any(p.is_relative_to(ROOT / "nbs" / part) for part in ("api", "neighbours"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_pages_of_the_library_begin_with_a_picture_or_a_table(path):
     lines = 0
     for cell in json.loads(path.read_text())["cells"]:

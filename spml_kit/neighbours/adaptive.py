@@ -19,18 +19,18 @@ from ..learn.losses import MultiTermLoss, labelled_cross_entropy, with_coarse
 
 # %% ../../nbs/neighbours/18_adaptive.ipynb #18d0000c
 def _shifts(radius, sigma, size):
-    "Offsets of a window but 0: where centres and their neighbours lie, and the logarithm of the weight"
+    "Offsets of a window except 0: slices of centres and of their neighbours, and the logarithm of the weight"
     reach = range(-radius, radius + 1)
     for dy in reach:
         for dx in reach:
             at, to = zip(*(_overlap(d, n) for d, n in zip((dy, dx), size)))
             if dy or dx: yield (..., *at), (..., *to), -max(abs(dy), abs(dx))**2/(2*sigma**2)
 
-def _overlap(d, n): # of a line with itself, moved by d
+def _overlap(d, n): # slices of a line of n pixels and of the line moved by d
     return slice(max(0, -d), max(0, n - max(0, d))), slice(min(n, max(0, d)), max(0, n + min(0, d)))
 
 class _MergedLog(torch.autograd.Function):
-    "log of the weighted sum over the pixels of a window that have the label of its centre, less that of the weights"
+    "Log of the weighted mean probability over the pixels of a window that have the label of its centre"
     @staticmethod
     def forward(ctx, own, labels, radius, sigma): # (B,H,W) log probability of each pixel's label; (B,H,W)
         ctx.window = radius, sigma, own.shape[1:]
@@ -60,9 +60,9 @@ def window_losses(
     logits:torch.Tensor, # (B,C,h,w)
     labels:torch.Tensor, # (B,H,W) 0..C-1, 254, 255; the logits are resized to them
     radius:int=1,        # of the windows, pixels, 0..
-    sigma:float=1.,      # standard deviation of their weights, pixels; inf: all alike
-)->tuple: # (B,H,W) loss of the window around each pixel, 0 where nothing is labelled; (B,H,W) bool, what is
-    "What the pixels of a label around each labelled pixel cost together"
+    sigma:float=1.,      # standard deviation of their weights, pixels; inf: equal weights
+)->tuple: # (B,H,W) loss of the window around each pixel, 0 if unlabelled; (B,H,W) bool, labelled pixels
+    "Cross-entropy of the merged prediction of each window"
     labels = labels.long()
     known = labels < logits.shape[1]
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -74,37 +74,37 @@ def window_losses(
 # %% ../../nbs/neighbours/18_adaptive.ipynb #18d00011
 def minkowski_mean(
     losses:torch.Tensor, # of any shape, >= 0
-    known:torch.Tensor,  # bool, of the same shape: those that count
-    power:float=5.,      # k, 1..; 1 is the mean, and the larger, the nearer to the largest
+    known:torch.Tensor,  # bool, of the same shape: losses to include
+    power:float=5.,      # k, 1..; 1 gives the mean, larger values approach the maximum
     joint:bool=False,    # over all processes?
-)->torch.Tensor: # scalar; 0 where none counts
-    "The k-th root of the mean of k-th powers"
+)->torch.Tensor: # scalar; 0 without losses to include
+    "The k-th root of the mean of the k-th powers"
     n, losses = known.sum(), losses.where(known, 0)
     largest = losses.detach().amax()
-    if joint: largest = all_sum(largest) # any number not below the largest serves
+    if joint: largest = all_sum(largest) # any upper bound will do
     largest = largest.clamp_min(1e-12)
     mean = (losses/largest).pow(power).sum()/n.clamp_min(1)
     if joint: mean = joint_mean(mean, n)
     total = all_mean(mean.detach()) if joint else mean.detach()
     root = total.clamp_min(1e-30)**(1/power)
-    slope = root/(power*total.clamp_min(1e-30)) # of the root
+    slope = root/(power*total.clamp_min(1e-30)) # derivative of the root
     return largest*(torch.where(total > 0, root, 0.) + slope*(mean - mean.detach()))
 
 # %% ../../nbs/neighbours/18_adaptive.ipynb #18d00015
 class AdaptiveLoss(MultiTermLoss):
-    "The Minkowski mean of what pixels of one label cost together, window by window"
+    "The Minkowski mean of the window losses"
     names = 'windows', 'power'
     def __init__(self,
         radius:int=1,    # of the windows, pixels, 0..
         power:float=5.,  # of the Minkowski mean, 1..
-        sigma:float=1.,  # standard deviation of the weights in a window, pixels; inf: all alike
+        sigma:float=1.,  # standard deviation of the weights in a window, pixels; inf: equal weights
         warmup:float=1/3, # share of the training over which the power grows from 1, 0..1
     ):
         super().__init__()
         if not isinstance(radius, int) or radius < 0: raise SpmlError(f"radius {radius!r} must be 0, 1, 2, … pixels")
         if not 1 <= power or not isfinite(power): raise SpmlError(f"power {power} must be 1 or more, and finite")
-        if not sigma > 0: raise SpmlError(f"sigma {sigma} must be above 0; inf weighs a window's pixels alike")
-        if not 0 <= warmup <= 1: raise SpmlError(f"warmup {warmup} is a share of the training, 0..1")
+        if not sigma > 0: raise SpmlError(f"sigma {sigma} must be above 0; inf gives equal weights")
+        if not 0 <= warmup <= 1: raise SpmlError(f"warmup {warmup} must be a share of the training, 0..1")
         self.radius, self.power, self.sigma, self.warmup = radius, power, sigma, warmup
 
     def power_now(self)->float:
@@ -124,6 +124,6 @@ class AdaptiveLoss(MultiTermLoss):
 def speckle(
     labels:np.ndarray, # (H,W) label map
 )->float: # 1..
-    "Connected pieces per class that a map shows; corners do not connect"
+    "Number of connected pieces per class in a map; corners do not connect"
     classes = np.unique(labels)
     return sum(ndimage.label(labels == c)[1] for c in classes)/len(classes)

@@ -48,7 +48,7 @@ class SuppressPeaks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         u, peak, limit, share = ctx.saved_tensors
-        lost = torch.where(u > limit, grad, 0.) # what reaches clipped cells goes to the largest of their channel
+        lost = torch.where(u > limit, grad, 0.) # of clipped cells; goes to the largest of their channel
         total = lost.sum((2, 3), keepdim=True)
         top = (u == peak).to(u.dtype)
         each = total*(ctx.share if share is None else share)/top.sum((2, 3), keepdim=True)
@@ -57,10 +57,10 @@ class SuppressPeaks(torch.autograd.Function):
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500011
 class Suppression(nn.Module):
     "Cap every channel at a share of its largest value"
-    fresh = True # among trained layers, it learns as fast as a head
+    fresh = True # it gets the learning rate of a head
     def __init__(self,
         channels:int, # D
-        delta=.8,     # that share, above 0 and at most 1; 'learn': one for each channel and image, told by a controller
+        delta=.8,     # that share, above 0 and at most 1; 'learn': one for each channel and image, predicted
     ):
         super().__init__()
         learn = delta == 'learn'
@@ -72,23 +72,23 @@ class Suppression(nn.Module):
     def share(self,
         u:torch.Tensor, # (B,D,h,w) after an activation, >= 0
     ): # number, or (B,D,1,1)
-        "What share of its largest value each channel may keep"
+        "Share of its largest value at which each channel is capped"
         return self.delta if self.controller is None else self.controller(u.mean((2, 3))).sigmoid()[..., None, None]
 
     def forward(self,
         u:torch.Tensor, # (B,D,h,w) after an activation, >= 0
     )->torch.Tensor: # the same shape
-        "What is above the cap is lowered to it"
+        "Lower all values above the cap to the cap"
         return SuppressPeaks.apply(u, self.share(u))
 
     def extra_repr(self): return f'delta={self.delta}'
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500016
 class SuppressedActivation(nn.Module):
-    "An activation, and what follows each of its calls in a forward pass"
+    "An activation, followed by a separate module at each of its calls in a forward pass"
     def __init__(self,
         act:nn.Module, # the activation
-        each:list,     # modules, one a call
+        each:list,     # modules, one for each call
     ):
         super().__init__()
         self.act, self.each, self.turn = act, nn.ModuleList(each), 0
@@ -104,7 +104,7 @@ def _restart(net, _):
 def _is_relu(m): return isinstance(m, nn.ReLU) or isinstance(m, nn.Hardtanh) and m.min_val == 0
 
 def _places(net):
-    "ReLU-like module to (its parent, its name there); one that stands in several places becomes several"
+    "ReLU-like module to (its parent, its name there); a module used in several places is copied"
     places = {}
     for parent in net.modules():
         for name, m in parent._modules.items():
@@ -128,11 +128,11 @@ def _calls(net, modules):
     return calls
 
 def _able(net, calls, last):
-    "Numbers of the calls that can be suppressed, the last so many"
+    "Indices of the last `last` calls that can be suppressed"
     able = [k for k, (_, channels) in enumerate(calls) if channels]
     if not able:
-        raise SpmlError(f"{type(net).__name__} calls no nn.ReLU, nn.ReLU6 or nn.Hardtanh from 0 on "
-                        f"(F.relu is not seen, SiLU and GELU have no zero): choose another backbone")
+        raise SpmlError(f"{type(net).__name__} calls no nn.ReLU, nn.ReLU6 or nn.Hardtanh from 0 "
+                        f"(F.relu cannot be found; SiLU and GELU are not cut off at 0): choose another backbone")
     if last is not None and not 0 < last <= len(able):
         raise SpmlError(f"last {last}: the network has {len(able)} activations to suppress; "
                         f"choose 1..{len(able)}, or None for all")
@@ -142,12 +142,12 @@ def _able(net, calls, last):
 def suppress_activations(
     net:nn.Module,  # takes (B,3,H,W); changed in place
     delta=.8,       # of `Suppression`
-    last:int=2,     # only so many activations, the last that run; None: all
-)->list: # of `Suppression`, in the order in which they run
-    "Put a separate suppression after every call of a ReLU, ReLU6 or `Hardtanh` from 0 on; `F.relu` is not seen"
+    last:int=2,     # activations to suppress, counted from the last that runs; None: all
+)->list: # of `Suppression`, in the order of the forward pass
+    "Add a separate suppression after each call of a ReLU, ReLU6 or `Hardtanh` from 0; `F.relu` cannot be found"
     if any(isinstance(m, Suppression) for m in net.modules()):
-        raise SpmlError(f"{type(net).__name__} has suppressed activations already, and two caps would multiply; "
-                        f"begin with a fresh network")
+        raise SpmlError(f"{type(net).__name__} already has suppressed activations, and two caps would multiply; "
+                        f"begin with a new network")
     places = _places(net)
     calls = _calls(net, places)
     able = _able(net, calls, last)
@@ -158,7 +158,7 @@ def suppress_activations(
         if not made.keys() & mine: continue
         parent._modules[name] = SuppressedActivation(m, [made.get(k, nn.Identity()) for k in mine]).to(device)
     if any(len(m.each) > 1 for m in net.modules() if isinstance(m, SuppressedActivation)):
-        net.register_forward_pre_hook(_restart) # a pass that was broken off leaves no trace
+        net.register_forward_pre_hook(_restart) # after an interrupted pass, the next one starts anew
     return [*made.values()]
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d250001c
@@ -167,7 +167,7 @@ class DrsNet(TagNet):
     def __init__(self,
         n_classes:int, # C, background included
         delta=.8,      # share of the largest value, above 0 and at most 1, or 'learn'
-        last:int=2,    # so many of the backbone's activations, the last; None: all, as in the paper
+        last:int=2,    # activations of the backbone to suppress, counted from the end; None: all, as in the paper
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)
@@ -177,17 +177,17 @@ DRS = TagMethod('drs', DrsNet)
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500020
 def winner_take_all(
-    maps:np.ndarray, # (C,H,W) class maps, 0..1; row 0 is not looked at
+    maps:np.ndarray, # (C,H,W) class maps, 0..1; row 0 is ignored
 )->tuple: # (H,W) uint8 class, 0 where there is none; (H,W) uint8 its value, in 255ths
-    "Of each pixel only the strongest class, the first of equal ones"
+    "Strongest class of each pixel and its value; the first class wins ties"
     best = check_maps(maps)[1:].max(0)
     return np.where(best > 0, 1 + maps[1:].argmax(0), 0).astype(np.uint8), np.rint(255*best).astype(np.uint8)
 
 class MapTargets:
-    "The images of a weak set with the maps to be regressed: labels hold the winning class, regions its value in 255ths"
+    "A weak set with class maps as targets: `labels` hold the winning class, `regions` its value in 255ths"
     def __init__(self,
         weak:WeakSet, # images and tags
-        folder,       # of the maps, as `map_targets` writes them
+        folder,       # of the maps, written by `map_targets`
     ):
         self.weak, self.folder, self._memory = weak, Path(folder), BoundedCache()
         self.names, self.classes, self.c = weak.names, weak.classes, weak.c
@@ -196,14 +196,14 @@ class MapTargets:
 
     def paths(self,
         i:int, # which image
-    )->tuple: # of winning classes, of values
-        "Where the maps of an image lie"
+    )->tuple: # file of winning classes, file of their values
+        "Files of the maps of an image"
         return tuple(inside(self.folder/part, self.names[i], '.png') for part in ('classes', 'values'))
 
     def sample(self,
         i:int, # which image
     )->Sample:
-        "An image, its winning classes (254 where nothing is tagged), their values and its tags"
+        "An image, its winning classes (254 if it has no tags), their values and its tags"
         s = self.weak.sample(i)
         if not s.tags.any():
             return Sample(s.image, np.full_like(s.labels, UNLABELLED), np.zeros_like(s.regions), s.tags)
@@ -211,7 +211,7 @@ class MapTargets:
         return Sample(s.image, winner.astype(np.uint8), value.astype(np.int32), s.tags)
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d2500024
-def _sum_of(model): # tells one trained network from another
+def _sum_of(model): # checksum that identifies a trained network
     return crc32(b''.join(v.detach().float().cpu().numpy().tobytes() for v in model.state_dict().values()))
 
 def map_targets(
@@ -219,10 +219,10 @@ def map_targets(
     model:nn.Module,  # with `maps`, such as a trained `DrsNet`
     folder,           # where the maps are kept
     scales:tuple=(.5, 1., 1.5, 2.), # relative sizes
-    merge:str='max',  # of sizes; the released scripts take the maximum
+    merge:str='max',  # how sizes are merged; the release takes the maximum
     progress:bool=False, # show a bar over images?
 )->MapTargets:
-    "The class maps of a network, winners only, as images to regress; those that lie there already are kept"
+    "Write the winning class maps of a network as regression targets; existing files are kept"
     claim_folder(folder, dict(images=len(weak), scales=list(scales), merge=merge, network=_sum_of(model)))
     targets = MapTargets(weak, folder)
     for i in tqdm(range(len(weak)), 'maps', disable=not progress):
@@ -247,7 +247,7 @@ class RefineNet(TagNet):
     def forward(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
     )->torch.Tensor: # in training (B,C-1,h,w) maps, unbounded; in evaluation (B,C-1) scores of the tags
-        "Maps to learn from; of each its mean, to be scored"
+        "Class maps in training; their means, as tag scores, in evaluation"
         maps = self.classify(self.features(x))
         return maps if self.training else maps.relu().mean((2, 3))
 
@@ -255,7 +255,7 @@ class RefineLoss(MultiTermLoss):
     "Squared difference from the maps of another network, mean over foreground classes and known pixels"
     def forward(self,
         pred:torch.Tensor,    # (B,C-1,h,w) in training
-        labels:torch.Tensor,  # (B,H,W) winning class, 254 or 255 where nothing is known
+        labels:torch.Tensor,  # (B,H,W) winning class, 254 or 255 if unknown
         regions:torch.Tensor, # (B,H,W) its value in 255ths
         tags:torch.Tensor,    # (B,C) bool
     )->torch.Tensor: # scalar; 0 in evaluation, where there are no maps to regress
@@ -276,30 +276,30 @@ DRS_REFINER = TagMethod('drs_refined', RefineNet, RefineLoss, REFINE_RECIPE)
 
 def refine_maps(
     weak:WeakSet,    # images and tags
-    valid,           # an image set with masks, or a weak set, whose tags are scored round by round
+    valid,           # image set with masks, or weak set whose tags are scored after each round
     model:nn.Module, # trained, with `maps`
-    out,             # folder of the run, and of the maps
+    out,             # folder of the run and the maps
     recipe:Recipe=REFINE_RECIPE, # training
     rounds:int=1,    # of training
-    steps:int=200,   # optimiser steps a round
-    scales:tuple=(.5, 1., 1.5, 2.), # relative sizes at which the model looks
+    steps:int=200,   # optimiser steps per round
+    scales:tuple=(.5, 1., 1.5, 2.), # relative image sizes of the model's maps
     net:dict=None,   # further arguments of `RefineNet`
     seed:int=0,      # of order, initialisation and dropout
     workers:int=0,   # processes that load batches
 )->Learner: # trained; its model has `maps`
-    "A fresh network learns the maps of another from the images alone; what was interrupted goes on"
+    "Train a new network to predict the class maps of `model` from images alone, or resume the training"
     targets = map_targets(weak, model, Path(out)/'maps', scales)
     make = lambda dls, path: tag_learner(dls, DRS_REFINER, recipe, net, seed, path)
     return fit_run(make, targets, valid, recipe, rounds, steps, out, seed, workers)
 
 # %% ../../nbs/neighbours/10_drs.ipynb #d250002b
 def refine_classifier(
-    pipe:Pipeline, # with a classifier, which it replaces as the source of maps
+    pipe:Pipeline, # with a classifier; the refiner replaces it as the source of maps
     folder, # of the step
 )->Learner:
-    "The refiner of the classifier's maps"
+    "Train a network to predict the classifier's maps; later steps use its maps"
     if 'classifier' not in pipe.learners:
-        raise SpmlError(f"plan {[s.name for s in pipe.plan]}: refinement regresses the maps of a step 'classifier'; "
+        raise SpmlError(f"plan {[s.name for s in pipe.plan]}: step 'refine' needs the maps of a step 'classifier'; "
                         f"put it before")
     recipe = REFINE_RECIPE.but(bs=pipe.recipe.bs, crop=pipe.recipe.crop, steps=pipe.tag_steps)
     learn = refine_maps(pipe.weak, pipe.valid, pipe.learners['classifier'].model, folder, recipe, 1, pipe.tag_steps,
@@ -310,6 +310,6 @@ def refine_classifier(
 REFINE_STEP = Step('refine', refine_classifier, 'learner')
 
 def refined_plan()->tuple: # of `Step`, for `Pipeline(plan=)`
-    "SPML of tags, from maps that a fresh network has learnt from the classifier's"
+    "Steps of SPML from tags, with the classifier's maps refined by a second network"
     classifier, *others = PIPELINES['tags']
     return (classifier, REFINE_STEP, *others)

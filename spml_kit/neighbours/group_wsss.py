@@ -24,7 +24,7 @@ from ..cams.coattention import CoAttention
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #65c4a678
 class GraphDropout(nn.Module):
-    "Halve the strongest places of a state, or weigh all by their importance"
+    "Halve the strongest places of a state, or weight all places by their importance"
     def __init__(self,
         rate:float=.8, # probability that the strongest places are halved, 0..1
         level:float=.7, # share of the maximum from which a place is among the strongest, 0..1
@@ -36,10 +36,10 @@ class GraphDropout(nn.Module):
     def forward(self,
         state:torch.Tensor, # (B,D,h,w)
     )->torch.Tensor: # (B,D,h,w)
-        "The state with less of its strongest places; in evaluation as it is"
+        "The state with weaker strong places; unchanged in evaluation"
         if not self.training: return state
         strength = state.mean(1, keepdim=True)
-        if torch.rand(()) < self.rate: # one coin a call
+        if torch.rand(()) < self.rate: # one draw per call
             chosen = (strength < self.level*strength.amax((2, 3), keepdim=True)).to(state.dtype)
         else: chosen = strength.sigmoid()
         return (state*chosen + state)/2
@@ -57,19 +57,19 @@ class ConvGRU(nn.Module):
         message:torch.Tensor, # (B,D,h,w)
         state:torch.Tensor,   # (B,D,h,w)
     )->torch.Tensor: # (B,D,h,w) new state
-        "Between the old state and one proposed by the message"
+        "Mean of the old state and a proposed one, weighted by the update gate"
         both = torch.cat([message, state], 1)
         z, r = self.update(both).sigmoid(), self.reset(both).sigmoid()
         return (1 - z)*state + z*self.propose(torch.cat([message, r*state], 1)).tanh()
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #af730f88
 class GroupGraph(nn.Module):
-    "Images of a group that send each other messages"
+    "Images of a group that exchange messages"
     def __init__(self,
         dim:int,        # D, channels of a state
         rounds:int=3,   # T, of messages
-        agg:str='mean', # 'mean' of the messages, for groups of any size; or 'concat', for those of `group` images
-        group:int=3,    # G, images of a group; only 'concat' needs it
+        agg:str='mean', # 'mean' of the messages, for groups of any size; or 'concat', for groups of `group` images
+        group:int=3,    # G, images of a group; used by 'concat' only
         dropout:GraphDropout=None, # after each round; None: the released numbers
     ):
         super().__init__()
@@ -88,7 +88,7 @@ class GroupGraph(nn.Module):
         if self.agg == 'concat' and G != self.group:
             raise SpmlError(f"a group of {G} images, but agg='concat' was made for {self.group}; "
                             f"agg='mean' takes any number")
-        if G < 2: raise SpmlError("a group of one image has nobody to ask: two at least")
+        if G < 2: raise SpmlError("a group of one image has no partners: give two at least")
         for _ in range(self.rounds):
             own, news = states.flatten(0, 1), []
             for k in range(1, G):
@@ -108,12 +108,12 @@ class GroupNet(TagNet):
         agg:str='mean', # of messages: 'mean' or 'concat'
         node:str='map', # state of a node: its class 'map', or 'feat', projected features
         dim:int=64,    # channels of a state of features
-        drop:float=.8, # probability of the graph dropout to drop, 0..1
+        drop:float=.8, # rate of the graph dropout, 0..1
         **kwargs, # of `TagNet`
     ):
         super().__init__(n_classes, **kwargs)
         if node not in ('map', 'feat'): raise SpmlError(f"node='{node}' is not map or feat")
-        if group < 2: raise SpmlError(f"group={group}: a group has two images at least")
+        if group < 2: raise SpmlError(f"group={group}: a group needs two images at least")
         self.group, self.node, width = group, node, n_classes - 1 if node == 'map' else dim
         self.graph = GroupGraph(width, rounds, agg, group, GraphDropout(drop))
         if node == 'map': self.enter, self.leave = nn.Identity(), nn.Identity()
@@ -126,7 +126,7 @@ class GroupNet(TagNet):
 def look(self:GroupNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1
 )->tuple: # (B,C-1,h,w) maps of the single branch, (B,D,h,w) states
-    "What each image sees by itself"
+    "Maps and states of each image, before any message"
     features = self.features(x)
     single = self.classify(features)
     return single, single if self.node == 'map' else self.enter(features[-1])
@@ -135,11 +135,11 @@ def look(self:GroupNet,
 def forward(self:GroupNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1; in training groups side by side
 ): # in evaluation (B,C-1) logits of the tags; in training those of the single branch and of the group
-    "What `GroupLoss` and the metric take"
+    "Logits of the tags, for `GroupLoss` and the metric"
     if not self.training: return TagNet.forward(self, x)
     if len(x) % self.group:
-        raise SpmlError(f"a batch of {len(x)} images does not fall into groups of {self.group}: "
-                        f"weak_dls(..., group={self.group}) makes such that do")
+        raise SpmlError(f"a batch of {len(x)} images cannot be split into groups of {self.group}: "
+                        f"make batches with weak_dls(..., group={self.group})")
     single, states = self.look(x)
     after = self.graph(states.unflatten(0, (-1, self.group))).flatten(0, 1)
     return single.mean((2, 3)), self.leave(after).mean((2, 3))
@@ -151,21 +151,21 @@ def partners(self:GroupNet,
     size:tuple,     # (h,w) of its states
     related:list,   # of (image, tags)
 )->list: # of groups: lists of G-1 states (B,D,h,w)
-    "States of the images that stand beside the views: related ones, or changed copies of the views"
+    "States of the partners of the views: related images, or changed copies of the views"
     n, resize = self.group - 1, partial(F.interpolate, mode='bilinear', align_corners=False)
     fit = lambda o: resize(o, size).expand(len(x), -1, -1, -1)
     if related: others = [fit(self.look(o)[1]) for o, _ in related]
     else: others = [self.look(x.flip(-1))[1], fit(self.look(resize(x, scale_factor=.75))[1])]
-    others = others*(-(-n//len(others))) # as often as a group needs it
+    others = others*(-(-n//len(others))) # repeated until a group is full
     whole = len(others)//n*n
     return [others[k:k + n] for k in range(0, whole, n)]
 
 @patch
 def maps(self:GroupNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1, views of one image
-    related:list=(), # of (image (1,3,.,.), tags (C,) bool) that stand beside it, in groups
+    related:list=(), # of (image (1,3,.,.), tags (C,) bool) of its partners
 )->torch.Tensor: # (B,C,h,w) 0..1; row 0, background, is zero
-    "Mean of the single map and of what the groups see, each class divided by its maximum where it is positive"
+    "Mean of the single map and the graph's map; the positive part of each class is divided by its maximum"
     single, state = self.look(x)
     related = [r for r in related if r[1][1:].any()]
     groups = [torch.stack([state, *others], 1) for others in self.partners(x, state.shape[2:], related)]
@@ -178,12 +178,12 @@ def attention_weights(self:GroupNet,
     receiver:torch.Tensor, # (B,3,H,W) RGB, 0..1
     sender:torch.Tensor,   # (B,3,H',W') RGB, 0..1
 )->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
-    "Where each place of the receiver looks in the sender, in the first round; for pictures"
+    "Attention of each place of the receiver to the places of the sender in the first round; for pictures"
     return self.graph.attention.weights(self.look(receiver)[1], self.look(sender)[1])
 
 # %% ../../nbs/neighbours/12_group_wsss.ipynb #8173db32
 class GroupLoss(TagTermsLoss):
-    "Classification of the images in their group, and alone"
+    "Tag classification by the graph and by the single branch"
     names = 'group', 'single'
     def __init__(self,
         single:float=.4, # weight of the single branch
@@ -193,7 +193,7 @@ class GroupLoss(TagTermsLoss):
 
     @property
     def weights(self)->dict:
-        "Of the single branch, its own"
+        "Weights of the terms that are not weighted 1"
         return dict(single=self.single)
 
     def terms(self,
@@ -211,10 +211,10 @@ class AccumulateMaps(Callback):
     "Keep the maximum of the class maps over the rounds"
     order = 58
     def __init__(self,
-        weak:WeakSet,   # whose maps are kept
-        start:int=1,    # first round that counts, 0 is the first of all
+        weak:WeakSet,   # images and tags; their maps are kept
+        start:int=1,    # first round whose maps count, from 0
         least:float=.1, # probability of a class below which a round's map is left out, 0..1
-        scales:tuple=(1.,), # relative sizes at which the classifier looks
+        scales:tuple=(1.,), # relative image sizes of the maps
     ): self.weak, self.start, self.least, self.scales, self.kept = weak, start, least, scales, {}
 
     def after_epoch(self):
@@ -234,9 +234,9 @@ class AccumulateMaps(Callback):
         return (self.model.eval()(x)[0].sigmoid() >= self.least).cpu().numpy()
 
     def maps(self,
-        i:int, # image
+        i:int, # index of the image
     )->np.ndarray: # (C,H,W) float32, 0..1
-        "Class maps of an image so far"
+        "Class maps of an image, accumulated so far"
         out = np.zeros((self.weak.c, *self.weak.images.image(i).shape[:2]), np.float32)
         for c in range(1, self.weak.c): out[c] = self.kept.get((i, c), 0)
         return out

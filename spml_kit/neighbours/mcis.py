@@ -24,7 +24,7 @@ from ..cams.coattention import PairAttention
 def pair_targets(
     tags:torch.Tensor, # (2P,C) bool, partners side by side
 )->tuple: # (2P,C) bool shared with the partner, (2P,C) bool not shared
-    "Tags for the common and the contrast branch; column 0: are both images tagged? else nothing is known of either"
+    "Tags for the common and the contrast branch; column 0: are both images tagged? if not, the pair adds no loss"
     pairs = tags.view(-1, 2, tags.shape[1])
     known = pairs.any(2).all(1)[:, None, None]
     shared = (pairs[:, :1] & pairs[:, 1:]).expand_as(pairs)
@@ -33,12 +33,12 @@ def pair_targets(
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #11a923fc
 class McisNet(TagNet):
-    "A tag classifier with two more branches that look at pairs of images"
+    "A tag classifier with two more branches, for pairs of images"
     def __init__(self,
         n_classes:int, # C, background included
-        dim:int=128, # channels that are compared
-        mirrored:bool=True, # learn from an image and its mirror image too?
-        sizes:tuple=(.75,), # learn from an image and its copies at these relative sizes too; the release: (.75, 2.)
+        dim:int=128, # channels of the compared features
+        mirrored:bool=True, # also learn from an image and its mirror image?
+        sizes:tuple=(.75,), # also learn from an image and its copies at these relative sizes; the release: (.75, 2.)
         scaled:bool=True, # divide affinities by the root of `dim`? the release: False
         **kwargs, # of `TagNet`
     ):
@@ -52,21 +52,21 @@ class McisNet(TagNet):
     def features(self,
         x:torch.Tensor, # (B,3,H,W) RGB, 0..1
     )->list: # of maps, the last (B,dim,h,w), >= 0
-        "Feature maps; the last is compared"
+        "Feature maps; pairs are compared by the last"
         maps = super().features(x)
         return [*maps, self.project(maps[-1])]
 
     def judge(self,
         x:torch.Tensor, # (B,dim,h,w) features
     )->torch.Tensor: # (B,C-1,h,w)
-        "What the branches of pairs see"
+        "Class maps of the pair branches"
         return self.pair_classifier(self.dropout(x))
 
     def contrast(self,
         own:torch.Tensor,    # (B,dim,h,w) features of an image
-        common:torch.Tensor, # (B,dim,h,w) what its partner has of them
+        common:torch.Tensor, # (B,dim,h,w) features that it has in common with its partner
     )->torch.Tensor: # (B,dim,h,w)
-        "What is left of an image"
+        "Features of an image without those that it has in common with its partner"
         return own*(1 - self.gate(common).sigmoid())
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #f452e538
@@ -74,7 +74,7 @@ class McisNet(TagNet):
 def copies(self:McisNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1
 )->list: # of (B,3,.,.)
-    "An image's partners in its self pairs"
+    "Changed copies of the images, their partners in self pairs"
     resized = [F.interpolate(x, scale_factor=s, mode='bilinear', align_corners=False) for s in self.sizes]
     return [x.flip(-1)]*self.mirrored + resized
 
@@ -82,13 +82,13 @@ def copies(self:McisNet,
 def forward(self:McisNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1; in training partners side by side
 ): # in evaluation (B,C-1) logits of the tags; in training basic, common, contrast (B,C-1) and a list of self pairs
-    """What `McisLoss` and the metric take
+    """Logits of the tags, for `McisLoss` and the metric
 
     A self pair is (basic, common, common of the copy), each (B/2,C-1)."""
     if not self.training: return TagNet.forward(self, x)
     if len(x) % 2:
-        raise SpmlError(f"a batch of {len(x)} images does not fall into pairs: "
-                        f"weak_dls(..., group=2) makes such that do")
+        raise SpmlError(f"a batch of {len(x)} images cannot be split into pairs: "
+                        f"make batches with weak_dls(..., group=2)")
     mean = lambda maps: maps.mean((2, 3))
     features = self.features(x)
     one, two = features[-1][0::2], features[-1][1::2]
@@ -105,9 +105,9 @@ def forward(self:McisNet,
 @patch
 def common_maps(self:McisNet,
     own:torch.Tensor,     # (B,dim,h,w) features of views of the query
-    partner:torch.Tensor, # (1 or B,dim,k,l) features of what they are paired with
+    partner:torch.Tensor, # (1 or B,dim,k,l) features of the partner
 )->torch.Tensor: # (B,C-1,h,w)
-    "Class maps of what a partner has in common with the query"
+    "Class maps of the features that a partner has in common with the query"
     return self.judge(self.attention.receive(own, partner.expand(len(own), -1, -1, -1)))
 
 @patch
@@ -115,8 +115,8 @@ def maps(self:McisNet,
     x:torch.Tensor, # (B,3,H,W) RGB, 0..1, views of one image
     related:list=(), # of (image (1,3,.,.), tags (C,) bool) of its partners
     least:float=.1, # probability of a class in a map, below which the map is left out, 0..1
-)->torch.Tensor: # (B,C,h,w) of any sign without partners; of a class that a partner shows 0..1; row 0 is zero
-    "Class maps: of the basic branch, or where a partner shows the class, of what is common"
+)->torch.Tensor: # (B,C,h,w) 0..1 for a class that a partner shows, else of any sign; row 0 is zero
+    "Class maps of the common features, or of the basic branch for classes that no partner shows"
     features = self.features(x)
     basic, own = self.classify(features), features[-1]
     related = [(o, t) for o, t in related if t[1:].any()]
@@ -136,21 +136,21 @@ def attention_weights(self:McisNet,
     receiver:torch.Tensor, # (B,3,H,W) RGB, 0..1
     sender:torch.Tensor,   # (B,3,H',W') RGB, 0..1
 )->torch.Tensor: # (B,h,w,k,l), of sum 1 over the sender's places
-    "Where each place of the receiver looks in the sender; for pictures"
+    "Attention of each place of the receiver to the places of the sender; for pictures"
     return self.attention.weights(self.features(receiver)[-1], self.features(sender)[-1])
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #f12c4998
 class McisLoss(TagTermsLoss):
-    "Basic, common and contrast classification of pairs, and that of self pairs"
+    "Tag classification by the basic, common and contrast branches, and of self pairs"
     names = 'basic', 'common', 'contrast', 'self'
     def __init__(self,
-        empty:str='skip', # contrast of images without a tag of their own: 'skip' it, or 'zero': they hold nothing more
-        contrast_from:float=0., # share of the training after which the contrast begins, 0..1; the release: 2/15
-        contrast:bool=True, # is there a contrast at all?
-        selves:bool=True, # are there self pairs?
+        empty:str='skip', # contrast of images without unshared tags: 'skip' it, or 'zero': learn that no class is left
+        contrast_from:float=0., # share of the training after which the contrast loss starts, 0..1; the release: 2/15
+        contrast:bool=True, # use the contrast loss?
+        selves:bool=True, # use self pairs?
     ):
         super().__init__()
-        if empty not in ('skip', 'zero'): raise SpmlError(f"empty='{empty}' is not skip or zero")
+        if empty not in ('skip', 'zero'): raise SpmlError(f"empty='{empty}' must be skip or zero")
         self.empty, self.contrast_from, self.contrast, self.selves = empty, contrast_from, contrast, selves
 
     def terms(self,
@@ -172,14 +172,14 @@ MCIS = TagMethod('mcis', McisNet, McisLoss, group=2, related=3)
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #e3393416
 class JoinedSet:
-    "A weak set and further images, to learn from"
+    "A weak set and further images as one training set"
     def __init__(self,
         weak:WeakSet,  # the training set
         extra:WeakSet, # further images of the same classes
     ):
         if weak.classes != extra.classes:
             raise SpmlError(f"extra images have the classes {list(extra.classes.names)}, "
-                            f"the training set {list(weak.classes.names)}: they must agree")
+                            f"the training set {list(weak.classes.names)}: use sets with the same classes")
         self.parts, self.classes, self.c = (weak, extra), weak.classes, weak.c
         self.names = [*weak.names, *(f'extra/{n}' for n in extra.names)]
 
@@ -187,14 +187,14 @@ class JoinedSet:
     def _at(self, i): return (self.parts[0], i) if i < len(self.parts[0]) else (self.parts[1], i - len(self.parts[0]))
 
     def tags(self,
-        i:int, # which
+        i:int, # index of the image
     )->np.ndarray: # (C,) bool
         "Classes of an image, background included"
         part, k = self._at(i)
         return part.tags(k)
 
     def sample(self,
-        i:int, # which
+        i:int, # index of the image
     ): # `Sample`
         "An image and what is known about it"
         part, k = self._at(i)
@@ -202,15 +202,15 @@ class JoinedSet:
 
 # %% ../../nbs/neighbours/11_mcis.ipynb #e3393417
 def with_wrong_tags(
-    weak:WeakSet, # with good tags
+    weak:WeakSet, # with correct tags
     rate:float,   # probability that a tag is replaced by another class, 0..1
     seed:int=0,   # of the errors
 )->WeakSet: # with the same images
-    "A set whose tags are wrong at a known rate"
+    "The set with some tags replaced by random classes"
     if not 0 <= rate <= 1: raise SpmlError(f"rate {rate} must lie in 0..1")
-    def said(i):
+    def tags_of(i):
         rng, tags = rng_of(seed, 'wrong tags', i), np.flatnonzero(weak.tags(i))
         return [c if c == 0 or rng.random() >= rate else 1 + int(rng.integers(weak.c - 1)) for c in tags]
     other = copy.copy(weak)
-    other.given_tags = said
+    other.given_tags = tags_of
     return other

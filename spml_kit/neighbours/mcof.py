@@ -35,14 +35,14 @@ def region_seed_labels(
     labels:np.ndarray,  # (H,W) label map, 0..C-1, 254 and 255
     regions:np.ndarray, # (H,W) ids 0..R-1
     n_classes:int,      # C
-    purity:float=.7,    # least share of the winner among the labelled pixels of a region, above 0, up to 1
+    purity:float=.7,    # least share of the most frequent class among the labelled pixels of a region, above 0, up to 1
     labelled:float=.5,  # least share of labelled pixels in a region, above 0, up to 1
-)->np.ndarray: # (R,) uint8 class of each region, 254 where its seeds do not decide
-    "The label of each region, where its seeds agree; ties to the smallest class"
+)->np.ndarray: # (R,) uint8 class of each region, 254 if its seeds do not agree
+    "Label of each region whose seeds agree; the smallest class wins ties"
     if not 0 < purity <= 1 or not 0 < labelled <= 1:
-        raise SpmlError(f"purity {purity} and labelled {labelled} are shares above 0, at most 1")
+        raise SpmlError(f"purity {purity} and labelled {labelled} must be shares above 0, at most 1")
     if labels.shape != regions.shape:
-        raise SpmlError(f"labels are {labels.shape}, the regions {regions.shape}: they must agree")
+        raise SpmlError(f"labels are {labels.shape}, the regions {regions.shape}: the shapes must agree")
     ids, n = regions.ravel().astype(np.int64), int(regions.max()) + 1
     counts = np.bincount(ids*256 + labels.ravel(), minlength=n*256).reshape(n, 256)
     seeds = counts[:, :n_classes]
@@ -52,7 +52,7 @@ def region_seed_labels(
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000003
 class RegionNet(nn.Module):
-    "Mean features of a region to class logits: standardise, two layers"
+    "Class logits from the mean features of a region: standardisation and two layers"
     def __init__(self,
         dim:int,       # D, width of the features
         n_classes:int, # C
@@ -77,7 +77,7 @@ def region_loss(
     labels:torch.Tensor, # (N,) 0..C-1
     areas:torch.Tensor,  # (N,) pixels of each region
 )->torch.Tensor: # scalar
-    "Cross-entropy, each region with the square root of its area as weight"
+    "Cross-entropy of regions, weighted by the square root of their area"
     w = areas.to(logits.dtype).sqrt()
     return (w*F.cross_entropy(logits, labels, reduction='none')).sum()/w.sum()
 
@@ -86,17 +86,17 @@ def train_region_net(
     labels:torch.Tensor,   # (N,) 0..C-1, or 254
     areas:torch.Tensor,    # (N,) pixels of each region
     n_classes:int,         # C
-    epochs:int=5,          # passes over the labelled regions, 1..; few, for many of the labels are wrong
+    epochs:int=5,          # passes over the labelled regions, 1..; few, since many labels are wrong
     lr:float=1e-3,         # of Adam
-    bs:int=256,            # regions a step
+    bs:int=256,            # regions per step
     seed:int=0,            # of initialisation, order and dropout
 )->RegionNet: # in evaluation mode
-    "Learn what the regions of a class have in common over all images"
+    "Train a classifier on the labelled regions of all images"
     known = torch.where(labels < n_classes)[0]
     found = labels[known].unique().tolist()
     if len(found) < 2:
-        raise SpmlError(f"the seeds of {len(labels)} regions name {len(found)} class(es), {found}: two at least are "
-                        f"needed; take a seed rule that labels more pixels, or smaller regions")
+        raise SpmlError(f"the seeds of {len(labels)} regions have {len(found)} class(es), {found}: two at least are "
+                        f"needed; use a seed rule that labels more pixels, or smaller regions")
     features, labels, areas = features[known].float(), labels[known].long(), areas[known]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -114,13 +114,13 @@ def train_region_net(
 def mine_regions(
     logits:torch.Tensor, # (R,C) of each region
     regions:np.ndarray,  # (H,W) ids 0..R-1
-    tags:np.ndarray,     # (C,) bool, classes of the image; the background takes part in any case
-    least:float=.5,      # a region whose winner among background and tags is less probable stays unlabelled, 0..1
-)->np.ndarray: # (H,W) uint8, one label a region; 254 everywhere without any tag
-    "Label every region by its features, among background and tags"
+    tags:np.ndarray,     # (C,) bool, classes of the image; background is always included
+    least:float=.5,      # a region stays unlabelled if its best class is less probable, 0..1
+)->np.ndarray: # (H,W) uint8, one label per region; 254 everywhere without any tag
+    "Give every region its most probable class among background and tags"
     tags = np.asarray(tags, bool)
     if tags.shape != (logits.shape[1],):
-        raise SpmlError(f"{tags.size} tags, but {logits.shape[1]} classes: one flag per class, background included")
+        raise SpmlError(f"{tags.size} tags, but {logits.shape[1]} classes: give one per class, background too")
     if len(logits) <= regions.max(): raise SpmlError(f"logits of {len(logits)} regions, but ids up to {regions.max()}")
     if not 0 <= least <= 1: raise SpmlError(f"least {least} is outside 0..1")
     if not tags.any(): return np.full(regions.shape, UNLABELLED, np.uint8)
@@ -131,10 +131,10 @@ def mine_regions(
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000006
 def colour_log_likelihood(
     lab:np.ndarray,  # (H,W,3) CIE Lab colours
-    inside:np.ndarray, # (H,W) bool, the pixels that make the histograms
-    bins:int=16,     # of each channel
+    inside:np.ndarray, # (H,W) bool, the pixels of the histograms
+    bins:int=16,     # bins of each channel
 )->np.ndarray: # (H,W) sum of the logs over the channels
-    "How likely each pixel's colour is among these pixels: one histogram a channel, each bin with one count more"
+    "Log-likelihood of each pixel's colour under one histogram per channel, each bin with one extra count"
     low, high = np.array([0., -128, -128]), np.array([100., 128, 128])
     place = ((lab - low)/(high - low)*bins).astype(int).clip(0, bins - 1) # (H,W,3)
     counts = np.stack([np.bincount(place[inside][:, k], minlength=bins) for k in range(3)]) + 1.
@@ -143,22 +143,22 @@ def colour_log_likelihood(
 def posterior(
     prior:np.ndarray, # 0..1, of the object
     ratio:np.ndarray, # log-likelihood of the object minus that of the rest, finite
-)->np.ndarray: # 0..1; a prior of 0 or 1 stays what it is
+)->np.ndarray: # 0..1; a prior of 0 or 1 is kept
     "Bayes' rule in logs: s p / (s p + (1 - s) q)"
     return expit(logit(prior) + ratio)
 
 def bayes_refine(
     image:np.ndarray,    # (H,W,3) uint8 RGB, or what `as_image` takes
-    inside:np.ndarray,   # (H,W) bool, the object as it was mined
+    inside:np.ndarray,   # (H,W) bool, the mined object
     saliency:np.ndarray, # (H,W) 0..1, the prior
-    bins:int=16,         # of each channel of Lab
-    exponent:float=1.,   # of the likelihoods; 1/3 where three channels that know the same shall not count thrice
-    least:int=50,        # pixels; where object or rest have fewer, the prior alone decides
+    bins:int=16,         # bins of each channel of Lab
+    exponent:float=1.,   # of the likelihoods; 1/3 takes the mean over the three channels instead of the sum
+    least:int=50,        # pixels; if object or rest have fewer, the prior is returned
 )->np.ndarray: # (H,W) probability of the object, 0..1
-    "Object or not, from saliency and the colours of what was mined"
+    "Probability of the object from saliency and the colours of the mined object"
     saliency = np.asarray(saliency, float)
     if not (saliency.min() >= 0 and saliency.max() <= 1):
-        raise SpmlError(f"saliency lies in 0..1, this in {saliency.min():.3g}..{saliency.max():.3g}")
+        raise SpmlError(f"saliency must lie in 0..1, but lies in {saliency.min():.3g}..{saliency.max():.3g}")
     if min(inside.sum(), (~inside).sum()) < least: return saliency
     lab = rgb2lab(as_image(image))
     ratio = colour_log_likelihood(lab, inside, bins) - colour_log_likelihood(lab, ~inside, bins)
@@ -167,14 +167,14 @@ def bayes_refine(
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000007
 @torch.no_grad()
 def region_features(
-    model:BackboneNet,  # its maps of stride 4 and coarser are read
+    model:BackboneNet,  # its maps of stride 4 and coarser are used
     image:np.ndarray,   # (H,W,3) uint8, or what `as_image` takes
     regions:np.ndarray, # (H,W) ids 0..R-1
 )->torch.Tensor: # (R,D) mean of each region, D the channels of all these maps
-    "What a network sees of every region"
+    "Mean features of every region"
     if not isinstance(model, BackboneNet):
-        raise SpmlError(f"mining reads the maps of a `BackboneNet`, and {type(model).__name__} is none; "
-                        f"take a classifier that is")
+        raise SpmlError(f"mining needs the feature maps of a `BackboneNet`, and {type(model).__name__} is none; "
+                        f"use a classifier that is one")
     device = next(model.parameters()).device
     x = image_tensor(image, device)
     ids, model = torch.as_tensor(regions, device=device), model.eval()
@@ -182,12 +182,12 @@ def region_features(
     fit = lambda m: F.interpolate(m.float(), regions.shape, mode='bilinear', align_corners=False)[0]
     return torch.cat([region_pool(fit(m), ids) for m in coarse], 1)
 
-_seen = WeakKeyDictionary() # pipeline to the features of its regions: the classifier is the same in every round
+_seen = WeakKeyDictionary() # features of the regions, by pipeline: the classifier is the same in every round
 
 def _features_of(pipe):
     if pipe not in _seen:
         if 'classifier' not in pipe.learners:
-            raise SpmlError("mining reads the features of the classifier: "
+            raise SpmlError("mining needs the features of the classifier: "
                             "the step 'classifier' must come first, and cannot be skipped")
         samples = map(pipe.weak.sample, range(len(pipe.weak)))
         _seen[pipe] = [region_features(pipe.learners['classifier'].model, s.image, s.regions) for s in samples]
@@ -195,11 +195,11 @@ def _features_of(pipe):
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000008
 def mined_labels(
-    pipe:Pipeline, # with a classifier and labels, which are the seeds
-    todo:list,     # numbers of images
+    pipe:Pipeline, # with a classifier, and labels as seeds
+    todo:list,     # indices of images
 ): # iterator: (H,W) uint8 of each
-    "Regions of all images, labelled by a `RegionNet` that learned the labels so far"
-    if not todo: return # nor is anything learned
+    "Label the regions of images by a `RegionNet` trained on the present labels of all images"
+    if not todo: return # without training
     features, every = _features_of(pipe), range(len(pipe.weak))
     seeds = [region_seed_labels((s := pipe.labels.sample(i)).labels, s.regions, pipe.weak.c) for i in every]
     areas = [np.bincount(pipe.weak.sample(i).regions.ravel()) for i in every]
@@ -212,10 +212,10 @@ def mined_labels(
 
 def refined_labels(
     pipe:Pipeline, # with labels of objects
-    todo:list,     # numbers of images
-    exponent:float=1., # of the likelihoods, see `bayes_refine`
+    todo:list,     # indices of images
+    exponent:float=1., # of `bayes_refine`
 ): # iterator: (H,W) uint8 of each
-    "Images of one tag: object where saliency and colours say so; all others as they were"
+    "Refine images of one tag by saliency and colours; leave all others unchanged"
     for i in todo:
         s = pipe.labels.sample(i)
         tags = np.flatnonzero(s.tags[1:]) + 1
@@ -225,20 +225,20 @@ def refined_labels(
 
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000009
 def train_network(
-    pipe:Pipeline, # whose labels so far it learns
+    pipe:Pipeline, # with labels to learn
     folder, # of the step
 )->Learner:
-    "A segmentation network, anew, by cross-entropy"
+    "Train a new segmentation network by cross-entropy"
     def make(dls, path):
         return spml_learner(dls, pipe.annotation, 'cross_entropy', pipe.recipe, seed=pipe.seed, path=path)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps)
 
 def network_labels(
     pipe:Pipeline, # with a segmentation network
-    todo:list,     # numbers of images
-    name:str,      # of the step that trained it
+    todo:list,     # indices of images
+    name:str,      # of the step that trained the network
 ): # iterator: (H,W) uint8 of each
-    "What the network sees in the training images, among background and tags"
+    "Predictions of the network on the training images, restricted to background and tags"
     samples, ahead = tee(map(pipe.weak.sample, todo))
     tagged, mirror = (s.image for s in ahead if s.tags.any()), pipe.weak.classes.mirrored
     seen = stream_head(pipe.learners[name].model, tagged, flip=True, mirror=mirror)
@@ -251,10 +251,10 @@ def network_labels(
 # %% ../../nbs/neighbours/15_mcof.ipynb #e5000010
 def mcof_plan(
     rounds:int=3,        # of mining and segmenting, 1..
-    mine:bool=True,      # mine regions? False: the network alone, from its own labels
-    refine_rounds:int=1, # the first so many rounds are refined by saliency, 0..rounds
+    mine:bool=True,      # mine regions? False: the network alone, trained on the seeds, then on its predictions
+    refine_rounds:int=1, # number of first rounds that are refined by saliency, 0..rounds
 )->tuple: # of `Step`, for `Pipeline(plan=)`
-    "Seeds, then in each round: mine, refine, learn, predict"
+    "Steps of MCOF: seeds, then in each round mine, refine, train, predict"
     if rounds < 1 or not 0 <= refine_rounds <= rounds:
         raise SpmlError(f"rounds {rounds} must be at least 1, refine_rounds {refine_rounds} in 0..{rounds}")
     steps = [CLASSIFIER, SEEDS]
@@ -268,5 +268,5 @@ def mcof_plan(
 def mcof_spml_plan(
     rounds:int=3, # of mining and segmenting, 1..
 )->tuple: # of `Step`, for `Pipeline(plan=)`
-    "SPML of tags, with the labels of MCOF in place of the seeds"
+    "Steps of SPML from tags, with the labels of MCOF instead of the seeds"
     return (*mcof_plan(rounds), *PIPELINES['tags'][2:])

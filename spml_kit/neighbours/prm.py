@@ -34,9 +34,9 @@ def peak_mask(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign
     window:int=3,      # side of the window, odd, >= 3
 )->torch.Tensor: # (B,C,h,w) bool
-    "Places that are the largest of their window, the first of equal ones, and not below the median of their map"
+    "Places that are the maximum of their window and not below the median of their map; the first place wins ties"
     if window < 3 or window % 2 == 0:
-        raise SpmlError(f"window {window} must be odd and at least 3: a peak stands in the middle of it")
+        raise SpmlError(f"window {window} must be odd and at least 3, with the peak in its middle")
     still = maps.detach().float()
     at = F.max_pool2d(still, window, 1, window//2, return_indices=True)[1]
     own = torch.arange(at[0, 0].numel(), device=at.device).view(at.shape[-2:])
@@ -45,7 +45,7 @@ def peak_mask(
 def peak_scores(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign
     window:int=3,      # side of the window, odd, >= 3
-    legacy_grad:bool=False, # every peak takes the whole gradient, as in the released code, instead of its share?
+    legacy_grad:bool=False, # does every peak get the full gradient, as in the release, instead of its share?
 )->torch.Tensor: # (B,C) mean of each map over its peaks
     "Peak stimulation: the score of a class is the mean of its peaks"
     peaks = peak_mask(maps, window)
@@ -63,7 +63,7 @@ def upsampled(
     return F.interpolate(maps, [(n - 1)*factor + 1 for n in maps.shape[-2:]], mode='bilinear', align_corners=True)
 
 class PrmNet(TagNet):
-    "A tag classifier that is judged by the peaks of its class maps"
+    "A tag classifier that scores a class by the peaks of its map"
     def __init__(self,
         n_classes:int, # C, background included
         factor:int=8,  # of `upsampled`
@@ -85,16 +85,16 @@ PRM = TagMethod('prm', PrmNet)
 # %% ../../nbs/neighbours/14_prm.ipynb #db936e84
 def find_peaks(
     maps:torch.Tensor, # (B,C,h,w) evidence, any sign; row 0 is background
-    tags=None,    # (B,C) bool, classes of each image; None: any may be there whose peak is above 0
+    tags=None,    # (B,C) bool, classes of each image; None: any class with a peak above 0
     window:int=3, # of `peak_mask`
-    least:float=.5, # share of the largest height above its map's median that a peak of the image must exceed, 0..1
+    least:float=.5, # least height of a peak above its map's median, as a share of the image's largest, 0..1
 )->torch.Tensor: # (P,4) int64, rows image, class, y, x, in this order; without background
-    "Peaks that tell of objects"
+    "Peaks that indicate objects"
     known = np.ones(maps.shape[:2]) if tags is None else np.asarray(tags)
     known = torch.as_tensor(known, dtype=torch.bool)
     if known.shape != maps.shape[:2]:
         raise SpmlError(f"tags {tuple(known.shape)}, maps {tuple(maps.shape)}: "
-                        f"one flag per image and class, background included")
+                        f"give one flag per image and class, background included")
     if not maps.isfinite().all():
         raise SpmlError("class maps are not finite: the network has diverged; "
                         "train it with a smaller learning rate")
@@ -113,16 +113,16 @@ def _to_inputs(q, x, weight, how): # the transposed convolution
     single = how['groups'] == x.shape[1] == len(weight)
     if how['stride'] == (1, 1) and min(rest) >= 0 and (single or how['groups'] == 1):
         turned = (weight if single else weight.transpose(0, 1)).flip(2, 3)
-        return F.conv2d(q, turned, None, **how | dict(padding=rest)) # quicker on a CPU than the gradient, and the same
+        return F.conv2d(q, turned, None, **how | dict(padding=rest)) # the same as the gradient, and faster on a CPU
     return torch.nn.grad.conv2d_input(x.shape, weight, q, **how)
 
 class _Convolution(Function):
-    "A convolution whose backward pass shares what arrives at each output among its inputs"
+    "A convolution whose backward pass distributes the mass of each output to its inputs"
     @staticmethod
     def forward(ctx, x, weight, shift, bias, how):
         ctx.save_for_backward(x, weight)
         ctx.shift, ctx.how = shift, how
-        # detached: dilated ones that ask for gradients are slow on a CPU
+        # detached: dilated convolutions with gradients are slow on a CPU
         return F.conv2d(x.detach(), weight.detach(), bias, **how)
 
     @staticmethod
@@ -133,12 +133,12 @@ class _Convolution(Function):
         with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
             u, weight = _raised(x, ctx.shift), weight.clamp_min(0)
             z = F.conv2d(u, weight, None, **ctx.how)
-            q = p.to(z.dtype)*torch.where(z < 1e-10, 0, 1/z) # where nothing contributed, nothing goes back
+            q = p.to(z.dtype)*torch.where(z < 1e-10, 0, 1/z) # without contributions, nothing is passed back
             return (u*_to_inputs(q, x, weight, ctx.how)).to(p.dtype), None, None, None, None
 
 # %% ../../nbs/neighbours/14_prm.ipynb #2da6a6ba
 class _Sum(Function):
-    "A sum of two branches that takes what arrives to each by its share"
+    "A sum of two branches whose backward pass distributes the mass in proportion to their values"
     @staticmethod
     def forward(ctx, a, b, shift):
         ctx.save_for_backward(a, b)
@@ -152,7 +152,7 @@ class _Sum(Function):
         return p*share, p*(1 - share), None
 
 class _Passed(Function):
-    "Another value, through which everything passes back unchanged"
+    "A replaced value; the backward pass is the identity"
     @staticmethod
     def forward(ctx, x, made): return made()
 
@@ -169,16 +169,16 @@ _PASSED = {F.batch_norm, F.group_norm, F.layer_norm, F.instance_norm,
 
 # %% ../../nbs/neighbours/14_prm.ipynb #5d28715f
 class PeakBackprop(TorchFunctionMode):
-    "Within it a network computes what it always does, and its gradients follow the rules of peak back-propagation"
+    "Context in which gradients follow peak back-propagation; the outputs of the network stay the same"
     def __init__(self,
-        model:nn.Module, # any made of convolutions
-        shift:bool=False, # subtract the minimum of the inputs, as in the released code? else negative ones count as 0
+        model:nn.Module, # network of convolutions
+        shift:bool=False, # subtract the minimum of the inputs, as in the release? else negative inputs count as 0
     ):
         super().__init__()
         self.model, self.shift = model, shift
 
     def __enter__(self):
-        self.own = [m for m in self.model.modules() if isinstance(m, DepthwiseDilated)] # with a gradient of their own
+        self.own = [m for m in self.model.modules() if isinstance(m, DepthwiseDilated)] # they define their gradient
         for m in self.own: m.forward = partial(nn.Conv2d.forward, m)
         return super().__enter__()
 
@@ -195,7 +195,7 @@ class PeakBackprop(TorchFunctionMode):
         gated = func in _PRODUCTS and len(both) == 2 and sum(b.shape[-2:] == (1, 1) for b in both) == 1
         if not gated and func not in _PASSED: return func(*args, **kwargs)
         signal = max(both, key=lambda b: b.shape[-1]*b.shape[-2]) if gated else both[0]
-        # of a copy: it may write into its input
+        # works on a copy, since func may write into its input
         made = lambda: func(*(a.clone() if a is both[0] else a for a in args), **kwargs)
         return _Passed.apply(signal, made)
 
@@ -204,15 +204,15 @@ class PeakBackprop(TorchFunctionMode):
 def convolve(self:PeakBackprop,
     x:torch.Tensor,      # (B,C,H,W)
     weight:torch.Tensor, # (D,C/groups,k,l)
-    bias=None, # (D,), or none
+    bias=None, # (D,), or None
     stride=1,  # as in `F.conv2d`
     padding=0, # as in `F.conv2d`
     dilation=1, # as in `F.conv2d`
     groups=1,  # as in `F.conv2d`
-)->torch.Tensor: # what `F.conv2d` gives
-    "A convolution, to be traced back"
+)->torch.Tensor: # the result of `F.conv2d`
+    "A convolution with the backward rule of `_Convolution`"
     stride, padding, dilation = ((n, n) if isinstance(n, int) else n for n in (stride, padding, dilation))
-    if isinstance(padding, str): # 'valid', or 'same' where one pixel more may be needed at the end
+    if isinstance(padding, str): # 'valid' or 'same'; 'same' may need one more pixel at the end
         reach = [0, 0] if padding == 'valid' else [d*(k - 1) for d, k in zip(dilation, weight.shape[2:])]
         if any(n % 2 for n in reach): x = F.pad(x, (0, reach[1] % 2, 0, reach[0] % 2))
         padding = tuple(n//2 for n in reach)
@@ -228,19 +228,19 @@ def _view(model, image, scale):
 def image_peaks(
     model:nn.Module,  # with `maps`: (B,3,H,W) to (B,C,h,w), such as a `PrmNet`
     image:np.ndarray, # (H,W,3) uint8, or what `as_image` takes
-    tags=None,        # (C,) bool, classes of the image; None: any may be there
-    scale:float=1.,   # relative size at which the network sees it
+    tags=None,        # (C,) bool, classes of the image; None: unknown
+    scale:float=1.,   # relative size of the image for the network
     factor:int=8,     # of `upsampled`
     window:int=3,     # of `peak_mask`
     least:float=.5,   # of `find_peaks`
-)->tuple: # (P,4) rows 0, class, y, x on the upsampled maps; (P,2) int array of the pixels y, x where they lie
+)->tuple: # (P,4) rows 0, class, y, x on the upsampled maps; (P,2) int array of their pixels y, x in the image
     "Peaks of one image"
     model.eval()
     image = as_image(image)
     with torch.no_grad(): maps = model.maps(_view(model, image, scale)).float()
     peaks = find_peaks(upsampled(maps, factor), None if tags is None else np.asarray(tags)[None], window, least)
     size, cells = (np.array(o, float) for o in (image.shape[:2], maps.shape[-2:]))
-    # of a map of n cells, each is the n-th part of the image
+    # each of n cells covers 1/n of the image
     places = (peaks[:, 2:].cpu().numpy()/factor + .5)*size/cells - .5
     return peaks, places.round().clip(0, size - 1).astype(int)
 
@@ -253,8 +253,8 @@ def response_maps(
     factor:int=8,       # as for the peaks
     shift:bool=False,   # of `PeakBackprop`
     batch:int=8,        # peaks in one pass, >= 1
-)->np.ndarray: # (P,H,W) float32, >= 0, each of sum 1; 0 where nothing in the image speaks for the peak
-    "The pixels that made each peak (peak response maps)"
+)->np.ndarray: # (P,H,W) float32, >= 0, each of sum 1, or 0 if no pixel contributes to the peak
+    "Peak response maps: how much each pixel contributes to each peak"
     model.eval()
     image = as_image(image)
     x, std = _view(model, image, scale).requires_grad_(), getattr(model, 'std', 1.)
@@ -266,7 +266,7 @@ def response_maps(
         start[(torch.arange(len(some)), 0, *some[:, 1:].T)] = 1
         # one forward pass, since its sums are the same for all peaks
         back, = torch.autograd.grad(maps, x, start, is_grads_batched=True, retain_graph=True)
-        mass = (back[:, 0]*std).sum(1, keepdim=True) # std: colours are scaled on the way in
+        mass = (back[:, 0]*std).sum(1, keepdim=True) # std: the network divides colours by it
         mass = F.interpolate(mass.clamp_min(0), image.shape[:2], mode='bilinear', align_corners=False)[:, 0]
         out.append((mass/mass.sum((1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy())
     return np.concatenate(out)
@@ -284,14 +284,14 @@ def boundary_contrast(
 
 def connected_proposals(
     hierarchy:Hierarchy, # of the image
-    maps:np.ndarray=None, # (C,H,W) class maps, 0..1: connected parts of what lies above a threshold are proposed too
+    maps:np.ndarray=None, # (C,H,W) class maps, 0..1; their connected parts above thresholds are proposed too
     cuts:tuple=(2, 4, 6, 8, 12, 16, 24, 32, 48, 64), # numbers of regions at which the hierarchy is cut
     thresholds:tuple=(.3, .5, .7), # of the class maps, 0..1
     least:int=20,    # smallest mask, in pixels
     share:float=.85, # largest mask, share of the image, 0..1
-    most:int=150,    # masks in all; those of strongest boundary stay
-)->np.ndarray: # (P,H,W) bool, no two the same, the strongest boundary first
-    "Masks that may be objects"
+    most:int=150,    # masks in all; those with the strongest boundary are kept
+)->np.ndarray: # (P,H,W) bool, without duplicates, strongest boundary first
+    "Candidate masks of objects"
     found = [r == i for r in map(hierarchy.regions, cuts) for i in range(r.max() + 1)]
     for m in () if maps is None else maps[1:][maps[1:].any((1, 2))]:
         for t in thresholds:
@@ -305,31 +305,31 @@ def connected_proposals(
 
 # %% ../../nbs/neighbours/14_prm.ipynb #2505597f
 class Instance(NamedTuple):
-    "An object that was found"
+    "A detected object"
     label:int           # class id
-    score:float         # how well the mask agrees with the response map
+    score:float         # agreement of the mask with the response map
     mask:np.ndarray     # (H,W) bool
-    response:np.ndarray # (H,W) float32, response map; those that led to the same object added
+    response:np.ndarray # (H,W) float32, sum of the response maps of its peaks
 
 def unlikely_pixels(
     maps:np.ndarray,   # (C,H,W) class maps, 0..1
     labels:np.ndarray, # (P,) class ids
-    faint:float=.95,   # share of the mean of its map below which a class is hardly seen
+    faint:float=.95,   # share of the mean of a class map; the class is unlikely below it
 )->np.ndarray: # (P,H,W) bool
-    "Where each class is hardly seen"
+    "Pixels where each class is unlikely"
     return maps[labels] < faint*maps[labels].mean((1, 2), keepdims=True)
 
 def proposal_scores(
     responses:np.ndarray, # (P,H,W), each of sum 1
     proposals:np.ndarray, # (S,H,W) bool
-    unlikely=None,        # (P,H,W) bool: where the class of each peak is hardly seen; None: nowhere
-    alpha:float=.8,  # weight of the response inside; along the contour it has weight 1
+    unlikely=None,        # (P,H,W) bool: where the class of each peak is unlikely; None: nowhere
+    alpha:float=.8,  # weight of the response inside; the response along the contour has weight 1
     beta:float=2., # cost of unlikely pixels, times their share of the image
 )->np.ndarray: # (P,S)
-    "How well each proposal agrees with each response map"
+    "Agreement of each proposal with each response map"
     tensor = lambda a: torch.from_numpy(np.asarray(a, np.float32))
     inside = tensor(proposals)[:, None]
-    band = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2) # dilated without eroded
+    band = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2) # dilation minus erosion
     score = tensor(responses).flatten(1) @ (alpha*inside + band).flatten(1).T
     if unlikely is not None: score -= beta*tensor(unlikely).flatten(1) @ inside.flatten(1).T/inside[0].numel()
     return score.numpy()
@@ -338,27 +338,27 @@ def proposal_scores(
 def retrieve_instances(
     peaks:torch.Tensor,   # (P,4) rows image, class, y, x
     responses:np.ndarray, # (P,H,W), a response map for each
-    proposals:np.ndarray, # (S,H,W) bool, or a list of (H,W); none: no instances
-    maps:np.ndarray=None, # (C,H,W) class maps, 0..1, for the cost of pixels where the class is hardly seen
+    proposals:np.ndarray, # (S,H,W) bool, or a list of (H,W); empty: no instances
+    maps:np.ndarray=None, # (C,H,W) class maps, 0..1, for the cost of unlikely pixels
     alpha:float=.8,       # of `proposal_scores`
     beta:float=2.,        # of `proposal_scores`
-    faint:float=.95,      # share of the mean of its map below which a class is hardly seen
-    overlap:float=.3,     # IoU above which two instances of a class are one, 0..1
+    faint:float=.95,      # share of the mean of a class map; the class is unlikely below it
+    overlap:float=.3,     # IoU above which two instances of a class are merged, 0..1
 )->list: # of `Instance`, highest score first
-    "The proposal that agrees best with each peak, one for each object"
+    "Take the best proposal of each peak, and merge those of the same object"
     if len(peaks) != len(responses):
-        raise SpmlError(f"{len(peaks)} peaks, {len(responses)} response maps: one for each")
+        raise SpmlError(f"{len(peaks)} peaks, {len(responses)} response maps: give one for each peak")
     if not len(peaks) or not len(proposals): return []
     proposals, responses = np.asarray(proposals, bool), np.asarray(responses)
     if proposals.shape[1:] != responses.shape[1:]:
         raise SpmlError(f"proposals of {proposals.shape[1:]}, response maps of {responses.shape[1:]}: "
-                        f"both have the size of the image")
+                        f"both need the size of the image")
     labels = np.asarray(peaks[:, 1])
     unlikely = None if maps is None else unlikely_pixels(maps, labels, faint)
     scores = proposal_scores(responses, proposals, unlikely, alpha, beta)
     best, score, kept = scores.argmax(1), scores.max(1), []
     for i in np.argsort(-score, kind='stable'):
-        if not responses[i].any(): continue # nothing speaks for it
+        if not responses[i].any(): continue # no evidence for it
         same = [k for k in kept if k.label == labels[i]]
         near = mask_iou(proposals[best[i]][None], [k.mask for k in same])[0] > overlap if same else np.zeros(0, bool)
         if near.any(): same[near.argmax()].response[...] += responses[i]
@@ -369,8 +369,8 @@ def retrieve_instances(
 def instance_labels(
     instances:list, # of `Instance`
     shape:tuple,    # (H,W)
-)->np.ndarray: # (H,W) uint8 class ids, 0 where no instance is
-    "Union of the instances by class; where they overlap the highest score wins"
+)->np.ndarray: # (H,W) uint8 class ids, 0 outside all instances
+    "Label map of the instances; where they overlap, the highest score wins"
     out = np.zeros(shape, np.uint8)
     for o in sorted(instances, key=lambda o: o.score): out[o.mask] = o.label
     return out
@@ -378,8 +378,8 @@ def instance_labels(
 def instance_ids(
     instances:list, # of `Instance`
     shape:tuple,    # (H,W)
-)->np.ndarray: # (H,W) int32, 1.. in the order of the list, 0 where no instance is
-    "Instances as numbers; where they overlap the highest score wins"
+)->np.ndarray: # (H,W) int32, 1.. in the order of the list, 0 outside all instances
+    "Map of instance numbers; where they overlap, the highest score wins"
     out = np.zeros(shape, np.int32)
     for i, o in sorted(enumerate(instances, 1), key=lambda o: o[1].score): out[o.mask] = i
     return out
@@ -388,8 +388,8 @@ def response_class_maps(
     peaks:torch.Tensor,   # (P,4) rows image, class, y, x
     responses:np.ndarray, # (P,H,W), a response map for each
     n_classes:int, # C, background included
-)->np.ndarray: # (C,H,W) float32 in 0..1, each class divided by its maximum, as of `class_maps`
-    "Response maps added by class"
+)->np.ndarray: # (C,H,W) float32 in 0..1, each class divided by its maximum, like `class_maps`
+    "Sum of the response maps of each class"
     out = np.zeros((n_classes, *responses.shape[1:]), np.float32)
     for (_, c, _, _), r in zip(peaks.tolist(), responses): out[c] += r
     return out/np.maximum(out.max((1, 2), keepdims=True), 1e-12)
@@ -397,10 +397,10 @@ def response_class_maps(
 # %% ../../nbs/neighbours/14_prm.ipynb #9a702f60
 def peak_recall(
     peaks:torch.Tensor, # (P,4) rows image, class, y, x
-    places:np.ndarray,  # (P,2) pixels y, x where they lie, of `image_peaks`
-    truth:list,         # of (class id, (H,W) bool mask) of the image, as of `true_instances`
-)->tuple: # instances that hold a peak of their class, instances
-    "How many of the objects have a peak?"
+    places:np.ndarray,  # (P,2) pixels y, x of the peaks, of `image_peaks`
+    truth:list,         # of (class id, (H,W) bool mask) of the image, of `true_instances`
+)->tuple: # objects that contain a peak of their class, objects
+    "Count the objects that contain a peak of their class"
     found = 0
     for label, mask in truth:
         y, x = places[peaks[:, 1].cpu().numpy() == label].T

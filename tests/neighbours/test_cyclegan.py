@@ -426,7 +426,7 @@ def test_images_of_different_sizes_and_a_single_labelled_one(tmp_path):
     (lambda p: seen_masks(torch.ones(1, 2, 1, 1), "st"), "soft, straight, hard"), (lambda p: CycleLoss(None, critic_sees="st"), "soft, straight, hard"),
     (lambda p: CycleLoss(None, adversarial=-1), "adversarial -1"), (lambda p: CycleLoss(None, mask_cycle=math.nan), "mask_cycle nan"),
     (lambda p: CycleLoss(None, warmup=1.5), "warmup 1.5"), (lambda p: FakePool(-1), "-1 fakes"),
-    (lambda p: CycleNet(create_model(TINY, 2), 2, width=4), "multiple of 8"), (lambda p: learner(p, recipe=TINY.but(optimiser="sgd")), "want adamw"),
+    (lambda p: CycleNet(create_model(TINY, 2), 2, width=4), "multiple of 8"), (lambda p: learner(p, recipe=TINY.but(optimiser="sgd")), "need adamw"),
     (lambda p: learner(p, critic_rate=0.), "critic_rate 0.0"), (lambda p: learner(p, rate=math.nan), "rate nan"),
     (lambda p: cycle_learner(weak_dls(HALF.every, VALID, bs=2, crop=SIZE, steps=1, device="cpu"), TINY), "half_batches"),
     (lambda p: half(share=0), "above 0 and below 1"), (lambda p: half(share=1.), "above 0 and below 1"),

@@ -57,7 +57,7 @@ def test_a_place_is_clicked(kind, masks):
     ex = explore_coattention(network(kind), weak(masks), (0, 1, 2))
     before = ex.pictures[1].png
     ex.pictures[0].point = [3, 60]
-    assert ex.point == (3, 60) and len(ex.view.pictures) == 2 and ("% of the look" in str(ex.view.bars)) == masks
+    assert ex.point == (3, 60) and len(ex.view.pictures) == 2 and ("% of the weight" in str(ex.view.bars)) == masks
     ex.pictures[1].point = [1, 1] # nothing happens
     assert ex.point == (3, 60) and "first picture" in said(ex)
     ex.sender.value = 2
@@ -66,8 +66,8 @@ def test_a_place_is_clicked(kind, masks):
     assert "no pixel" in said(ex)
 
 
-def test_who_looks_nowhere():
-    with pytest.raises(SpmlError, match="does not look into"): attention_of(network(PrmNet), *map(weak().images.image, (0, 1)))
+def test_models_without_attention_are_refused():
+    with pytest.raises(SpmlError, match="no attention to other images"): attention_of(network(PrmNet), *map(weak().images.image, (0, 1)))
     for which in ((0,), (2, 99)):
         with pytest.raises(SpmlError, match="two at least"): explore_coattention(network(McisNet), weak(), which)
 
@@ -104,7 +104,7 @@ def segmenting(head="ocr"):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_a_pixel_draws_on_regions_as_the_head_says(masks):
+def test_weights_of_regions_are_those_of_the_head(masks):
     net, images = segmenting(), weak(masks)
     ex = explore_context(net, images, (1, 2))
     ex.pictures[0].point = [61, 5]
@@ -112,7 +112,7 @@ def test_a_pixel_draws_on_regions_as_the_head_says(masks):
     weights = seen.attention[0].view(h, w, 13)[5*h//64, 61*w//64].numpy()
     bars = [v for v, *_ in ex.view.bars.values()]
     assert bars == sorted(bars, reverse=True) and np.allclose(bars, np.sort(weights)[::-1][:6])
-    assert (" and is '" in ex.view.sentence) == masks and ex.point == (61, 5)
+    assert (" and labelled '" in ex.view.sentence) == masks and ex.point == (61, 5)
     before = ex.pictures[2].png
     ex.region.value = int(weights.argmin())
     assert ex.pictures[2].png != before and images.classes.names[int(weights.argmin())] in [*ex.view.pictures][2]
@@ -121,5 +121,5 @@ def test_a_pixel_draws_on_regions_as_the_head_says(masks):
 
 
 def test_other_heads_have_no_regions():
-    with pytest.raises(SpmlError, match="SoftmaxHead draws on no class regions"): explore_context(segmenting("softmax"), weak())
-    with pytest.raises(SpmlError, match="PrmNet draws on no class regions"): explore_context(network(PrmNet), weak())
+    with pytest.raises(SpmlError, match="SoftmaxHead has no class regions"): explore_context(segmenting("softmax"), weak())
+    with pytest.raises(SpmlError, match="PrmNet has no class regions"): explore_context(network(PrmNet), weak())

@@ -64,12 +64,12 @@ def test_seed_labels_at_the_thresholds_and_with_nothing_said():
     (lambda: mine_regions(torch.zeros(1, 3), np.zeros((2, 2), int), [1, 1]), "2 tags, but 3 classes"),
     (lambda: mine_regions(torch.zeros(1, 3), np.ones((2, 2), int), [1, 1, 0]), "ids up to 1"),
     (lambda: mine_regions(torch.zeros(1, 3), np.zeros((2, 2), int), [1, 1, 0], 2), "outside 0..1"),
-    (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), 1.1)), "saliency lies in 0..1"),
-    (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), np.nan)), "saliency lies in 0..1"),
+    (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), 1.1)), "saliency must lie in 0..1"),
+    (lambda: bayes_refine(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool), np.full((9, 9), np.nan)), "saliency must lie in 0..1"),
     (lambda: mcof_plan(0), "rounds 0"), (lambda: mcof_plan(2, refine_rounds=3), "refine_rounds 3"),
     (lambda: region_features(torch.nn.Conv2d(3, 3, 1), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), int)), "Conv2d is none"),
-    (lambda: train_region_net(torch.zeros(3, 2), torch.full((3,), UNLABELLED), torch.ones(3), 4), "name 0 class"),
-    (lambda: train_region_net(torch.zeros(3, 2), torch.tensor([1, 1, UNLABELLED]), torch.ones(3), 4), "name 1 class"),
+    (lambda: train_region_net(torch.zeros(3, 2), torch.full((3,), UNLABELLED), torch.ones(3), 4), "have 0 class"),
+    (lambda: train_region_net(torch.zeros(3, 2), torch.tensor([1, 1, UNLABELLED]), torch.ones(3), 4), "have 1 class"),
 ])
 def test_bad_input_is_refused(call, words):
     with pytest.raises(SpmlError, match=words): call()
@@ -269,7 +269,7 @@ def test_seeds_that_say_nothing_and_a_missing_classifier_are_told(tmp_path, whol
     p = make(tmp_path/"a", mcof_plan(1), rule=SeedRule(winner=1., share=1.))
     p.run(only=("classifier",))
     p.labels = p.weak.relabel(lambda i: np.full((64, 64), UNLABELLED, np.uint8))
-    with pytest.raises(SpmlError, match="name 0 class.es.*seed rule"): list(mined_labels(p, [0]))
+    with pytest.raises(SpmlError, match="have 0 class.es.*seed rule"): list(mined_labels(p, [0]))
     with pytest.raises(SpmlError, match="'seeds' needs class maps, which 'classifier' makes"): make(tmp_path/"b", mcof_plan(1), skip=["classifier"])
     p = make(tmp_path/"c", mcof_plan(1))
     with pytest.raises(SpmlError, match="step 'classifier' must come first"): list(mined_labels(p, [0]))

@@ -127,7 +127,7 @@ def landscape_figure(
         ax.scatter(part.gain, part.index, color=colours, s=45, zorder=3)
         ax.axvline(0, color='grey', lw=1)
         ax.set(yticks=part.index, yticklabels=[_words(r) for _, r in part.iterrows()], title=kind,
-               xlabel=f'gain in {measure}, points', ylim=(len(part) - .5, -.5))
+               xlabel=f"gain in {measure.replace('miou', 'mIoU')}, points", ylim=(len(part) - .5, -.5))
         ax.tick_params(axis='y', labelsize=8); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='x', alpha=.25)
     plt.close(fig)
     return fig

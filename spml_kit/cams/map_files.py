@@ -116,7 +116,7 @@ class MapFolder:
     ):
         self.folder, self.images, self.first = Path(folder), images, first
         if not self.folder.is_dir(): raise SpmlError(f"{folder}: no such folder of class maps")
-        if first not in (0, 1): raise SpmlError(f"first={first}: the id of the first class after the background is 0 or 1")
+        if first not in (0, 1): raise SpmlError(f"first={first}: the first class after the background has id 0 or 1")
         missing = [n for n in images.names if not self._files(n)]
         if missing:
             raise SpmlError(f"{folder}: no class maps (.npy or .npz) for {len(missing)} of {len(images)} images, the "

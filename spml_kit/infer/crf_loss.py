@@ -41,7 +41,7 @@ def crf_disagreement(
     small = (255*F.interpolate(images, (h, w), mode='area')).round().byte().permute(0, 2, 3, 1)
     S, counts = prob.flatten(2).transpose(1, 2).float(), counts.view(B, -1, 1).float()
     features = torch.stack([kernel.features(i) for i in small])
-    together = 1 if prob.device.type == 'cpu' else B # one lattice is faster on a GPU; on a CPU one image fits into the cache
+    together = 1 if prob.device.type == 'cpu' else B # on a GPU one lattice is faster, on a CPU one for each image
     parts = zip(*(o.split(together) for o in (S, features, counts)))
     each = [_Disagreement.apply(s, permutohedral(f).filter, c) for s, f, c in parts]
     return torch.stack(each).mean()

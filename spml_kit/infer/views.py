@@ -131,7 +131,7 @@ def stream_views(
     model.eval()
     bs = views_at_once(model, bs)
     if enlarged and getattr(model.head, 'sees_features', False):
-        raise SpmlError("enlarged=True: this head uses feature maps of the backbone, which are not enlarged; leave it out")
+        raise SpmlError("enlarged=True: this head uses maps of the backbone, which are not enlarged; leave it out")
     forward = partial(_windows, crop=crop, enlarged=enlarged) if crop else partial(_forward, enlarged=enlarged)
     for some in chunked(images, max(1, bs//len(looks))):
         shown = [(*_shown(model, image, *look, crop), look[1]) for image in some for look in looks]

@@ -248,8 +248,8 @@ def save_model(
 def _check_file(path, meta):
     "Raise an error if the metadata are not as `save_model` writes them"
     if meta.get('kind') != 'LabelModel':
-        raise SpmlError(f"{path}: not a model of the kit, but {meta.get('kind') or 'some other safetensors file'}; "
-                        f"give the model.spml of a run, or the run's folder")
+        raise SpmlError(f"{path}: no model of the kit, {meta.get('kind') or 'some other safetensors file'}; give the "
+                        f"model.spml of a run, or the run's folder")
     if meta.get('version') not in _HEADS.values():
         raise SpmlError(f"{path}: format {meta.get('version')!r}; this kit reads {FORMAT} and earlier: install the "
                         f"spml_kit that wrote it, or repeat the command of the run")

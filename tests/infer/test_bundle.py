@@ -116,7 +116,7 @@ REFUSED = {
     "a later format": (dict(version=FORMAT + 1), "format 4"),
     "no format": (dict(version=None), "format None"),
     "another kind": (dict(kind="SegmentIndex"), "no model of the kit, SegmentIndex"),
-    "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of another kind"),
+    "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of a wrong type"),
     "a class too many": (dict(classes=["background", "a", "b", "c", "d"], swaps=[]), "its tensors are not those of the network"),
     "a class of a pair that is gone": (dict(classes=["background", "a", "b", "c"]), "class 'left hand' is not one of"),
     "classes that repeat": (dict(classes=["background", "a", "a", "c"], swaps=[]), "repeat"),

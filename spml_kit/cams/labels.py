@@ -57,7 +57,7 @@ class SeedRule:
     salient:float = None # background is unlabelled where 1 - background is at least this; None: nowhere
     strong:float = 1.    # where `salient` is given: background is also unlabelled where a class map exceeds this
     least:float = 0.     # with a smaller share of object pixels, the whole image is unlabelled
-    source:str = ''      # of the numbers
+    source:str = ''      # reference for the numbers
 
     def __post_init__(self):
         for k in ('share', 'winner', 'threshold', 'conflict', 'salient', 'strong', 'least'):

@@ -16,53 +16,53 @@ from .labels import SEED_RULES, SeedRule, seed_labels, winning_class
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #d3c666d6
 def label_quality(
-    labels, # (H,W) label maps, 254 where nothing is said
+    labels, # (H,W) label maps, 254 where unlabelled
     masks,  # their true label maps
     n_classes:int, # C
-)->dict: # miou of the labelled pixels; precision, recall and coverage of the objects; unlabelled: all in percent
-    "How good are labels with gaps?"
+)->dict: # miou of the labelled pixels; precision, recall and coverage of the objects; unlabelled; in percent
+    "Quality of label maps with unlabelled pixels"
     labels, masks, C = list(labels), list(masks), n_classes
     if len(labels) != len(masks): raise SpmlError(f"{len(labels)} label maps for {len(masks)} masks; each needs one")
     counts = np.zeros((C, C + 1), np.int64) # the last column: unlabelled
     for label, mask in zip(labels, masks):
         if label.shape != mask.shape:
-            raise SpmlError(f"labels are {label.shape}, their mask {mask.shape}: they must agree")
+            raise SpmlError(f"labels have shape {label.shape}, their mask {mask.shape}: the shapes must agree")
         known = mask < C
-        said = np.where(label >= UNLABELLED, C, label)[known]
-        pairs = mask[known].astype(int)*(C + 1) + said
+        predicted = np.where(label >= UNLABELLED, C, label)[known]
+        pairs = mask[known].astype(int)*(C + 1) + predicted
         counts += np.bincount(pairs, minlength=C*(C + 1)).reshape(C, C + 1)
     confusion = Confusion(C)
     confusion.counts = counts[:, :C]
     percent = lambda part, whole: float(100*part.sum()/max(whole.sum(), 1))
-    own = counts.diagonal()[1:]
-    return dict(miou=confusion.mean_iou(present_only=True), precision=percent(own, counts[:, 1:C]),
-                recall=percent(own, counts[1:]),
+    right = counts.diagonal()[1:]
+    return dict(miou=confusion.mean_iou(present_only=True), precision=percent(right, counts[:, 1:C]),
+                recall=percent(right, counts[1:]),
                 coverage=percent(counts[1:, 1:C], counts[1:]), unlabelled=percent(counts[:, C], counts))
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #70694800
 SEED_THRESHOLDS = tuple(np.arange(.05, .96, .05).round(2).tolist())
 
 def threshold_labels(
-    maps:np.ndarray, # (C,H,W) class maps, 0..1, row 0 empty
+    maps:np.ndarray, # (C,H,W) class maps, 0..1; row 0 is not used
     threshold:float, # 0..1; background where no class exceeds it
 )->np.ndarray: # (H,W) uint8
-    "Strongest class, or background"
+    "Strongest class of each pixel, or background where it does not exceed the threshold"
     return np.where(maps[1:].max(0) > threshold, 1 + maps[1:].argmax(0), 0).astype(np.uint8)
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #65a45fdf
-def _choosing(maps, tune, what): # how many images choose; the others are judged
+def _choosing(maps, tune, what): # number of images on which to choose
     n = round(tune*len(maps))
     if not 0 < n < len(maps):
-        raise SpmlError(f"{len(maps)} images, of which {n} choose the {what}: both parts need some")
+        raise SpmlError(f"{len(maps)} images, {n} of them to choose the {what}: both parts need some")
     return n
 
 def seed_quality(
     maps,  # (C,H,W) class maps of many images
     masks, # their true label maps
     thresholds:tuple=SEED_THRESHOLDS, # to choose from, 0..1
-    tune:float=.5, # share of the images, the first ones, on which the threshold is chosen; the others are judged
-)->dict: # threshold, and `label_quality` of the judged images
-    "Quality of class maps at the best global threshold of other images"
+    tune:float=.5, # share of the images, the first ones, on which the threshold is chosen; 0..1
+)->dict: # threshold, and `label_quality` of the other images
+    "Quality of class maps at a threshold that is best on other images"
     maps, masks = list(maps), list(masks)
     if len(maps) != len(masks): raise SpmlError(f"{len(maps)} maps for {len(masks)} masks; each needs one")
     n = _choosing(maps, tune, 'threshold')
@@ -73,10 +73,10 @@ def seed_quality(
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #64a00002
 def pointing_accuracy(
-    maps,  # (C,H,W) class maps of many images; rows 0 are not looked at
+    maps,  # (C,H,W) class maps of many images; row 0 is not used
     masks, # their true label maps
-)->float: # percent of the classes that the masks hold; nan where they hold none
-    "How often does the largest value of a class map lie on an object of the class?"
+)->float: # percent of the classes in the masks; nan if the masks have none
+    "How often the largest value of a class map lies on an object of the class"
     hits = []
     for m, mask in zip(maps, masks, strict=True):
         held = [c for c in np.unique(mask) if 0 < c < len(m)]
@@ -88,11 +88,11 @@ def rule_quality(
     maps,  # (C,H,W) class maps of many images
     masks, # their true label maps
     tags,  # (C,) bool of each
-    strengths:dict, # of each form of the background: its (H,W) strengths, 0..1, image by image
+    strengths:dict, # form of the background to its (H,W) strengths, 0..1, one per image
     rule:SeedRule=SEED_RULES['plain'], # of `seed_labels`
-    tune:float=.5, # share of the images, the first ones, on which the form is chosen; the others are judged
-)->dict: # form, and `label_quality` of the judged images
-    "Quality of `seed_labels` with the form of the background that serves other images best"
+    tune:float=.5, # share of the images, the first ones, on which the form is chosen; 0..1
+)->dict: # form, and `label_quality` of the other images
+    "Quality of `seed_labels` with the form of the background that is best on other images"
     n = _choosing(maps, tune, 'background')
     def quality(form, at):
         labels = map(seed_labels, maps[at], tags[at], strengths[form][at], [rule]*len(masks[at]))
@@ -109,7 +109,7 @@ def threshold_plane(
     thresholds:tuple=(0., .1, .2, .3, .4, .5, .6, .7, .8, .9), # 0..1
     normalise:str='sum', # as in `tag_labels`
 )->dict: # alphas, thresholds, and a (powers, thresholds) array, percent, for each entry of `label_quality`
-    "Quality and gaps of `tag_labels` for every pair of background power and threshold"
+    "Quality and unlabelled share of `tag_labels` for every pair of background power and threshold"
     rows = []
     for alpha in alphas:
         won = [winning_class(m, t, alpha, normalise) for m, t in zip(maps, tags)]
@@ -119,8 +119,8 @@ def threshold_plane(
                 **{k: np.array([[q[k] for q in row] for row in rows]) for k in rows[0][0]})
 
 def plane_figure(
-    plane:dict, # what `threshold_plane` returns
-    entries:tuple=('unlabelled', 'miou', 'coverage'), # a picture of each
+    plane:dict, # result of `threshold_plane`
+    entries:tuple=('unlabelled', 'miou', 'coverage'), # one heat map each
 )->plt.Figure:
     "Heat maps over background power and threshold, in percent"
     fig, axs = plt.subplots(1, len(entries), figsize=(3.9*len(entries), 3.4), layout='constrained', squeeze=False)

@@ -103,7 +103,7 @@ def test_files_are_found_by_name(tmp_path):
     np.save(tmp_path/"im2.npy", {1: ONE})
     with pytest.raises(SpmlError, match="keep one"): read(s)
     with pytest.raises(SpmlError, match="no such folder"): MapFolder(tmp_path/"none", images)
-    with pytest.raises(SpmlError, match="is 0 or 1"): MapFolder(tmp_path, images, 2)
+    with pytest.raises(SpmlError, match="has id 0 or 1"): MapFolder(tmp_path, images, 2)
 
 
 # in pipelines and on the command line

@@ -116,7 +116,7 @@ REFUSED = {
     "a later format": (dict(version=FORMAT + 1), "format 4"),
     "no format": (dict(version=None), "format None"),
     "another kind": (dict(kind="SegmentIndex"), "no model of the kit, SegmentIndex"),
-    "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of another kind"),
+    "classes as text": (dict(classes="a b"), "classes is missing in its metadata, or of a wrong type"),
     "a class too many": (dict(classes=["background", "a", "b", "c", "d"], swaps=[]), "its tensors are not those of the network"),
     "a class of a pair that is gone": (dict(classes=["background", "a", "b", "c"]), "class 'left hand' is not one of"),
     "classes that repeat": (dict(classes=["background", "a", "a", "c"], swaps=[]), "repeat"),
@@ -127,10 +127,10 @@ REFUSED = {
     "unknown backbone": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="mobilenetv3_smal_050"))), "did you mean 'mobilenetv3_small_050'"),
     "another backbone": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="mobilenetv3_small_075"))), "its tensors are not those"),
     "unknown network": (dict(architecture=architecture(RECIPE) | dict(network="create_backbone")), "network 'create_backbone' is not one of"),
-    "unknown argument": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="mobilenetv3_small_050", nothing=3))), "no network is made of its architecture"),
-    "code": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="os:getcwd"))), "code of somebody's own"),
-    "another file": (dict(architecture=architecture(RECIPE) | dict(embed=dict(checkpoint_path="/etc/passwd"))), "leads to other files"),
-    "weights": (dict(architecture=architecture(RECIPE) | dict(embed=dict(weights="/etc/passwd"))), "leads to other files"),
+    "unknown argument": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="mobilenetv3_small_050", nothing=3))), "its architecture makes no network"),
+    "code": (dict(architecture=architecture(RECIPE) | dict(embed=dict(backbone="os:getcwd"))), "code outside the kit"),
+    "another file": (dict(architecture=architecture(RECIPE) | dict(embed=dict(checkpoint_path="/etc/passwd"))), "would read other files"),
+    "weights": (dict(architecture=architecture(RECIPE) | dict(embed=dict(weights="/etc/passwd"))), "would read other files"),
     "another head": (dict(architecture=architecture(RECIPE) | dict(head="linear")), "head 'linear' with None segments"),
     "a head that is no word": (dict(architecture=architecture(RECIPE) | dict(head=["drawn"])), "version of the kit, or was changed"),
     "drawn segments of a head that has none": (dict(architecture=architecture(RECIPE) | dict(segments=3)), "head 'softmax' with 3 segments"),
@@ -230,15 +230,15 @@ def test_the_format_is_the_first_that_had_such_a_head(model, drawn_file, tmp_pat
     with pytest.raises(SpmlError, match="version is missing"): load_model(changed(drawn_file, version=1))
 
 
-@pytest.mark.parametrize("how, why", [(dict(by="retrieval"), "holds no others"), (dict(scales=(1., .5)), "leave scales"), (dict(flip=True), "leave scales"), (dict(window=32, size=0), "leave scales")])
+@pytest.mark.parametrize("how, why", [(dict(by="retrieval"), "no training segments"), (dict(scales=(1., .5)), "leave scales"), (dict(flip=True), "leave scales"), (dict(window=32, size=0), "leave scales")])
 def test_a_drawn_model_sees_a_picture_once(drawn, how, why):
     with pytest.raises(SpmlError, match=why): drawn.predict(photo(64, 50), **how)
-    with pytest.raises(SpmlError, match="holds no others"): drawn.witnesses(photo(64, 50))
+    with pytest.raises(SpmlError, match="no training segments"): drawn.witnesses(photo(64, 50))
     assert np.array_equal(drawn.predict(photo(64, 50), window=64), drawn.predict(photo(64, 50))) # no larger than a window
 
 
 @pytest.mark.parametrize("said, why", [(dict(segments=8), "mu|label"), (dict(segments=0), "0 segments"), (dict(segments="9"), "9 segments"), (dict(dim=7), "differ"), (dict(embed=dict(backbone="mobilenetv3_small_075")), "differ"),
-    (dict(embed=dict(backbone="os:getcwd")), "somebody's own"), (dict(embed=dict(weights="/etc/passwd")), "leads to other files")])
+    (dict(embed=dict(backbone="os:getcwd")), "outside the kit"), (dict(embed=dict(weights="/etc/passwd")), "would read other files")])
 def test_a_drawn_model_that_was_changed_is_refused(drawn, drawn_file, said, why):
     with pytest.raises(SpmlError, match=why): load_model(changed(drawn_file, architecture=drawn.said | said))
 

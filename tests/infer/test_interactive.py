@@ -94,7 +94,7 @@ def test_what_is_not_drawn_on_leans_on_the_rest(images, net):
 @pytest.mark.parametrize("call, why", [
     (lambda s, m: s.update(0, m[:5]), "must agree"), (lambda s, m: s.update(3, m), "0..2"), (lambda s, m: s.update(-1, m), "0..2"),
     (lambda s, m: s.update(0, np.where(m == 254, np.uint8(200), m)), "200"), (lambda s, m: s.predict(0), "nothing is drawn"),
-    (lambda s, m: s.save("x"), "nothing is learnt")])
+    (lambda s, m: s.save("x"), "no state to save")])
 def test_bad_input_is_refused(images, net, call, why, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpmlError, match=why): call(LiveSegmenter(images, net=net), marks(images, 0))

@@ -94,7 +94,7 @@ def test_pseudo_label_spreads_what_the_head_says():
     assert (found[:, inner] == mask[:, inner]).all()
     only = pseudo_label(model, image, np.full_like(mask, UNLABELLED), np.array([False, False, True]))
     assert (only == 2).all()
-    with pytest.raises(SpmlError, match="without any known class"): pseudo_label(model, image, mask, np.zeros(3, bool))
+    with pytest.raises(SpmlError, match="without any tag"): pseudo_label(model, image, mask, np.zeros(3, bool))
 
 
 @pytest.mark.parametrize("keep_annotated", [True, False])

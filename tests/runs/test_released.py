@@ -58,7 +58,7 @@ def test_retrieval_in_windows_on_a_canvas():
     assert len(made[True]) < len(made[False]) # a part of the grid lies in the padding
     scores = next(stream_retrieval(model, images, made[True], weak.c, grid=(4, 4), crop=64, canvas=True))
     assert scores.shape == (weak.c, 48, 64) and torch.allclose(scores.sum(0), torch.ones(48, 64))
-    with pytest.raises(SpmlError, match="crop is none"): training_index(model, images, labels, weak.c, canvas=True)
+    with pytest.raises(SpmlError, match="give crop"): training_index(model, images, labels, weak.c, canvas=True)
 
 
 @pytest.mark.parametrize("crop", [None, 64])

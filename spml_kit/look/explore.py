@@ -22,7 +22,7 @@ from ..data.weak import SAID, SIMULATED, WeakSet
 from ..method.segments import Prototypes
 from ..method.memory import MemoryBank
 from .plot import draw_regions, overlay
-from .explain import CELL, View, cross, forces_table, grow, memory_strip, outline
+from .explain import CELL, View, cross, forces_table, grow, hex_of, memory_strip, outline
 from .explain import paint_forces, pixel_forces
 from .widgets import GAP, Explorer, mosaic, mosaic_at, view_step
 from .inputs import check_pixel, chosen, images_of, labels_of, loss_of, pixel_of
@@ -192,6 +192,12 @@ def _of_forces(self:explore_relations, f, seg, owned): # picture; numbers of the
     return np.concatenate([picture, gap, strip]), [m + int(k) for k in order]
 
 @patch
+def _colours(self:explore_relations, labels): # legend of the classes in the labels and in the strips
+    strips = [f.protos.label[order].numpy() for f, order in self.shown]
+    seen = [k for k in np.unique(np.concatenate([labels.ravel(), *strips])) if k < len(self.classes)]
+    return {self.classes.names[k]: hex_of(self.classes.palette[k]) for k in seen}
+
+@patch
 def _row(self:explore_relations, seg): # number of the pixel in the batch
     i, x, y = self.point
     check_pixel(self.point, len(self.rgb), self.size)
@@ -224,4 +230,5 @@ def draw(self:explore_relations):
     i, x, y = self.point
     where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == me).sum())} cells, "
              f"{self._name(int(seg.protos.label[me]))}.")
-    return View(' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)]), pictures, bars, tables)
+    sentence = ' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)])
+    return View(sentence, pictures, bars, tables, self._colours(labels))

@@ -566,7 +566,7 @@ def spml_sweep(
 # %% ../../nbs/api/runs/99_cli.ipynb #2350af17
 def _tables(args):
     from spml_kit.runs.tables import collect_runs, published, sweep_table
-    from spml_kit.runs.captions import tables_by_setting
+    from spml_kit.runs.captions import order_in_words, tables_by_setting
     sweeps = [] if args.table else sorted({p for folder in args.folders for p in folder.rglob('sweep.json')})
     for f in sweeps:
         table = sweep_table(f.parent).round(1).to_string(na_rep='')
@@ -579,7 +579,7 @@ def _tables(args):
         shown, passed = tables_by_setting(name, runs, every=bool(args.table))
         for title, data, setting, both, caption, reverse in shown:
             print(f"\n{title}: {caption}\n{both.round(1).to_string(na_rep='')}")
-            for a, b in reverse: print(f"  in the paper '{a}' is above '{b}'; here it is below")
+            if reverse: print(f'  {order_in_words(reverse)}')
             if args.out:
                 final = args.out/f'{name}_{data}_{setting}.csv'
                 if final.exists() and not read_text(final).startswith('cell,'):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import UNLABELLED, SpmlError
+from ..core import UNLABELLED, SpmlError, plural
 from ..regions.contours import gradient_contours
 from ..regions.oversegment import hierarchy_of
 from ..data.weak import SAID, SIMULATED, WeakSet
@@ -171,7 +171,8 @@ def _said(self:explore_relations, f, own):
     if not f.anchor: return f"{f.relation.name}: does not apply to this segment."
     pull, push = (-f.share).clamp_min(0), f.share.clamp_min(0)
     memory = [f' ({s[own:].sum():.0%} from the memory bank)' if len(f.protos) > own else '' for s in (pull, push)]
-    many = f'{int((pull > 0).sum())} segments pull{memory[0]}, {int((push > 0).sum())} push{memory[1]}'
+    many = (f"{plural(int((pull > 0).sum()), 'segment pulls', 'segments pull')}{memory[0]}, "
+            f"{plural(int((push > 0).sum()), 'pushes', 'push')}{memory[1]}")
     return f'{f.relation.name}: {many}. Force: {f.strength:.0%} of the maximum.'
 
 # %% ../../nbs/api/look/93_explore.ipynb #b20aaeee
@@ -228,7 +229,7 @@ def draw(self:explore_relations):
     weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
     bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in self.parts(seg, candidates, row).items()}
     i, x, y = self.point
-    where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == me).sum())} cells, "
+    where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {plural(int((seg.own == me).sum()), 'cell')}, "
              f"{self._name(int(seg.protos.label[me]))}.")
     sentence = ' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)])
     return View(sentence, pictures, bars, tables, self._colours(labels))

@@ -74,9 +74,9 @@ def release_model(
     lacking = [names[k] for k in ours if k not in given and not k.endswith('num_batches_tracked')]
     unknown = sorted({*tensors} - {*names.values()})
     other = [f'{names[k]} {tuple(v.shape)}' for k, v in given.items() if v.shape != ours[k].shape]
-    for some, what in ((lacking, 'are missing'), (unknown, 'have no place'), (other, 'have another shape')):
+    for some, what in ((lacking, 'missing tensors'), (unknown, 'unknown tensors'), (other, 'tensors of another shape')):
         if some:
-            raise SpmlError(f"{path}: not a model of the release with a ResNet-101: {len(some)} tensors {what}, first "
+            raise SpmlError(f"{path}: not a model of the release with a ResNet-101: {what}: {len(some)}, first "
                             f"{some[0]}")
     model.load_state_dict(ours | given)
     return model.eval()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'VOID', 'MAX_CLASSES', 'RENAMED', 'CLASS_COLOURS', 'VOC_CLASSES', 'SpmlError', 'warn', 'merged',
-           'did_you_mean', 'named_device', 'named_object', 'renamed_keys', 'voc_palette', 'Classes', 'check_labels',
-           'seed_everything', 'rng_of', 'data_root']
+           'plural', 'did_you_mean', 'named_device', 'named_object', 'renamed_keys', 'voc_palette', 'Classes',
+           'check_labels', 'seed_everything', 'rng_of', 'data_root']
 
 # %% ../nbs/api/00_core.ipynb #a7ff4fa6
 import difflib, os, random, re, warnings
@@ -45,6 +45,15 @@ def merged(
     return {**first,
             **{k: merged(first[k], v) if isinstance(v, dict) and isinstance(first.get(k), dict) else v
                for k, v in second.items()}}
+
+def plural(
+    n:int,        # number of things
+    thing:str,    # the noun for one of them
+    things:str='', # the noun for several; '': `thing` with s or es
+)->str: # such as '1 image', '2 images'
+    "A number and its noun, in the singular or the plural"
+    many = things or thing + ('es' if thing.endswith(('s', 'x', 'ch', 'sh')) else 's')
+    return f'{n} {thing if n == 1 else many}'
 
 def did_you_mean(
     word:str, # an unknown word

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from scipy import ndimage
 
-from .core import SpmlError, UNLABELLED, Classes, rng_of
+from .core import SpmlError, UNLABELLED, Classes, rng_of, plural
 
 # %% ../nbs/api/02_metrics.ipynb #abc5fe64
 def _tensors(pred, gt):
@@ -243,7 +243,8 @@ def instance_ap(
 )->float: # percent; nan if there is no true instance
     "mAP^r: mean average precision of instances over occurring classes; only the first hit of an instance counts"
     if len(predicted) != len(truth):
-        raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: give a list for each image")
+        raise SpmlError(f"{plural(len(predicted), 'image is', 'images are')} predicted, "
+                        f"{plural(len(truth), 'has', 'have')} a truth: give a list for each image")
     if not 0 < iou <= 1: raise SpmlError(f"iou {iou} must be above 0 and at most 1")
     each = []
     for c in sorted({t[0] for image in truth for t in image}):
@@ -261,7 +262,8 @@ def average_best_overlap(
 )->float: # percent; nan if there is no true instance
     "ABO: IoU of each true instance with the best prediction of its class; mean over instances, then over classes"
     if len(predicted) != len(truth):
-        raise SpmlError(f"{len(predicted)} images are predicted, {len(truth)} have a truth: give a list for each image")
+        raise SpmlError(f"{plural(len(predicted), 'image is', 'images are')} predicted, "
+                        f"{plural(len(truth), 'has', 'have')} a truth: give a list for each image")
     best = {}
     for found, image in zip(predicted, truth):
         for c, mask in image:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, check_labels, did_you_mean, merged, named_device, named_object, renamed_keys, rng_of, seed_everything, voc_palette
+from spml_kit.core import UNLABELLED, VOC_CLASSES, VOID, Classes, SpmlError, check_labels, did_you_mean, merged, named_device, named_object, plural, renamed_keys, rng_of, seed_everything, voc_palette
 
 
 def test_classes_without_pairs_stay():
@@ -104,3 +104,9 @@ def test_devices_that_are_not_there(monkeypatch):
     assert named_device("cpu") == torch.device("cpu") and named_device("cuda:0").index == 0
     for name, says in (("tpu4", "'tpu4': unknown to PyTorch"), ("cuda:1", "PyTorch sees 1 GPUs here")):
         with pytest.raises(SpmlError, match=says): named_device(name)
+
+
+@pytest.mark.parametrize("n, words, said", [
+    (1, ["image"], "1 image"), (0, ["image"], "0 images"), (2, ["image"], "2 images"), (3, ["batch"], "3 batches"), (2, ["box"], "2 boxes"), (2, ["pass"], "2 passes"),
+    (1, ["run failed", "runs failed"], "1 run failed"), (5, ["run failed", "runs failed"], "5 runs failed"), (np.int64(1), ["class"], "1 class"), (torch.tensor(1), ["class"], "1 class")])
+def test_one_thing_is_not_several(n, words, said): assert plural(int(n) if torch.is_tensor(n) else n, *words) == said

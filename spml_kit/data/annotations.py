@@ -73,7 +73,7 @@ def _tidy(self, n, **ids):
         if not np.array_equal(v, given):
             raise SpmlError(f"{type(self).__name__}: {k} must be whole numbers, got {given[v != given][0]}")
         if n is not None and len(v) != n:
-            raise SpmlError(f"{type(self).__name__}: {n} marks but {len(v)} {k}; give one for each mark")
+            raise SpmlError(f"{type(self).__name__}: {plural(n, 'mark')} but {len(v)} {k}; give one for each mark")
         if k != 'instances' and len(v) and not 0 <= v.min() <= v.max() < MAX_CLASSES:
             raise SpmlError(f"{type(self).__name__}: class ids are 0..{MAX_CLASSES-1}, got {v.min()}..{v.max()}")
         setattr(self, k, v)

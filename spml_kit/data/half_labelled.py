@@ -10,7 +10,7 @@ import numpy as np
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch, store_attr
 
-from ..core import SpmlError, UNLABELLED, rng_of, warn
+from ..core import SpmlError, UNLABELLED, rng_of, warn, plural
 from .weak import WeakSet, check_weak_set
 from .batches import RoundLoader
 
@@ -53,7 +53,8 @@ class HalfLabelled:
                  f"images, or choose another seed")
 
     def __len__(self): return len(self.full)
-    def __repr__(self): return f"HalfLabelled: {len(self.numbers)} images with labels, {len(self.rest)} without"
+    def __repr__(self):
+        return f"HalfLabelled: {plural(len(self.numbers), 'image')} with labels, {len(self.rest)} without"
 
 # %% ../../nbs/api/data/14g_half_labelled.ipynb #1490000b
 @patch
@@ -94,8 +95,8 @@ def label_subsets(
     common, own = np.split(order, [round(overlap*len(order))])
     out = [np.sort(np.concatenate([common, part])) for part in np.array_split(own, groups)]
     if not all(map(len, out)):
-        raise SpmlError(f"{len(order)} labelled images, {groups} networks, overlap={overlap}: a network has none; "
-                        f"choose a larger overlap")
+        raise SpmlError(f"{plural(len(order), 'labelled image')}, {groups} networks, overlap={overlap}: a network has "
+                        f"none; choose a larger overlap")
     return out
 
 # %% ../../nbs/api/data/14g_half_labelled.ipynb #14900015

@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID
+from ..core import MAX_CLASSES, SpmlError, UNLABELLED, VOC_CLASSES, VOID, plural
 from ..core import Classes, check_labels, rng_of, warn
 from ..files import inside
 from ..pictures import as_image, check_scale, picture_settings, read_image, tell_once
@@ -313,7 +313,8 @@ def _paths_of(names, folder):
     if missing:
         jpeg = find_files(folder, missing[0], ('.jpg', '.jpeg'))
         why = f"; {jpeg[0].name} is not a mask, since JPEG changes the values of pixels: export PNG" if jpeg else ''
-        raise SpmlError(f"{folder/missing[0]}.png: no such mask ({len(missing)} of {len(names)} images have none); "
+        raise SpmlError(f"{folder/missing[0]}.png: no such mask ({len(missing)} of "
+                        f"{plural(len(names), 'image has', 'images have')} none); "
                         f"add it, or remove the image{why}")
     double = next((there[s] for s in names if len(there[s]) > 1), None)
     if double: raise SpmlError(f"{double[1]}: a second mask of one image, the other is {double[0].name}; keep one")
@@ -355,7 +356,8 @@ class FolderSet(ImageSet):
             names = [unicodedata.normalize('NFC', s) for s in names]
             absent = [s for s in names if s not in self.paths]
             if absent:
-                raise SpmlError(f"{self.folder/absent[0]}: no image of this name ({len(absent)} of {len(names)} names "
+                raise SpmlError(f"{self.folder/absent[0]}: no image of this name ({len(absent)} of "
+                                f"{plural(len(names), 'name')} "
                                 f"have none){why_no_image(absent[0], self.folder, self.paths)}")
             self.paths = {s: self.paths[s] for s in names}
         if masks is not None: self.mask_paths = _paths_of(self.paths, self.mask_folder)
@@ -408,7 +410,7 @@ def check_masks(
     for i in range(len(images)):
         try: count += np.bincount(images.mask(i).ravel(), minlength=256)
         except SpmlError as e: wrong.append(str(e))
-    if wrong: raise SpmlError(f"{len(wrong)} of {len(images)} masks cannot be used: " + '; '.join(wrong[:5]))
+    if wrong: raise SpmlError(f"{len(wrong)} of {plural(len(images), 'mask')} cannot be used: " + '; '.join(wrong[:5]))
     where = getattr(images, 'mask_folder', None) or getattr(images, 'root', type(images).__name__)
     void = count[VOID]/count.sum()
     if not count[1:UNLABELLED].any(): raise SpmlError(_only_background(where, void > 0))

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, Classes
+from ..core import SpmlError, Classes, plural
 from ..files import convert_it, is_there, write_index_png
 from ..pictures import PICTURE_SETTINGS, as_image, picture_settings, picture_size
 from .shapes import BACKGROUND_NAMES, MEANINGS, VOID_NAME, Drawing, Reason, Shape, fit_drawing
@@ -262,7 +262,8 @@ def plan_text(
     lines += [f"{'left out: ' if '(kept)' not in why else ''}{n} x {told_reason(why, n)}"
               for why, n in often[:MOST_REASONS]]
     more = sum(n for _, n in often[MOST_REASONS:])
-    return '\n'.join(lines + ([f'left out: {more} for {len(often) - MOST_REASONS} other reasons'] if more else []))
+    others = plural(len(often) - MOST_REASONS, 'other reason')
+    return '\n'.join(lines + ([f'left out: {more} for {others}'] if more else []))
 
 # %% ../../nbs/api/data/14e_importers.ipynb #b97b75c6
 def _where(path, images):
@@ -314,13 +315,13 @@ def _pictures_of(drawings, near, own, skipped, notes):
     if missing: skipped['missing picture, such as ' + missing[0]] = len(missing)
     if near.instead:
         said, path = next(iter(near.instead.items()))
-        notes.append(f'{len(near.instead)} pictures have another suffix than in the file, such as {path.name} '
-                     f'for {said}; they are used')
+        notes.append(f'{plural(len(near.instead), "picture has", "pictures have")} another suffix than in the file, '
+                     f'such as {path.name} for {said}; used all the same')
     if found: return found
     gone = missing or [d.picture for d in drawings]
     why = '; '.join(told_reason(w, n) for w, n in foreign.items())
-    raise SpmlError(f"{len(gone)} pictures are named, such as {gone[0] if gone else 'none'}, but "
-                    f"none is in {near.folders[0]}{f'; {why}' if why else ''}; give their folder: --images DIR"
+    raise SpmlError(f"{plural(len(gone), 'picture is', 'pictures are')} named, such as {gone[0] if gone else 'none'}, "
+                    f"but none is in {near.folders[0]}{f'; {why}' if why else ''}; give their folder: --images DIR"
                     + ''.join(f'; left out: {n} x {told_reason(w, n)}' for w, n in skipped.most_common(3) if not gone))
 
 # %% ../../nbs/api/data/14e_importers.ipynb #0a518645
@@ -347,7 +348,7 @@ def plan_import(
         if images: drawings.update({p: Drawing(p.name) for p in rest})
         folders = {p.parent for p in drawings if isinstance(p, Path)}
         if not images and (n := sum(p.parent in folders for p in rest)):
-            notes.append(f'{n} other pictures in these folders are named in no file and left out (--images DIR '
+            notes.append(f'{plural(n, "other picture")} in these folders, named in no file, left out (--images DIR '
                          f'uses all)')
         if not meaning:
             meaning = 'keypoints' if (all(s.part for d in drawings.values() for s in d.shapes)

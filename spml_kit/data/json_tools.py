@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..pictures import read_image
 from .shapes import MOST_PIXELS, VOID_NAME, Drawing, ellipse_polygon, entry, runs_of
 
@@ -121,7 +121,7 @@ def _labelme_shape(one, s):
         if not len(xy): raise SpmlError('point of 0 points, 1 needed')
         for p in xy: one.add('point', name, [p], **more)
     elif kind == 'circle':
-        if len(xy) != 2: raise SpmlError(f'circle of {len(xy)} points, 2 needed')
+        if len(xy) != 2: raise SpmlError(f"circle of {plural(len(xy), 'point')}, 2 needed")
         centre, edge = np.asarray(xy, float)
         one.add('polygon', name, ellipse_polygon(centre, [np.hypot(*(edge - centre))]*2), **more)
     elif kind == 'mask': _bitmap(one, name, xy[0], lambda: _png_mask(_embedded(s['mask'])), **more)
@@ -226,8 +226,7 @@ COCO = ToolReader('COCO', 'one JSON for all pictures (instances, person_keypoint
                   ('.json',), _looks_coco,
               _read_coco,
               'polygons, run lengths, segments → object; iscrowd → void; bbox without segmentation → box; '
-              'keypoints → '
-              'body parts')
+              'keypoints → body parts')
 
 # %% ../../nbs/api/data/10f_json_tools.ipynb #d1b359fb
 _VIA_CLASS = 'name', 'class', 'label', 'type', 'category', 'object'
@@ -447,7 +446,7 @@ def _supervisely_shape(one, o):
     kind, name, p = o.get('geometryType', o.get('bitmap') and 'bitmap'), str(o['classTitle']), o.get('points') or {}
     outer = np.asarray(p.get('exterior') or [], float).reshape(-1, 2) + .5
     if kind in ('point', 'rectangle') and len(outer) < (1 if kind == 'point' else 2):
-        raise SpmlError(f'{kind} of {len(outer)} points')
+        raise SpmlError(f"{kind} of {plural(len(outer), 'point')}")
     if kind == 'polygon':
         one.add('polygon', name, outer, holes=[np.asarray(r, float) + .5 for r in p.get('interior') or []])
     elif kind == 'line': one.add('line', name, outer)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage.measure import label
 
-from ..core import UNLABELLED, SpmlError, did_you_mean
+from ..core import UNLABELLED, SpmlError, did_you_mean, plural
 from .annotations import Boxes, Keypoints
 from .simulate import TINY
 
@@ -26,8 +26,8 @@ def scaled(
     ids, which = np.unique(keypoints.instances, return_inverse=True)
     if isinstance(by, Boxes):
         if len(by) != len(ids):
-            raise SpmlError(f"{len(by)} boxes for keypoints of {len(ids)} figures; give one for each, in the order of "
-                            f"their ids")
+            raise SpmlError(f"{plural(len(by), 'box')} for keypoints of {plural(len(ids), 'figure')}; give one for "
+                            f"each, in the order of their ids")
         x0, y0, x1, y1 = by.boxes.T
         size = np.sqrt((x1 - x0)*(y1 - y0))
     elif np.ndim(by) == 2:

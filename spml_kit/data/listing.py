@@ -15,7 +15,7 @@ from glob import escape as glob_escape
 from pathlib import Path
 from shlex import quote
 
-from ..core import SpmlError, did_you_mean, warn
+from ..core import SpmlError, did_you_mean, warn, plural
 from ..files import convert_it, is_there, read_lines
 
 # %% ../../nbs/api/data/10d_listing.ipynb #275e847d
@@ -138,8 +138,8 @@ def read_names(
     names = [_bare(first) for first, _ in rows]
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice:
-        raise SpmlError(f"{path}: {len(twice)} names occur more than once, the first is {twice[0]}; list each "
-                        f"image once")
+        raise SpmlError(f"{path}: {plural(len(twice), 'name occurs', 'names occur')} more than once, the first is "
+                        f"{twice[0]}; list each image once")
     return names
 
 def _columns(line, path, folder):

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..core import SpmlError, UNLABELLED, VOID
+from ..core import SpmlError, UNLABELLED, VOID, plural
 from ..files import is_there, read_index_png, read_json, read_text
 from ..pictures import read_image
 from .listing import read_table_names, visible_files
@@ -218,7 +218,7 @@ def _napari_shape(one, kind, name, xy):
         one.add('box', name, [np.min(xy, 0), np.max(xy, 0)])
     elif kind == 'rectangle': one.add('polygon', name, xy)
     elif kind == 'ellipse': # its four corners
-        if len(xy) != 4: raise SpmlError(f'ellipse of {len(xy)} corners, 4 needed')
+        if len(xy) != 4: raise SpmlError(f"ellipse of {plural(len(xy), 'corner')}, 4 needed")
         a, b, _, d = np.array(xy)
         one.add('polygon', name,
                 ellipse_polygon(np.mean(xy, 0), (np.hypot(*(b - a))/2, np.hypot(*(d - a))/2),
@@ -393,7 +393,7 @@ def _yolo_line(one, words, names, table):
     if len(v) in (4, 5):
         one.add('box', names[k], [v[:2] - v[2:4]/2, v[:2] + v[2:4]/2]) # the fifth is the confidence of a network
     elif len(v) >= 6 and len(v) % 2 == 0: one.add('polygon', names[k], v.reshape(-1, 2))
-    else: one.skipped.append(f'line of {len(words)} numbers')
+    else: one.skipped.append(f"line of {plural(len(words), 'number')}")
 
 # %% ../../nbs/api/data/10g_other_tools.ipynb #b8ed2dbb
 def _read_yolo(path, data):

@@ -15,7 +15,7 @@ from xml.parsers import expat
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, did_you_mean, named_object
+from ..core import SpmlError, did_you_mean, named_object, plural
 from ..files import check_file, read_bytes, read_json
 from .json_tools import ToolExport, ToolReader
 from .other_tools import read_csv
@@ -121,7 +121,7 @@ def _open_folder(folder, tool, progress):
                         f"{', '.join(f'{named_reader(n).title} ({len(v)})' for n, v in found.items())}; choose one: "
                         f"--tool {next(iter(found))}")
     if not found:
-        if skipped: raise SpmlError(f"{folder}: {len(skipped)} files cannot be read, first {skipped[0]}")
+        if skipped: raise SpmlError(f"{folder}: {plural(len(skipped), 'file')} cannot be read, first {skipped[0]}")
         raise SpmlError(f"{folder}: no annotations of "
                         f"{named_reader(tool).title if tool else 'a supported tool'} here"
                         + (f" ({odd[0].name} is not)" if odd else '') + f"; supported are {_known_tools()}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import distance_transform_edt, label
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..arrays import read_arrays
 from ..files import is_there, read_json, read_raster
 from ..regions.oversegment import RegionCache, as_regions
@@ -197,6 +197,6 @@ def take_regions(
         try: cache.write(name, source.read(name, images.image(i).shape[:2]))
         except SpmlError as e: wrong.append(str(e))
     if wrong:
-        raise SpmlError(f"{folder}: no regions for {len(wrong)} of {len(images)} images, the others are done: "
-                        f"{'; '.join(wrong[:5])}")
+        raise SpmlError(f"{folder}: no regions for {len(wrong)} of {plural(len(images), 'image')}, the others are "
+                        f"done: {'; '.join(wrong[:5])}")
     return cache

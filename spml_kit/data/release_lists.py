@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import SpmlError, VOC_CLASSES, Classes
+from ..core import SpmlError, VOC_CLASSES, Classes, plural
 from ..files import inside, read_text
 from .images import read_class_names
 from .layouts import PairSet
@@ -29,8 +29,8 @@ def read_list(
         words = line.split()
         if not words: continue
         if len(words) > 3:
-            raise SpmlError(f"{path}, line {k}: {len(words)} words; a line is `image label regions`, without blanks "
-                            f"in paths")
+            raise SpmlError(f"{path}, line {k}: {plural(len(words), 'word')}; a line is `image label regions`, "
+                            f"without blanks in paths")
         files = [inside(root, w.lstrip('/')) for w in words] + [None]*(3 - len(words))
         gone = next((f for f in files if f and not f.exists()), None)
         if gone: raise SpmlError(f"{path}, line {k}: {gone}: no such file; the paths of the list start from {root}")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from skimage import draw
 
-from ..core import SpmlError, UNLABELLED, VOID
+from ..core import SpmlError, UNLABELLED, VOID, plural
 from .annotations import MAX_WIDTH, Boxes, Keypoints, Points, Scribbles, Tags
 from .simulate import simulate_points, simulate_scribbles
 
@@ -44,7 +44,8 @@ class Shape:
         self.xy = np.asarray(self.xy, float).reshape(-1, 2)
         self.holes = tuple(r for r in (np.asarray(r, float).reshape(-1, 2) for r in self.holes) if len(r) > 2)
         least = SHAPES[self.kind]
-        if len(self.xy) < least: raise SpmlError(f"{self.kind} of {len(self.xy)} points, at least {least} needed")
+        if len(self.xy) < least: raise SpmlError(f"{self.kind} of {plural(len(self.xy), 'point')}, at least {least} "
+                                                 "needed")
         if not all(np.isfinite(r).all() for r in (self.xy, *self.holes)):
             raise SpmlError(f"{self.kind} with a coordinate that is not a number")
         if self.kind == 'runs': self.mask, self.size = check_runs(self.mask, self.size)

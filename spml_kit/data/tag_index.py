@@ -9,7 +9,7 @@ __all__ = ['TagIndex', 'tag_index']
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from .weak import WeakSet
 
 # %% ../../nbs/api/data/14c_tag_index.ipynb #14c00007
@@ -67,5 +67,6 @@ def tag_index(
     "Index of the tags of a weak set; an error if no two images share a tag"
     index = TagIndex([weak.tags(i) for i in range(len(weak))])
     if not any(len(index.with_tag(c)) > 1 for c in range(1, weak.c)):
-        raise SpmlError(f"no two of {len(index)} images share a tag: pairs and groups need images of the same class")
+        raise SpmlError(f"no two of {plural(len(index), 'image')} share a tag: pairs and groups need images of the "
+                        "same class")
     return index

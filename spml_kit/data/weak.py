@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn
+from ..core import SpmlError, UNLABELLED, VOID, check_labels, warn, plural
 from ..files import read_json
 from ..pictures import as_image
 from ..regions.oversegment import as_regions, oversegment
@@ -319,7 +319,7 @@ def check_weak_set(
         labelled = count[:weak.c].sum()
         pixels, void = pixels + count[:weak.c], void + count[VOID]/labels.size
         empty, full = empty + (labelled == 0), full + (labelled == labels.size)
-    if wrong: raise SpmlError(f"{len(wrong)} of {len(weak)} images cannot be used: " + '; '.join(wrong[:5]))
+    if wrong: raise SpmlError(f"{len(wrong)} of {plural(len(weak), 'image')} cannot be used: " + '; '.join(wrong[:5]))
     if weak.asks255 and isinstance(weak.annotation, (str, Path, dict)) and void > len(weak)/2:
         where = 'the label files' if isinstance(weak.annotation, dict) else weak.annotation
         raise SpmlError(f"{where}: {void/len(weak):.0%} of all pixels are 255, which is void and ignored in "
@@ -328,11 +328,11 @@ def check_weak_set(
     if weak.covered:
         what = '; '.join(f"{name}: {', '.join(weak.classes.names[c] for c in lost)}"
                          for name, lost in [*weak.covered.items()][:5])
-        warn(f"in {len(weak.covered)} of {len(weak)} images other marks hide all marks of a class at the training "
-             f"size: {what}; a larger size keeps them apart")
+        warn(f"in {len(weak.covered)} of {plural(len(weak), 'image')} other marks hide all marks of a class at the "
+             f"training size: {what}; a larger size keeps them apart")
     if by_tags and not named[1:].any():
-        raise SpmlError(f"none of {len(weak)} images is tagged with a class other than '{weak.classes.names[0]}'; tag "
-                        f"the objects in them")
+        raise SpmlError(f"none of {plural(len(weak), 'image')} is tagged with a class other than "
+                        f"'{weak.classes.names[0]}'; tag the objects in them")
     if not by_tags and (pixels > 0).sum() < 2:
         only = [weak.classes.names[k] for k in np.flatnonzero(pixels)]
         what = f"only '{only[0]}' is labelled" if only else "no pixel is labelled"
@@ -340,7 +340,7 @@ def check_weak_set(
         share = f"{void/len(weak):.0%} is void (255): if 255 means"
         if void > len(weak)/2: cure = f'{share} "unlabelled", set remap255=True'
         elif void: cure += f"; {share} the object, write its class id"
-        raise SpmlError(f"{what} in {len(weak)} images: training needs two classes; {cure}")
+        raise SpmlError(f"{what} in {plural(len(weak), 'image')}: training needs two classes; {cure}")
     return {'images': len(weak), 'without labels': int(empty), 'labelled everywhere': int(full),
             'pixels': dict(zip(weak.classes.names, pixels.tolist())),
             'tags': dict(zip(weak.classes.names, named.tolist()))}

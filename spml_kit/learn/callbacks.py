@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Metric
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..metrics import Confusion
 from .distributed import all_mean, all_sum
 
@@ -53,7 +53,7 @@ class ScheduleCB(Callback):
     def before_batch(self):
         if not self.training: return
         if len(self.multipliers) != len(self.opt.hypers):
-            raise SpmlError(f"recipe: {len(self.multipliers)} multipliers {self.multipliers} for "
+            raise SpmlError(f"recipe: {plural(len(self.multipliers), 'multiplier')} {self.multipliers} for "
                             f"{len(self.opt.hypers)} groups of parameters; give one for each")
         total = self.n_epoch*len(self.dls.train)
         at = self.epoch*len(self.dls.train) + self.iter
@@ -145,7 +145,8 @@ class TimeCB(Callback):
         step = (perf_counter() - self.begun)/(self.last - self.first)
         n = (self.n_epoch - self.epoch)*len(self.dls.train) - self.iter + self.after
         if n*step < self.least: return
-        print(f"{self.label:<14} a step takes {step:.2f} s: about {n*step/60:.0f} minutes for {n} steps of training"
+        print(f"{self.label:<14} a step takes {step:.2f} s: about {n*step/60:.0f} minutes for {plural(n, 'step')} of "
+              "training"
               + (', including the heads' if self.after else ''), flush=True)
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #b0fa2eee

@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from ..core import SpmlError, renamed_keys
+from ..core import SpmlError, renamed_keys, plural
 from ..files import load_tensors, save_tensors, unlike
 from .distributed import barrier, gather, rank
 
@@ -78,7 +78,8 @@ def read_run(
     ours, theirs = learn.model.state_dict(), {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
     wrong = unlike(theirs, ours)
     if wrong:
-        raise SpmlError(f"{file}: checkpoint of another model: {len(wrong)} tensors differ, first {wrong[0]}; use the "
+        raise SpmlError(f"{file}: checkpoint of another model: "
+                        f"{plural(len(wrong), 'tensor differs', 'tensors differ')}, first {wrong[0]}; use the "
                         f"recipe it was trained with, or delete it")
     ours, theirs = json.loads(json.dumps(learn.settings)), renamed_keys(meta['settings'])
     ours, theirs = ({**{f'recipe.{k}': v for k,v in o.pop('recipe', {}).items()}, **o} for o in (ours, theirs))

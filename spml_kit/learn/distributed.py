@@ -24,7 +24,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..method.segments import Prototypes, Segments
 from ..method.relations import Relation
 from ..method.contrast import relation_loss
@@ -235,8 +235,8 @@ class ProcessesCB(Callback):
         if not self.run: return
         for dl in self.dls.loaders:
             if dl.bs % n or len(dl.dataset) < n:
-                raise SpmlError(f"batches of {dl.bs} from {len(dl.dataset)} images cannot be shared by {n} processes: "
-                                f"the batch must be a multiple of {n}, and each process needs an image")
+                raise SpmlError(f"batches of {dl.bs} from {plural(len(dl.dataset), 'image')} cannot be shared by {n} "
+                                f"processes: the batch must be a multiple of {n}, and each process needs an image")
             dl.process = rank(), n
         self.jointly = _compute_jointly(self.model)
         self.together = DistributedDataParallel(self.model)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, VOID, rng_of
+from ..core import SpmlError, VOID, rng_of, plural
 from ..files import claim_folder, inside, is_there, save_tensors
 from ..pictures import as_image
 from ..data.batches import MEAN_COLOUR, BatchLoader, RoundLoader
@@ -137,7 +137,7 @@ def fill(self:FeatureCache,
         raise SpmlError(f"{self.folder}: features of {len(todo)} images take {needs['bytes']/1e6:,.0f} MB, and "
                         f"{free/1e6:,.0f} MB are free; choose another folder, or smaller images")
     if progress:
-        tqdm.write(f"features of {len(todo)} images: about {needs['bytes']/1e6:,.0f} MB and "
+        tqdm.write(f"features of {plural(len(todo), 'image')}: about {needs['bytes']/1e6:,.0f} MB and "
                    f"{needs['seconds']:,.0f} seconds")
     for i in tqdm(todo, 'features', disable=not progress):
         image = images.image(i)

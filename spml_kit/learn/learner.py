@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
-from ..core import SpmlError, seed_everything
+from ..core import SpmlError, seed_everything, plural
 from ..files import is_there
 from ..method.nets import SegNet, create_head
 from ..method.recipes import RECIPES, Recipe, paper_relations, paper_weights
@@ -84,8 +84,8 @@ def kit_learner(
     check_loaders(dls)
     groups = len(splitter(model))
     if len(recipe.multipliers) != groups:
-        raise SpmlError(f"recipe: {len(recipe.multipliers)} multipliers {recipe.multipliers}, but {name} has {groups} "
-                        f"groups of parameters")
+        raise SpmlError(f"recipe: {plural(len(recipe.multipliers), 'multiplier')} {recipe.multipliers}, but {name} "
+                        f"has {groups} groups of parameters")
     learn = KitLearner(dls, model, loss, opt_func=OPTIMISERS[recipe.optimiser], lr=recipe.lr, splitter=splitter,
                        path=path, metrics=[*(TermMetric(loss, n) for n in loss.names), *metrics],
                        cbs=[LossCB(), HistoryCB(), *L(cbs)], wd=[0 if k % 2 else recipe.wd for k in range(groups)],

@@ -21,7 +21,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
-from ..core import VOID, SpmlError, Classes
+from ..core import VOID, SpmlError, Classes, plural
 from ..pictures import as_image
 from ..data.batches import BatchLoader, RoundLoader, ScoreLoader
 from ..data.images import ImageSet
@@ -97,9 +97,10 @@ def show_batch(self:BatchLoader,
 def __repr__(self:BatchLoader):
     said = getattr(self.dataset, 'annotation', 'masks')
     said = said if isinstance(said, str) else 'annotation of your own'
-    what = f"{len(self.dataset)} images, {said}, {len(self.dataset.classes)} classes"
-    if not isinstance(self, RoundLoader): return f"{type(self).__name__}: {what}, batches of {self.bs} whole images"
-    return (f"{type(self).__name__}: {what}, rounds of {self.steps} batches of {self.bs} windows of "
+    what = f"{plural(len(self.dataset), 'image')}, {said}, {len(self.dataset.classes)} classes"
+    if not isinstance(self, RoundLoader):
+        return f"{type(self).__name__}: {what}, batches of {plural(self.bs, 'whole image')}"
+    return (f"{type(self).__name__}: {what}, rounds of {plural(self.steps, 'batch')} of {plural(self.bs, 'window')} of "
             f"{self.crop}x{self.crop} pixels")
 
 # %% ../../nbs/api/learn/62a_verbs.ipynb #760b7210
@@ -119,8 +120,7 @@ class KitLearner(Learner):
         if isinstance(cb() if isinstance(cb, type) else cb, MixHandler):
             raise SpmlError(f"{(cb if isinstance(cb, type) else type(cb)).__name__} blends two images and their "
                             f"labels. Labels here are class ids, regions and tags, which cannot be blended, "
-                            f"and a segment of two images has no prototype. "
-                            f"Leave it out; `weak_dls` scales and flips")
+                            f"and a segment of two images has no prototype. Leave it out; `weak_dls` scales and flips")
         return super().add_cb(cb)
 
     def freeze(self):

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import ndimage as ndi
 from skimage.measure import approximate_polygon
 
-from ..core import SpmlError, UNLABELLED, Classes
+from ..core import SpmlError, UNLABELLED, Classes, plural
 from ..pictures import read_image
 from ..files import is_there, write_index_png, inside
 from ..data.images import FolderSet, resize
@@ -272,8 +272,8 @@ def _start_learning(self:Annotator, segmenter=None):
         chosen = FolderSet(images if images.is_dir() else self.folder, classes=self.classes, max_size=320)
         segmenter = LiveSegmenter(chosen)
     if list(segmenter.images.names) != self.names:
-        raise SpmlError(f"the segmenter has {len(segmenter.images)} images, which differ from the {self.count} of "
-                        f"{self.folder}; give a segmenter of this folder")
+        raise SpmlError(f"the segmenter has {plural(len(segmenter.images), 'image')}, which differ from the "
+                        f"{self.count} of {self.folder}; give a segmenter of this folder")
     self.segmenter, path = segmenter, self.folder/LEARNT
     try: segmenter.load(path) if is_there(path) else None
     except SpmlError: "Other classes or another backbone: learn again from the drawings"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from skimage.color import rgb2lab
 
-from ..core import SpmlError, UNLABELLED, Classes, check_labels
+from ..core import SpmlError, UNLABELLED, Classes, check_labels, plural
 from ..files import atomic_path, inside, is_there, read_index_png, read_json, read_lines, read_text
 from ..files import write_index_png, written_by
 from ..pictures import as_image
@@ -44,7 +44,7 @@ class Mark:
         object.__setattr__(self, 'xy', tuple((float(x), float(y)) for x,y in self.xy))
         n, least = len(self.xy), dict(scribbles=1, points=1, boxes=2, tags=0)[self.kind]
         if n < least or self.kind != 'scribbles' and n > least:
-            raise SpmlError(f"a mark of kind '{self.kind}' with {n} points; it needs "
+            raise SpmlError(f"a mark of kind '{self.kind}' with {plural(n, 'point')}; it needs "
                             f"{least}{' or more' if self.kind == 'scribbles' else ''}")
 
 

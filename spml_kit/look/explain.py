@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.patches import Patch
 from scipy.ndimage import binary_dilation, binary_erosion
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.measure import label as components
@@ -195,22 +196,23 @@ def memory_strip(
 # %% ../../nbs/api/look/91_explain.ipynb #198eaee0
 @dataclass
 class View:
-    "The contents of an explorer: a sentence, pictures, bars and tables"
+    "The contents of an explorer: a sentence, pictures, bars, tables and a legend"
     sentence:str      # description of the state
     pictures:dict     # caption to (H,W,3) uint8
     bars:dict = None  # name to (value, text) or (value, text, colour '#rrggbb')
     tables:dict = None # caption to DataFrame
+    legend:dict = None # name of a class in the pictures to its colour '#rrggbb'
 
 # %% ../../nbs/api/look/91_explain.ipynb #02af5a35
 def view_figure(
     view:View,       # state of an explorer
     width:float=3.2, # width of a picture in inches
 )->plt.Figure:
-    "Draw a view as a figure: pictures above, bars and tables below"
+    "Draw a view as a figure: pictures and legend above, bars and tables below"
     shapes, below = [p.shape for p in view.pictures.values()], [*(view.tables or {}).items()]
     columns = len(shapes) if len(shapes) <= 4 else -(-len(shapes)//2)
     rows, extra = -(-len(shapes)//columns), bool(view.bars) + len(below)
-    height = rows*(width*max(h/w for h, w, _ in shapes) + .4)
+    height = rows*(width*max(h/w for h, w, _ in shapes) + .4) + .3*bool(view.legend)
     lower = max([.35*len(view.bars or ()) + .5, *(.155*len(t) + .6 for _, t in below)]) if extra else 0
     fig = plt.figure(figsize=(width*columns, height + lower + .5), layout='constrained')
     fig.suptitle(view.sentence, fontsize='medium', wrap=True)
@@ -219,6 +221,9 @@ def view_figure(
     for ax in axs: ax.set(xticks=[], yticks=[], frame_on=False)
     for ax, (title, picture) in zip(axs, view.pictures.items()):
         ax.imshow(picture, interpolation='nearest'); ax.set_anchor('N'); ax.set_title(title, fontsize='medium')
+    if view.legend:
+        upper.legend(handles=[Patch(fc=c, ec='#666666', label=k) for k, c in view.legend.items()], frameon=False,
+                     loc='outside lower center', ncols=int(width*columns), fontsize='small')
     if extra:
         axs = [*np.atleast_1d(rest[0].subplots(1, extra))]
         if view.bars:

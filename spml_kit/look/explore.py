@@ -15,14 +15,14 @@ import torch.nn.functional as F
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import UNLABELLED, SpmlError
+from ..core import UNLABELLED, SpmlError, plural
 from ..regions.contours import gradient_contours
 from ..regions.oversegment import hierarchy_of
 from ..data.weak import SAID, SIMULATED, WeakSet
 from ..method.segments import Prototypes
 from ..method.memory import MemoryBank
 from .plot import draw_regions, overlay
-from .explain import CELL, View, cross, forces_table, grow, memory_strip, outline
+from .explain import CELL, View, cross, forces_table, grow, hex_of, memory_strip, outline
 from .explain import paint_forces, pixel_forces
 from .widgets import GAP, Explorer, mosaic, mosaic_at, view_step
 from .inputs import check_pixel, chosen, images_of, labels_of, loss_of, pixel_of
@@ -171,7 +171,8 @@ def _said(self:explore_relations, f, own):
     if not f.anchor: return f"{f.relation.name}: does not apply to this segment."
     pull, push = (-f.share).clamp_min(0), f.share.clamp_min(0)
     memory = [f' ({s[own:].sum():.0%} from the memory bank)' if len(f.protos) > own else '' for s in (pull, push)]
-    many = f'{int((pull > 0).sum())} segments pull{memory[0]}, {int((push > 0).sum())} push{memory[1]}'
+    many = (f"{plural(int((pull > 0).sum()), 'segment pulls', 'segments pull')}{memory[0]}, "
+            f"{plural(int((push > 0).sum()), 'pushes', 'push')}{memory[1]}")
     return f'{f.relation.name}: {many}. Force: {f.strength:.0%} of the maximum.'
 
 # %% ../../nbs/api/look/93_explore.ipynb #b20aaeee
@@ -190,6 +191,12 @@ def _of_forces(self:explore_relations, f, seg, owned): # picture; numbers of the
     strip, order = memory_strip(f.gradient[m:].numpy(), f.protos.label[m:].numpy(), self.classes, self.strip)
     gap = np.full((GAP, self.strip, 3), 255, np.uint8)
     return np.concatenate([picture, gap, strip]), [m + int(k) for k in order]
+
+@patch
+def _colours(self:explore_relations, labels): # legend of the classes in the labels and in the strips
+    strips = [f.protos.label[order].numpy() for f, order in self.shown]
+    seen = [k for k in np.unique(np.concatenate([labels.ravel(), *strips])) if k < len(self.classes)]
+    return {self.classes.names[k]: hex_of(self.classes.palette[k]) for k in seen}
 
 @patch
 def _row(self:explore_relations, seg): # number of the pixel in the batch
@@ -222,6 +229,7 @@ def draw(self:explore_relations):
     weights = {k: r.weight for k, r in self.relations.items()} | {'head': self.loss.head_weight}
     bars = {k: (v*weights[k], f'{v:.2f} x {weights[k]:g}') for k, v in self.parts(seg, candidates, row).items()}
     i, x, y = self.point
-    where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {int((seg.own == me).sum())} cells, "
+    where = (f"Pixel ({x}, {y}) of image {i}, in a segment of {plural(int((seg.own == me).sum()), 'cell')}, "
              f"{self._name(int(seg.protos.label[me]))}.")
-    return View(' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)]), pictures, bars, tables)
+    sentence = ' '.join([where, *(self._said(f, len(seg.protos)) for f in forces)])
+    return View(sentence, pictures, bars, tables, self._colours(labels))

@@ -9,7 +9,7 @@ __all__ = ['pad_batch', 'picture_batch', 'images_of', 'labels_of', 'chosen', 'ch
 import numpy as np
 import torch
 
-from ..core import VOID, SpmlError
+from ..core import VOID, SpmlError, plural
 from ..pictures import as_image
 from ..data.batches import MEAN_COLOUR
 from ..method.recipes import paper_relations
@@ -64,7 +64,7 @@ def check_pixel(
     "Raise an error if the pixel does not exist"
     i, x, y = point
     if not (0 <= i < n and 0 <= x < size[1] and 0 <= y < size[0]):
-        raise SpmlError(f'There is no pixel ({x}, {y}) in image {i}: there are {n} images of '
+        raise SpmlError(f'There is no pixel ({x}, {y}) in image {i}: {plural(n, "image")} of '
                         f'{size[1]}x{size[0]} pixels, counted from 0.')
 
 def pixel_of(

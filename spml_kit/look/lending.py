@@ -11,7 +11,7 @@ import torch
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import UNLABELLED, VOID, SpmlError
+from ..core import UNLABELLED, VOID, SpmlError, plural
 from ..data.weak import WeakSet
 from ..method.segments import resize_labels
 from ..method.relations import feature_affinity, nearest_labels
@@ -104,7 +104,7 @@ def _painted(self:explore_affinity, me, lender, lent, cosine): # the three pictu
 @patch
 def _said(self:explore_affinity, me, label, lender, cosine):
     protos, names, found = self.seg.protos, self.classes.names, int(lender[me])
-    where = f'A segment of {int((self.seg.own == me).sum())} cells of image {self.point[0]}'
+    where = f"A segment of {plural(int((self.seg.own == me).sum()), 'cell')} of image {self.point[0]}"
     if self.given[me]: return f"{where}, annotated as '{names[int(protos.label[me])]}': it keeps its label."
     if found < 0: return f'{where}: no segment of its image is labelled, so it takes no label; {self.alone}.'
     of = f"'{names[int(protos.label[found])]}' of image {int(protos.image[found])}, cosine {cosine[me]:.2f}"

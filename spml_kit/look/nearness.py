@@ -15,7 +15,7 @@ import torch
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..data.weak import WeakSet
 from ..infer.retrieval import nearest
 from ..infer.views import embed_view
@@ -191,7 +191,8 @@ def draw(self:explore_retrieval):
     me = int(own[y, x])
     won, sim, at, label, votes = self._vote(me)
     called, n = int(won[me]), len(at)
-    said = f"The segment under ({x}, {y}) is predicted as '{name[called]}' by {int(votes[called])} of {n} votes."
+    said = (f"The segment under ({x}, {y}) is predicted as '{name[called]}' by {int(votes[called])} of "
+            f"{plural(n, 'vote')}.")
     truth, mask = None, self.queries.mask(i) if self.queries.masks else None
     if mask is not None:
         truth, judged = self._judged(mask[own == me], label, votes, called)
@@ -201,5 +202,5 @@ def draw(self:explore_retrieval):
     table = pd.DataFrame({'similarity': sim.numpy().round(3), 'label': [name[k] for k in label], 'vote': f'1/{n}',
                           'image': [self.train.names[int(self.store.index.image[j])] for j in at]})
     order = [k for k in votes.argsort(descending=True, stable=True).tolist() if votes[k]]
-    bars = {name[k]: (int(votes[k]), f'{int(votes[k])} votes', hex_of(self.classes.palette[k])) for k in order}
+    bars = {name[k]: (int(votes[k]), plural(int(votes[k]), 'vote'), hex_of(self.classes.palette[k])) for k in order}
     return View(said, pictures, bars, {'neighbours': table[:15]})

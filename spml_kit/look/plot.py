@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import torch
 from matplotlib.patches import Patch
 
-from ..core import SpmlError, Classes, UNLABELLED, VOID, rng_of
+from ..core import SpmlError, Classes, UNLABELLED, VOID, rng_of, plural
 from ..pictures import as_image
 from ..metrics import Confusion
 
@@ -105,7 +105,8 @@ def show_predictions(
     columns = dict(predictions) if masks is None else {**predictions, 'truth': masks}
     for name,maps in columns.items():
         if len(maps) != len(images):
-            raise SpmlError(f"{len(images)} images but {len(maps)} maps of '{name}'; give one map per image")
+            raise SpmlError(f"{plural(len(images), 'image')} but {plural(len(maps), 'map')} of '{name}'; give one map "
+                            "per image")
     paint = lambda image, m: np.asarray(m, np.uint8) if alpha == 1 else overlay(image, m, classes, alpha)
     rows = [[image, *(paint(image, m[i]) for m in columns.values())] for i, image in enumerate(images)]
     return show_grid(rows, ['image', *columns], classes, width=width)

@@ -13,7 +13,7 @@ import torch
 import traitlets as T
 from fastcore.basics import patch
 
-from ..core import UNLABELLED, VOID, SpmlError
+from ..core import UNLABELLED, VOID, SpmlError, plural
 from ..regions.contours import gradient_contours
 from ..regions.oversegment import hierarchy_of
 from ..data.images import FolderSet
@@ -216,17 +216,18 @@ def _pieces(self:explore_regions, i): # caption to (H,W) ids; a sentence
     tree = self._tree(i)[1]
     level = dict(n=self.number.value) if self.cut.value == 'number' else dict(threshold=self.strength.value)
     regions = tree.regions(**level)
-    pieces, said = {'regions': regions}, f'{regions.max() + 1} regions'
+    pieces, said = {'regions': regions}, plural(regions.max() + 1, 'region')
     if not self.learn: return pieces, said
     n, t = self.clusters.value, self.iteration.value
     cluster = self.clusters_of(i, n, t)
     small = resize_labels(torch.from_numpy(regions)[None], cluster.shape)[0]
     cut = torch.unique(cluster*(int(small.max()) + 1) + small, return_inverse=True)[1]
-    pieces[f'k-means after {t} steps'] = grow(cluster, regions.shape)
+    pieces[f"k-means after {plural(t, 'step')}"] = grow(cluster, regions.shape)
     pieces['segments: clusters cut by regions'] = grow(cut, regions.shape)
     moved = (cluster != self.clusters_of(i, n, t - 1)).float().mean() if t else 0.
-    return pieces, (f'{said}; {len(cluster.unique())} clusters, the last step moved {moved:.1%} of the cells; '
-                    f'{pieces["segments: clusters cut by regions"].max() + 1} segments')
+    return pieces, (f'{said}; {plural(len(cluster.unique()), "cluster")}, the last step moved {moved:.1%} of the '
+                    'cells; '
+                    + plural(pieces['segments: clusters cut by regions'].max() + 1, 'segment'))
 
 # %% ../../nbs/api/look/93a_thresholds.ipynb #e1320092
 @patch

@@ -153,6 +153,13 @@ def _bars(bars):
                 f'</span> {html.escape(text)}</td></tr>')
     return '<table>' + ''.join(row(k, *bar) for k, bar in bars.items()) + '</table>'
 
+def _legend(colours):
+    "HTML line of the names, each after a square of its colour"
+    square = 'display:inline-block;width:12px;height:12px;border:1px solid #666;background:'
+    named = (f'<span style="white-space:nowrap"><span style="{square}{c}"></span> {html.escape(k)}</span>'
+             for k, c in colours.items())
+    return f'<div class="spml-legend" style="width:100%">{" &ensp; ".join(named)}</div>'
+
 @patch
 def _show(self:Explorer):
     v = self.view
@@ -160,7 +167,7 @@ def _show(self:Explorer):
     for p, (caption, picture) in zip(self.pictures, v.pictures.items()): p.caption = caption; p.show(picture)
     for k, p in enumerate(self.pictures): p.layout.display = None if k < len(v.pictures) else 'none'
     rows = lambda t: t.to_html(index=False, border=0) if len(t) else ': none'
-    parts = [_bars(v.bars)] if v.bars else []
+    parts = ([_legend(v.legend)] if v.legend else []) + ([_bars(v.bars)] if v.bars else [])
     parts += [f'<div><b>{html.escape(k)}</b>{rows(t)}</div>' for k, t in (v.tables or {}).items()]
     style = 'display:flex;flex-wrap:wrap;gap:24px;line-height:1.4'
     self._below.value = f'<div style="{style}">{"".join(parts)}</div>'

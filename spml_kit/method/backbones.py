@@ -397,10 +397,11 @@ def checkpoint_blocks(
 ):
     "Use gradient checkpointing for every sequence of blocks of a network"
     if isinstance(net, Pyramid): return _checkpoint_timm(net, learns)
-    rows = {} # by name; what lies within one is part of its blocks
+    sequences = {} # by name; a sequence inside another is part of its blocks
     for name, m in net.named_modules():
         of_blocks = type(m) is nn.Sequential and len(m) and all(len([*block.children()])
             and not isinstance(block, nn.Sequential) for block in m)
-        if of_blocks and not any(name.startswith(f'{n}.') for n in rows): rows[name] = m
-    if not rows: raise SpmlError(f"{type(net).__name__} has no row of blocks to checkpoint; leave `checkpointing` away")
-    for m in rows.values(): m.__class__ = CheckpointedBlocks
+        if of_blocks and not any(name.startswith(f'{n}.') for n in sequences): sequences[name] = m
+    if not sequences:
+        raise SpmlError(f"{type(net).__name__} has no sequence of blocks to checkpoint; leave out `checkpointing`")
+    for m in sequences.values(): m.__class__ = CheckpointedBlocks

@@ -19,19 +19,19 @@ from .segments import Prototypes, Segments
 # %% ../../nbs/api/method/50_relations.ipynb #dac8c1de
 @dataclass(frozen=True)
 class Relation:
-    "A rule that sorts segments into positives and negatives of each pixel"
+    "A rule that splits segments into positives and negatives of each pixel"
     name:str      # shows in the log
     code:Callable # Prototypes -> (M,) group ids or (ids, (G,G) match table)
     kappa:float   # concentration, above 0, at most 60
     weight:float=1. # lambda, >= 0
-    scope:str='memory' # 'image', 'batch' or 'memory'
-    location:bool=False # compare features with location?
-    anchors:float=1. # share of the pixels drawn as anchors at each step, above 0; 1 is the paper's
+    scope:str='memory' # where candidates come from: 'image', 'batch' or 'memory'
+    location:bool=False # are features compared with location?
+    anchors:float=1. # share of the pixels drawn as anchors at each step, above 0; the paper uses 1
 
     def __post_init__(self):
         if not 0 < self.kappa <= 60:
-            raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, where "
-                            f"float32 ends")
+            raise SpmlError(f"relation '{self.name}': concentration {self.kappa} must be above 0 and at most 60, the "
+                            f"limit of float32")
         if not 0 <= self.weight < float('inf'):
             raise SpmlError(f"relation '{self.name}': weight {self.weight} must be finite and not negative")
         if not 0 < self.anchors <= 1:
@@ -42,19 +42,19 @@ class Relation:
     def groups(self,
         protos:Prototypes, # M segments
     )->tuple: # (M,) group ids, -1 left out; (G,G) bool table of which groups match, None for equality
-        "Codes of the segments"
+        "Group id of each segment, and which groups match"
         code = self.code(protos)
         ids, match = code if isinstance(code, tuple) else (code, None)
         if ids.shape != protos.label.shape:
-            raise SpmlError(f"relation '{self.name}': its code has shape {tuple(ids.shape)}, there are {len(protos)} "
-                            f"segments")
+            raise SpmlError(f"relation '{self.name}': its code has shape {tuple(ids.shape)}, but there are "
+                            f"{len(protos)} segments")
         return ids, match
 
     def features(self,
         seg, # pixels with `v` and `u`, such as `Segments`
-        protos:Prototypes, # what they are compared with
-    )->tuple: # (N,D) pixels and (M,D) prototypes; with location where the relation asks for it
-        "What the relation compares"
+        protos:Prototypes, # segments to compare them with
+    )->tuple: # (N,D) pixels and (M,D) prototypes, with location if `location` is set
+        "Features that the relation compares"
         return (seg.u, protos.mu_loc) if self.location else (seg.v, protos.mu)
 
 # %% ../../nbs/api/method/50_relations.ipynb #f0ed5a3d
@@ -80,23 +80,23 @@ def same_region(
     return protos.region
 
 # %% ../../nbs/api/method/50_relations.ipynb #9396b6b6
-def _nearest_giver(mu, gives, where):
-    "Cosine of the nearest segment of the same place that has a label, -inf where there is none, and which it is, -1"
+def _nearest_labelled(mu, labelled, where):
+    "Cosine and index of the nearest labelled segment with the same `where`; -inf and -1 if there is none"
     M = len(mu)
-    near, lender = mu.new_full((M,), -torch.inf), torch.full_like(where, -1)
-    if mu.device.type == 'cpu': # place by place
+    near, source = mu.new_full((M,), -torch.inf), torch.full_like(where, -1)
+    if mu.device.type == 'cpu': # one image at a time
         for i in where.unique():
-            asking, giving = ((where == i) & o for o in (~gives, gives))
-            if not (asking.any() and giving.any()): continue
-            best, index = (mu[asking] @ mu[giving].T).max(1)
-            near[asking], lender[asking] = best.to(mu.dtype), giving.nonzero()[index,0]
-        return near, lender
+            without, having = ((where == i) & o for o in (~labelled, labelled))
+            if not (without.any() and having.any()): continue
+            best, index = (mu[without] @ mu[having].T).max(1)
+            near[without], source[without] = best.to(mu.dtype), having.nonzero()[index,0]
+        return near, source
     rounds = torch.arange(M, device=mu.device).split(2**26//M + 1) if M else ()
-    for rows in rounds: # all places at once: a GPU would wait at each
-        s = (mu[rows] @ mu.T).masked_fill(~(gives & (where[rows,None] == where)), -torch.inf)
+    for rows in rounds: # all images at once: a GPU would wait at each
+        s = (mu[rows] @ mu.T).masked_fill(~(labelled & (where[rows,None] == where)), -torch.inf)
         best, index = s.max(1)
-        near[rows], lender[rows] = best.to(mu.dtype), torch.where(best > -torch.inf, index, -1)
-    return near, lender
+        near[rows], source[rows] = best.to(mu.dtype), torch.where(best > -torch.inf, index, -1)
+    return near, source
 
 # %% ../../nbs/api/method/50_relations.ipynb #b81e3c60
 def nearest_labels(
@@ -104,27 +104,27 @@ def nearest_labels(
     label:torch.Tensor, # (M,) 0..C-1 or 254
     image:torch.Tensor, # (M,) image id
     threshold:float=.95, # least cosine, -1..1
-    across:bool=False,  # look in other images too?
+    across:bool=False,  # also search other images?
 # (M,) label, -1 where no labelled segment is near enough; (M,) the nearest labelled segment, -1 where there is none;
 # (M,) its cosine
 )->tuple:
-    """Spread labels to the segments that resemble labelled ones
+    """Label of the nearest labelled segment, where that is near enough
 
     Reference: `models/utils.py:gather_multiset_labels_per_batch_by_nearest_neighbor`"""
-    gives = label < UNLABELLED
-    with torch.no_grad(): near, lender = _nearest_giver(mu, gives, torch.zeros_like(image) if across else image)
-    best = torch.where(gives, 1., near) # who has a label keeps it
-    lender = torch.where(gives, torch.arange(len(label), device=label.device), lender)
-    return torch.where(best >= threshold, label[lender], -1), lender, best
+    labelled, where = label < UNLABELLED, torch.zeros_like(image) if across else image
+    with torch.no_grad(): near, source = _nearest_labelled(mu, labelled, where)
+    best = torch.where(labelled, 1., near) # labelled segments keep their label
+    source = torch.where(labelled, torch.arange(len(label), device=label.device), source)
+    return torch.where(best >= threshold, label[source], -1), source, best
 
 UNMATCHED = 'all', 'out'
 
 def near_label(
     protos:Prototypes, # M segments
     threshold:float=.95, # least cosine
-    across:bool=False, # look in other images too?
-    unmatched:str='all', # segments that find none: 'all' matches everything, 'out' leaves them out
-)->tuple: # (M,) group ids, one a class and one for the unmatched, -1 left out; match table
+    across:bool=False, # also search other images?
+    unmatched:str='all', # segments without a near labelled one: 'all' matches everything, 'out' leaves them out
+)->tuple: # (M,) group ids: one per class and one for unmatched segments, -1 left out; (C+1,C+1) match table
     "Code of feature affinity (paper section 3.2)"
     found = nearest_labels(protos.mu_loc, protos.label, protos.image, threshold, across)[0]
     C = protos.tags.shape[1]
@@ -138,7 +138,7 @@ def semantic_annotation(
     weight:float=1., # lambda
     **kwargs, # further fields of `Relation`
 )->Relation:
-    "Same label: pixel to labelled segments of batch and memory"
+    "Positives have the pixel's label; candidates are the labelled segments of batch and memory"
     return Relation('annotation', same_class, kappa, weight, **kwargs)
 
 def semantic_cooccurrence(
@@ -146,7 +146,7 @@ def semantic_cooccurrence(
     weight:float=.5, # lambda
     **kwargs, # further fields of `Relation`
 )->Relation:
-    "Images that share a class: pixel to all segments of batch and memory"
+    "Positives lie in images that share a class; candidates are all segments of batch and memory"
     return Relation('cooccurrence', shared_tags, kappa, weight, **kwargs)
 
 def image_similarity(
@@ -154,19 +154,19 @@ def image_similarity(
     weight:float=.1, # lambda
     **kwargs, # further fields of `Relation`
 )->Relation:
-    "Same contour region: pixel to the segments of its image, with location"
+    "Positives lie in the pixel's contour region; candidates are the segments of its image, compared with location"
     return Relation('similarity', same_region, kappa, weight, **dict(scope='image', location=True) | kwargs)
 
 def feature_affinity(
     kappa:float=12.,  # concentration
     weight:float=.5, # lambda
     threshold:float=.95, # least cosine with a labelled segment, -1..1
-    across:bool=False, # look for it in other images too, and in memory?
-    unmatched:str='all', # segments that find none: 'all' (the reference) or 'out'
+    across:bool=False, # also search other images, and memory?
+    unmatched:str='all', # segments without a near labelled one: 'all' matches everything (the reference), or 'out'
     **kwargs, # further fields of `Relation`
 )->Relation:
-    "Same label once labels are spread: pixel to all segments of batch and memory"
-    if not -1 <= threshold <= 1: raise SpmlError(f"affinity: threshold {threshold} is no cosine; it is -1..1")
+    "Positives have the pixel's label after labels are spread; candidates are all segments of batch and memory"
+    if not -1 <= threshold <= 1: raise SpmlError(f"affinity: threshold {threshold} must be a cosine, -1..1")
     if unmatched not in UNMATCHED: raise SpmlError(f"affinity: unmatched '{unmatched}' is not one of {list(UNMATCHED)}")
     return Relation('affinity', partial(near_label, threshold=threshold, across=across, unmatched=unmatched), kappa,
                     weight, **kwargs)
@@ -175,7 +175,7 @@ def feature_affinity(
 def relation_sets(
     relation:Relation, # the rule
     seg:Segments,      # pixels and segments of a batch
-    candidates:Prototypes=None, # segments to compare with, those of the batch first; None is the batch
+    candidates:Prototypes=None, # segments to compare with, the batch first; None: the batch alone
 )->tuple: # (N,) anchors; (N,M) candidates; (N,M) positives, all bool
     "Anchors, candidates and positives of a relation as dense masks"
     protos = seg.protos if candidates is None or relation.scope != 'memory' else candidates

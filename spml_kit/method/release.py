@@ -16,7 +16,7 @@ from ..files import check_file, check_finite
 from .nets import SegNet, SoftmaxHead, paper_deeplab, paper_pspnet
 
 # %% ../../nbs/api/method/41_release.ipynb #ef19b3c6
-RELEASE_NAMES = ( # name of a tensor of `SegNet`, as a pattern, and in the release
+RELEASE_NAMES = ( # pattern of a tensor's name in `SegNet`, and its name in the release
     (r'embed\.backbone\.(conv1|bn1)\.', r'embedding_model.resnet_backbone.conv1.\1.'),
     (r'embed\.backbone\.layer(\d)\.', lambda m: f'embedding_model.resnet_backbone.res{int(m[1]) + 1}.'),
     (r'embed\.head\.convs\.(\d)\.', lambda m: f'embedding_model.aspp.aspp_{int(m[1]) + 1}.0.'),
@@ -31,34 +31,34 @@ def release_name(
     "The name of a tensor in the release"
     for pattern, theirs in RELEASE_NAMES:
         if re.match(pattern, name): return re.sub(f'^{pattern}', theirs, name)
-    raise SpmlError(f"tensor '{name}' has no name in the release: its networks are paper_deeplab and paper_pspnet")
+    raise SpmlError(f"tensor '{name}' has no name in the release, whose networks are paper_deeplab and paper_pspnet")
 
 # %% ../../nbs/api/method/41_release.ipynb #e3efac17
 def read_release(
     path, # checkpoint of the release, .pth
 )->dict: # name, with `embedding_model.` or `prediction_model.` before it, to tensor
-    "Read a checkpoint of the release; runs nothing"
+    "Read the tensors of a release checkpoint; runs no code from the file"
     check_file(path)
-    try: said = torch.load(path, map_location='cpu', weights_only=True)
+    try: loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise SpmlError(f"{path}: not a readable checkpoint of tensors ({str(e).splitlines()[0][:200]})") from None
-    parts, found = ('embedding_model', 'prediction_model'), said if isinstance(said, dict) else {}
+    parts, found = ('embedding_model', 'prediction_model'), loaded if isinstance(loaded, dict) else {}
     if not all(isinstance(found.get(k), dict) for k in parts):
-        there = f'there are {[str(k) for k in found][:4]}' if found else f'it holds a {type(said).__name__}'
-        raise SpmlError(f"{path}: no checkpoint of the release: it has the entries 'embedding_model' and "
+        there = f'there are {[str(k) for k in found][:4]}' if found else f'it holds a {type(loaded).__name__}'
+        raise SpmlError(f"{path}: not a checkpoint of the release, which has the entries 'embedding_model' and "
                         f"'prediction_model'; {there}")
-    out = {f"{part}.{str(k).removeprefix('module.')}": v for part in parts for k, v in said[part].items()}
+    out = {f"{part}.{str(k).removeprefix('module.')}": v for part in parts for k, v in loaded[part].items()}
     wrong = [k for k, v in out.items() if not isinstance(v, torch.Tensor)]
-    if wrong: raise SpmlError(f"{path}: '{wrong[0]}' is no tensor")
-    return check_finite({k: v for k, v in out.items() if '.lfn.' not in k}, path) # constants of its location features
+    if wrong: raise SpmlError(f"{path}: '{wrong[0]}' is not a tensor")
+    return check_finite({k: v for k, v in out.items() if '.lfn.' not in k}, path) # no constants of location features
 
 # %% ../../nbs/api/method/41_release.ipynb #1b6cef6d
 def _network(tensors, path):
-    "The network whose tensors these are, untrained"
+    "An untrained network that fits the tensors"
     aspp, pspp = (tensors.get(f'embedding_model.{k}.weight') for k in ('aspp.aspp_1.0', 'pspp.1'))
     last, head = pspp if aspp is None else aspp, tensors.get('prediction_model.semantic_classifier.4.weight')
     for part, what in ((last, 'head of the embedding (aspp or pspp)'), (head, 'softmax head (semantic_classifier)')):
-        if part is None or part.ndim != 4: raise SpmlError(f"{path}: no {what} in it, as the release's models have")
+        if part is None or part.ndim != 4: raise SpmlError(f"{path}: no {what}, which the release's models have")
     make = paper_pspnet if aspp is None else paper_deeplab
     return SegNet(make(len(last)), SoftmaxHead(len(last), len(head)))
 
@@ -74,9 +74,9 @@ def release_model(
     lacking = [names[k] for k in ours if k not in given and not k.endswith('num_batches_tracked')]
     unknown = sorted({*tensors} - {*names.values()})
     other = [f'{names[k]} {tuple(v.shape)}' for k, v in given.items() if v.shape != ours[k].shape]
-    for some, what in ((lacking, 'are missing'), (unknown, 'have no place'), (other, 'have another shape')):
+    for some, what in ((lacking, 'missing tensors'), (unknown, 'unknown tensors'), (other, 'tensors of another shape')):
         if some:
-            raise SpmlError(f"{path}: no model of the release with a ResNet-101: {len(some)} tensors {what}, first "
+            raise SpmlError(f"{path}: not a model of the release with a ResNet-101: {what}: {len(some)}, first "
                             f"{some[0]}")
     model.load_state_dict(ours | given)
     return model.eval()
@@ -86,7 +86,7 @@ def save_release(
     model:nn.Module, # `SegNet` with paper_deeplab or paper_pspnet
     path,            # file to write, .pth
 ):
-    "Write a model as the release does, for its scripts"
+    "Save a model in the release's format, for its scripts"
     parts = dict(embedding_model={}, prediction_model={})
     for k, v in model.state_dict().items():
         part, _, name = release_name(k).partition('.')

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
-from ..core import SpmlError, warn
+from ..core import SpmlError, warn, plural
 from ..files import check_file, check_finite
 
 # %% ../../nbs/api/method/38_weights.ipynb #b0a70007
@@ -120,7 +120,7 @@ def fit_weights(
     extra = [k for k in found if k not in known and not k.endswith(_TABLES)]
     _refuse(where, name, own, taken, [k for k in extra if k.split('.')[0] in body - ends])
     if extra := [k for k in extra if k.split('.')[0] not in ends]:
-        warn(f"{where}: {len(extra)} tensors belong to no layer of '{name}' and were left out, first {extra[0]}")
+        warn(f"{where}: left out {plural(len(extra), 'tensor')} of no layer of '{name}', first {extra[0]}")
     net.load_state_dict(taken, strict=False)
 
 # %% ../../nbs/api/method/38_weights.ipynb #b0a70010

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import SpmlError
+from ..core import SpmlError, plural
 from ..files import claim_folder, disk_fault, holds_ids, inside, read_index_png, read_json, write_index_png
 from ..pictures import as_image
 from .contours import gradient_contours
@@ -242,9 +242,9 @@ def _tell_duration(images, todo, contours, workers, attempt):
     with contextlib.suppress(Exception): # an error occurs again later, and is reported there
         took = _seconds(first, contours)*len(todo)/max(1, workers if not hasattr(contours, 'many') else 1)
     if took > 90:
-        tqdm.write(f"{len(todo)} images, the first of {first.shape[1]}x{first.shape[0]} pixels: "
+        tqdm.write(f"{plural(len(todo), 'image')}, the first of {first.shape[1]}x{first.shape[0]} pixels: "
                    f"regions take about {took/60:.0f} minutes")
-    elif took > 10: tqdm.write(f"{len(todo)} images: regions take about {took:.0f} seconds")
+    elif took > 10: tqdm.write(f"{plural(len(todo), 'image')}: regions take about {took:.0f} seconds")
 
 def _by_workers(cache, names, jobs, settings, workers, attempt, bar):
     "Make the regions of the given images in other processes"
@@ -297,6 +297,6 @@ def prepare_regions(
                 bar.update()
     if attempt.failed:
         first = '; '.join(f'{k}: {e}' for k, e in [*attempt.failed.items()][:5])
-        raise SpmlError(f"{folder}: no regions for {len(attempt.failed)} of {len(images)} images, "
+        raise SpmlError(f"{folder}: no regions for {len(attempt.failed)} of {plural(len(images), 'image')}, "
                         f"the others are done: {first}")
     return cache

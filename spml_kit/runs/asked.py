@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..core import SpmlError, did_you_mean, merged, named_object
+from ..core import SpmlError, did_you_mean, merged, named_object, plural
 from ..files import check_output, read_json, read_text
 from .experiment import notebook_parameters
 
@@ -158,7 +158,7 @@ def dry_lines(
     steps = training_steps(source, parameters)
     def told(k, n, bs):
         if n is None: return f"{k}: the number of steps depends on the number of images, which is not counted yet"
-        return f"{k}: {n:,} steps" + (f" of {bs} images, {n*bs:,} image visits" if bs else '')
+        return f"{k}: {plural(n, 'step')}" + (f" of {plural(bs, 'image')}, {n*bs:,} image visits" if bs else '')
     rows = {'experiment': [f"{Path(source).stem}{'' if name == Path(source).stem else f' ({name})'}"],
             'parameters': said or ["the notebook's own"], 'folder': [str(near), *lies],
             'training': [told(k, *v) for k, v in steps.items()], 'time': _times(out, same)}

@@ -407,7 +407,7 @@ def _prepare(args):
     if size: print(f"images larger than {size} pixels are reduced{whence}")
     if not isinstance(args.regions, Path): prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
     else: take_regions(images, RegionFolder(args.regions, args.holes, args.least, args.order), args.out)
-    print(f"regions of {len(images)} images are in {args.out}")
+    print(f"regions of {plural(len(images), 'image')} are in {args.out}")
 
 def _foreign(p):
     "Add the options for regions of another program"
@@ -458,7 +458,7 @@ def _import(args):
     if args.to:
         if args.out is None: raise SpmlError("--to needs --out DIR, a folder that is new or empty")
         n = export_drawings(args.path, args.out, args.to, bar)
-        return print(f"the drawings on {n} pictures of {args.path} are in {args.out}, for {args.to}")
+        return print(f"the drawings on {plural(n, 'picture')} of {args.path} are in {args.out}, for {args.to}")
     if args.out is None and not args.dry:
         raise SpmlError("give --out PROJECT, the folder to make; --dry shows its content without writing")
     plan = plan_import(args.path, args.tool, args.meaning, args.images, args.order, args.background, bar)
@@ -524,7 +524,7 @@ def _sweep(args):
     failed = table[table.state == 'failed']
     if len(failed):
         first = failed.iloc[0]
-        raise RunFailed(f"{len(failed)} of {len(table)} runs failed, first {first.label}: {first.message}; "
+        raise RunFailed(f"{len(failed)} of {plural(len(table), 'run')} failed, first {first.label}: {first.message}; "
                         f"--retry tries them again")
 
 # %% ../../nbs/api/runs/99_cli.ipynb #3217f350
@@ -566,7 +566,7 @@ def spml_sweep(
 # %% ../../nbs/api/runs/99_cli.ipynb #2350af17
 def _tables(args):
     from spml_kit.runs.tables import collect_runs, published, sweep_table
-    from spml_kit.runs.captions import tables_by_setting
+    from spml_kit.runs.captions import order_in_words, tables_by_setting
     sweeps = [] if args.table else sorted({p for folder in args.folders for p in folder.rglob('sweep.json')})
     for f in sweeps:
         table = sweep_table(f.parent).round(1).to_string(na_rep='')
@@ -579,7 +579,7 @@ def _tables(args):
         shown, passed = tables_by_setting(name, runs, every=bool(args.table))
         for title, data, setting, both, caption, reverse in shown:
             print(f"\n{title}: {caption}\n{both.round(1).to_string(na_rep='')}")
-            for a, b in reverse: print(f"  in the paper '{a}' is above '{b}'; here it is below")
+            if reverse: print(f'  {order_in_words(reverse)}')
             if args.out:
                 final = args.out/f'{name}_{data}_{setting}.csv'
                 if final.exists() and not read_text(final).startswith('cell,'):

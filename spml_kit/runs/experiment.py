@@ -132,8 +132,8 @@ def _check_changes(name, p):
         alike(changes, TAG_RECIPE)
     def alike(changes, base):
         if len(new := base.but(**changes).multipliers) != len(base.multipliers):
-            raise SpmlError(f"{len(new)} multipliers {new}; give {len(base.multipliers)}, such as {base.multipliers}: "
-                            f"one for each group of parameters")
+            raise SpmlError(f"{plural(len(new), 'multiplier')} {new}; give {len(base.multipliers)}, such as "
+                            f"{base.multipliers}: one for each group of parameters")
     def keypoints(settings):
         import numpy as np
         from spml_kit.data.keypoints import simulate_keypoints

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, Classes, named_device, warn
+from ..core import SpmlError, Classes, named_device, warn, plural
 from ..files import atomic_path, check_file, claim_folder, holds_ids, inside, is_there, read_index_png
 from ..files import read_bytes, read_json, write_index_png
 from ..pictures import as_image, picture_settings, read_image
@@ -94,7 +94,7 @@ def _matched(word):
                         f"folder{', and nothing matches it' if glob.has_magic(str(word)) else ''}")
     kept = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
     if not kept:
-        raise SpmlError(f"{word}: none of the {len(found)} files that match is a picture; known suffixes are "
+        raise SpmlError(f"{word}: no picture among {plural(len(found), 'matching file')}; known suffixes are "
                         f"{sorted(IMAGE_SUFFIXES)}{foreign_among(found)}")
     if foreign := foreign_among([p for p in found if p not in kept]):
         warn(f"{word}: some pictures are left out{foreign}")
@@ -296,7 +296,7 @@ def predict_pictures(
     if wanted.by == 'retrieval': model.segments() # raises its error now, not at the first picture
     if not dry: _claim(out, model, model_path, wanted)
     todo = _todo(out, pictures, wanted)
-    say(f"{model!r}\n{len(pictures)} pictures, {len(pictures) - len(todo)} of them done")
+    say(f"{model!r}\n{plural(len(pictures), 'picture')}, {len(pictures) - len(todo)} of them done")
     if dry: return {}
     failed, given = [], (str(model_path), str(device), own_code, out, wanted)
     for name, said in tqdm(_each(model, todo, out, wanted, workers, given, say), 'labelling', len(todo),
@@ -304,8 +304,8 @@ def predict_pictures(
         if isinstance(said, dict): _record(out, said)
         else: failed.append(said)
     if failed:
-        raise SpmlError(f"{len(failed)} of {len(pictures)} pictures could not be labelled, the others are in {out}: "
-                        f"{'; '.join(failed[:5])}")
+        raise SpmlError(f"{len(failed)} of {plural(len(pictures), 'picture')} could not be labelled, the others are "
+                        f"in {out}: {'; '.join(failed[:5])}")
     return {name: inside(out/'labels', name, '.png') for name in pictures}
 
 def _claim(out, model, model_path, wanted):
@@ -366,7 +366,7 @@ def _predict(args):
     made = predict_pictures(args.model, args.images, args.out, wanted, args.workers, args.device, args.own_code,
                             dry=args.dry)
     if args.dry: return print('nothing is written (--dry)')
-    print(f"{len(made)} label maps are in {args.out/'labels'}")
+    print(f"{plural(len(made), 'label map is', 'label maps are')} in {args.out/'labels'}")
     if args.sheet:
         sheets = _write_sheets(args.out, picture_files(args.images, args.out), made,
                                Classes(tuple(read_json(args.out/'settings.json')['classes'])))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import SpmlError, rng_of, warn
+from ..core import SpmlError, rng_of, warn, plural
 from ..files import check_file, claim_folder, disk_fault, holds_ids, inside, load_tensors, read_index_png
 from ..files import read_json, save_tensors, unlike, write_index_png, write_json
 from ..regions.oversegment import RegionCache
@@ -217,8 +217,8 @@ def _complete(work, client, progress):
     wrong = [f"shard {n} ({names(n)}): {died.get(n, 'its file is missing; do all workers see this folder?')}"
              for n, m in meta.items() if m is None]
     failed = [f'{k}: {e}' for m in meta.values() if m for k, e in m['failed'].items()]
-    what = (f"{len(failed)} of {work.n} images and {len(wrong)} of {len(work)} shards could not be made, the others "
-            f"are done: {'; '.join((wrong + failed)[:5])}")
+    what = (f"{len(failed)} of {plural(work.n, 'image')} and {len(wrong)} of {plural(len(work), 'shard')} could not "
+            f"be made, the others are done: {'; '.join((wrong + failed)[:5])}")
     if wrong or failed and work.strict:
         raise SpmlError(f"{work.folder}: {what}. Correct the cause and call again"
                         + (", or leave such images out with strict=False" if failed and work.strict else ""))

@@ -149,7 +149,7 @@ def test_lists_are_read_as_editors_write_them(voc):
     listed.write_bytes('\ufeff# mine\r\na\r\n\r\nb\r\n'.encode())
     assert VocSet(voc).names == ['a', 'b']
     listed.write_text('a\nb\na\n')
-    with pytest.raises(SpmlError, match='train.txt: 1 names occur more than once, the first is a'): VocSet(voc)
+    with pytest.raises(SpmlError, match='train.txt: 1 name occurs more than once, the first is a'): VocSet(voc)
 
 
 def test_labels_without_image_are_named(tmp_path):

@@ -371,7 +371,7 @@ def test_one_broken_file_of_a_folder_stops_no_other(tmp_path):
     with pytest.raises(SpmlError, match="2 files cannot be read, first .*a.json: not JSON"): plan_import(tmp_path)
 
 
-@pytest.mark.parametrize("bad, says", [(shape("cat", "circle", [[9, 9]]), "circle of 1 points, 2 needed"), (dict(label="cat"), "'points' is missing"), (shape(None), "polygon without a class"), (None, "wrong type")])
+@pytest.mark.parametrize("bad, says", [(shape("cat", "circle", [[9, 9]]), "circle of 1 point, 2 needed"), (dict(label="cat"), "'points' is missing"), (shape(None), "polygon without a class"), (None, "wrong type")])
 def test_the_reason_names_the_entry(bad, says, tmp_path):
     picture(tmp_path / "a.png")
     labelme(tmp_path / "a.json", shape("dog"), bad)
@@ -448,7 +448,7 @@ def test_pictures_without_objects_are_said(tmp_path):
     picture(tmp_path / "c.png")
     plan = plan_import(tmp_path)
     assert plan.bare() == ["a"] and "without any shape: 1 (a): they get no label" in plan_text(plan)
-    assert "1 other pictures in these folders are named in no file" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
+    assert "1 other picture in these folders, named in no file, left out" in plan_text(plan) and plan_import(tmp_path, images=tmp_path).bare() == ["a", "c"]
     plan = import_annotations(tmp_path, tmp_path / "p", background=True)
     assert "they are all background" in plan_text(plan)
     assert (read_index_png(tmp_path / "p" / "labels" / "a.png") == 0).all()

@@ -69,7 +69,7 @@ def test_lists_as_they_occur(tmp_path, kind):
 
 def test_a_name_twice(tmp_path):
     (tmp_path/"l.txt").write_text("a\nJPEGImages/a.jpg x\nb\n")
-    with pytest.raises(SpmlError, match="l.txt: 1 names occur more than once, the first is a"): read_names(tmp_path/"l.txt")
+    with pytest.raises(SpmlError, match="l.txt: 1 name occurs more than once, the first is a"): read_names(tmp_path/"l.txt")
 
 
 def test_a_project_step_by_step(tmp_path):

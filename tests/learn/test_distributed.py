@@ -315,6 +315,6 @@ def faults():
 
 def test_faults(tmp_path, monkeypatch):
     for messages in spread(tmp_path, faults):
-        for message, want in zip(messages, ("batches of 3 from 9 images cannot be shared by 2", "batches of 4 from 1 images cannot be shared by 2", "distrib_ctx"), strict=True): assert want in message
+        for message, want in zip(messages, ("batches of 3 from 9 images cannot be shared by 2", "batches of 4 from 1 image cannot be shared by 2", "distrib_ctx"), strict=True): assert want in message
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SpmlError, match="2 processes were launched, but are not connected: call join_processes"): learner("spml", tmp_path).fit_poly(1)

@@ -133,3 +133,23 @@ def test_colours_of_the_learner_reach_the_explorers(world, tmp_path):
     for name in ("similarity", "affinity"): # those that look at location
         ex.relation.value = name
         assert name in said(ex) and ex.view.bars[name][0] >= 0, said(ex)
+
+
+def test_the_legend_names_the_classes_in_the_pictures(world):
+    weak, _, learn, _ = world
+    ex = explore_relations(learn, weak, which=(0, 1, 2))
+    drawn = {int(k) for i in range(3) for k in np.unique(weak.sample(i).labels) if k < C}
+    bank = {int(k) for f, order in ex.shown for k in f.protos.label[order] if k < C}
+    names = ex.classes.names
+    assert list(ex.view.legend) == [names[k] for k in sorted(drawn | bank)]
+    assert all(ex.view.legend[names[k]] == "#%02x%02x%02x" % tuple(ex.classes.palette[k]) for k in drawn)
+    assert all(f"</span> {name}</span>" in ex._below.value for name in ex.view.legend)
+    ex.annotation.value = "tags" # no pixel is labelled
+    assert set(ex.view.legend) == {names[int(k)] for f, order in ex.shown for k in f.protos.label[order] if k < C}
+
+
+def test_the_figure_has_the_legend(world):
+    weak, _, learn, _ = world
+    ex = explore_relations(learn, weak, which=(0, 1))
+    texts = [t.get_text() for part in ex.figure().subfigs for legend in part.legends for t in legend.get_texts()]
+    assert texts == list(ex.view.legend)

@@ -359,4 +359,4 @@ def test_half_precision_is_left_to_torch():
 
 
 def test_what_cannot_be_checkpointed():
-    with pytest.raises(SpmlError, match="no row of blocks"): checkpoint_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(SpmlError, match="no sequence of blocks"): checkpoint_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))

@@ -79,7 +79,7 @@ def test_what_cannot_run_is_said_once(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delenv("SPML_FUSED", raising=False)
     fused._runs.cache_clear()
-    with pytest.warns(UserWarning, match="the loss goes the slower, chunked way on cpu"): found = contrast(x.float(), mu.float(), own, ids, 9.)
+    with pytest.warns(UserWarning, match="the loss uses the slower, chunked form on cpu"): found = contrast(x.float(), mu.float(), own, ids, 9.)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = contrast(x.float(), mu.float(), own, ids, 9.)
@@ -154,7 +154,7 @@ def test_kernels_on_a_gpu(monkeypatch, kind, D, kappa, size):
 @needs_gpu
 @pytest.mark.parametrize("D", [256, 512])
 def test_wide_features_on_a_gpu(D):
-    with pytest.warns(UserWarning, match="chunked way"): agree("class", D, 12., device="cuda")
+    with pytest.warns(UserWarning, match="chunked form"): agree("class", D, 12., device="cuda")
 
 
 @needs_gpu

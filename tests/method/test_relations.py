@@ -73,13 +73,13 @@ def test_affinity_is_that_of_the_labels_that_were_lent(seed, threshold, unmatche
 
 @pytest.mark.parametrize("make, says", [(lambda: Relation("own", same_class, 0), "'own': concentration 0 must be above 0"), (lambda: Relation("own", same_class, 61), "concentration 61"), (lambda: Relation("own", same_class, 6, -1), "weight -1"),
     (lambda: Relation("own", same_class, 6, anchors=0), "share of anchors 0"), (lambda: Relation("own", same_class, 6, anchors=1.1), "share of anchors 1.1"), (lambda: Relation("own", same_class, 6, scope="set"), "scope 'set' is not image, batch or memory"),
-    (lambda: feature_affinity(threshold=1.5), "threshold 1.5 is no cosine"), (lambda: feature_affinity(unmatched="some"), "unmatched 'some' is not one of")])
+    (lambda: feature_affinity(threshold=1.5), "threshold 1.5 must be a cosine"), (lambda: feature_affinity(unmatched="some"), "unmatched 'some' is not one of")])
 def test_settings_that_are_refused(make, says):
     with pytest.raises(SpmlError, match=says): make()
 
 
 def test_a_code_has_one_entry_a_segment():
     protos = batch(0).protos
-    with pytest.raises(SpmlError, match=rf"'own': its code has shape \(1,\), there are {len(protos)} segments"): Relation("own", lambda p: p.label[:1], 6).groups(protos)
+    with pytest.raises(SpmlError, match=rf"'own': its code has shape \(1,\), but there are {len(protos)} segments"): Relation("own", lambda p: p.label[:1], 6).groups(protos)
     ids, match = Relation("own", near_label, 6).groups(protos)
     assert ids.shape == (len(protos),) and torch.equal(match, match.T) and match.diagonal().all()

@@ -225,7 +225,7 @@ def test_grid_is_bands(h, w, ky, kx):
 
 def test_faults():
     for grid in ((0, 3), (3, -1)):
-        with pytest.raises(SpmlError, match="at least one band"): grid_labels(8, 8, grid)
+        with pytest.raises(SpmlError, match="needs at least one band"): grid_labels(8, 8, grid)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,7 +7,7 @@ import pytest
 
 from spml_kit.core import SpmlError
 from spml_kit.files import write_json
-from spml_kit.runs.captions import METHODS, captioned_table, method_words, tables_by_setting
+from spml_kit.runs.captions import METHODS, captioned_table, method_words, order_in_words, tables_by_setting
 from spml_kit.runs.tables import collect_runs
 from test_tables import run
 
@@ -146,3 +146,9 @@ def test_methods_are_told_apart_in_words():
     every = [f"{m}{crf}" for m in METHODS for crf in ("", "_crf")]
     assert len({*map(method_words, every)}) == len(every) and not any("_" in method_words(m) for m in every)
     assert method_words("mine") == "mine"
+
+
+@pytest.mark.parametrize("pairs, words", [
+    ([], "No pair of cells has another order than in the paper."), ([("a", "b")], "'b' is above 'a' here, and below in the paper."),
+    ([("a", "b"), ("c", "d"), ("e", "b"), ("f", "b")], "'b' is above 'a', 'e' and 'f' here, and below in the paper. 'd' is above 'c' here, and below in the paper.")])
+def test_another_order_is_said_once_per_cell(pairs, words): assert order_in_words(pairs) == words

@@ -102,7 +102,7 @@ def test_regions_of_a_project_are_those_of_its_images(tmp_path, capsys):
         Image.new(mode, (80, 60)).save(root / name)
     (root / "classes.txt").write_text("background\ncat\n")
     assert cli.spml_prepare(["--data", "folder", "--root", str(root), "--out", str(tmp_path / "r"), "--workers", "0", "--n", "4"]) == 0
-    assert [p.name for p in sorted((tmp_path / "r").glob("*.png"))] == ["a.png"] and "regions of 1 images are in" in capsys.readouterr().out
+    assert [p.name for p in sorted((tmp_path / "r").glob("*.png"))] == ["a.png"] and "regions of 1 image are in" in capsys.readouterr().out
     assert cli.spml_prepare(["--data", "folder", "--root", str(root / "images"), "--out", str(tmp_path / "s"), "--workers", "0", "--n", "4"]) == 0
 
 

@@ -185,7 +185,7 @@ def test_command(tmp_path, capsys):
     run(tmp_path, "b", 50., length=.3)
     assert spml_tables([str(tmp_path), "--out", str(tmp_path / "csv")]) == 0
     said = capsys.readouterr().out
-    assert "table7, scenes" in said and "in the paper '100 %' is above '30 %'" in said and "4 images of scenes" in said
+    assert "table7, scenes" in said and "'30 %' is above '100 %' here, and below in the paper." in said and "4 images of scenes" in said
     assert "cell,paper,ours" in next(p for p in (tmp_path / "csv").glob("table7_scenes_*.csv")).read_text()
     assert spml_tables([str(tmp_path), "--table", "table77"]) == 2 and "did you mean 'table7" in capsys.readouterr().err
     assert spml_tables([str(tmp_path / "csv")]) == 2

@@ -207,7 +207,8 @@ def check_labels(
                         f"palette or grey PNG of class ids")
     if size is not None and labels.shape != tuple(size):
         turned = labels.shape == tuple(size)[::-1]
-        why = '; it is rotated, as its image file may be (EXIF orientation): turn it upright' if turned else ''
+        why = '; it is rotated, as its image file may be (EXIF orientation): turn it upright' if turned else (
+            '; export it again in the size of the image')
         raise SpmlError(f"{name}: label map is {labels.shape[0]}x{labels.shape[1]}, its image {size[0]}x{size[1]} "
                         f"(height x width); sizes must agree{why}")
     if not np.issubdtype(labels.dtype, np.integer) and (labels != np.floor(labels)).any():

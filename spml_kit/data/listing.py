@@ -268,8 +268,11 @@ def check_project(
         raise SpmlError(f"{root}: no folder images/ in it; a project holds images/, labels/ (weak labels), "
                         f"classes.txt (one name per line, background first) and, to score, masks/. {cure}")
     if not labels.is_dir() or not files_by_name(labels, deep=True):
+        empty = '' if files_by_name(images, IMAGE_SUFFIXES, deep=True) else f", and {images} holds no picture"
+        named = '' if class_table_near(root, images) else ' --classes background cat dog'
         raise SpmlError(f"{labels}: {'no file in it' if labels.is_dir() else 'no such folder'}; nothing has been "
-                        f"drawn yet. To draw: spml_annotate {quote(str(root))}. To import files of another tool: "
+                        f"drawn yet{empty}. To draw: spml_annotate {quote(str(root))}{named}. "
+                        f"To import files of another tool: "
                         f"spml_import FILE --images {quote(str(images))} --out NEW_FOLDER. "
                         f"Or put a label PNG, XML or JSON there for each "
                         f"image to train on, with the name of the image{other_tools_near(images, root)}")
@@ -322,6 +325,7 @@ def voc_list(
     every = Path(root, 'ImageSets')
     listed = next((p for d in ('Segmentation', 'Main') if is_there(p := every/d/f'{split}.txt')), None)
     if listed: return listed
-    raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are "
-                    f"{sorted(p.stem for p in (every/'Segmentation').glob('*.txt'))}; `root` is the folder "
-                    f"that holds JPEGImages and ImageSets")
+    there = sorted(p.stem for p in (every/'Segmentation').glob('*.txt')) or 'none'
+    own = f". {root} holds images/: read it with --data folder" if Path(root, 'images').is_dir() else ''
+    raise SpmlError(f"{every/'Segmentation'/split}.txt: no such list; there are {there}; `root` is the folder "
+                    f"that holds JPEGImages and ImageSets{own}")

@@ -145,8 +145,8 @@ class TimeCB(Callback):
         step = (perf_counter() - self.begun)/(self.last - self.first)
         n = (self.n_epoch - self.epoch)*len(self.dls.train) - self.iter + self.after
         if n*step < self.least: return
-        print(f"{self.label:<14} a step takes {step:.2f} s: about {n*step/60:.0f} minutes for {plural(n, 'step')} of "
-              "training"
+        minutes = plural(max(1, round(n*step/60)), 'minute')
+        print(f"{self.label:<14} a step takes {step:.2f} s: about {minutes} for {plural(n, 'step')} of training"
               + (', including the heads' if self.after else ''), flush=True)
 
 # %% ../../nbs/api/learn/61_callbacks.ipynb #b0fa2eee

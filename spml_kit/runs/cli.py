@@ -283,7 +283,8 @@ def spml_run(
                         "paper_densepose (default: named as the data); may be repeated, the later overrides: "
                         "`--profile paper_voc --profile dry` checks in two steps that everything fits together")
     p.add_argument('-p', dest='parameters', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'),
-                   help="any other parameter of the notebook; may be repeated")
+                   help="any other parameter of the notebook, a list in quotes: -p classes '[background, cat]'; "
+                        "may be repeated")
     p.add_argument('--list', action='store_true',
                    help="show the experiments, or NAME, and their parameters; with --profile, its values too")
     p.add_argument('--dry', action='store_true',

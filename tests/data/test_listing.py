@@ -80,7 +80,7 @@ def test_a_project_step_by_step(tmp_path):
     refused("no folder images/ in it", "put the pictures there")
     (tmp_path/"images").mkdir()
     for _ in range(2):
-        refused("labels: no", f"spml_annotate {tmp_path}.", f"spml_import FILE --images {tmp_path}/images --out NEW_FOLDER", "label PNG")
+        refused("labels: no", "holds no picture", f"spml_annotate {tmp_path} --classes background", f"spml_import FILE --images {tmp_path}/images --out NEW_FOLDER", "label PNG")
         (tmp_path/"labels").mkdir(exist_ok=True)
     (tmp_path/"labels"/"a.png").touch()
     refused("classes.txt: no such file", "background first")

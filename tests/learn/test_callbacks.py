@@ -26,7 +26,7 @@ def times(monkeypatch, seconds, rounds=4, steps=30, after=0, begin=0):
 
 
 @pytest.mark.parametrize("seconds, more, said", [
-    (.5, {}, "a step takes 0.50 s: about 1 minutes for 113 steps of training"),
+    (.5, {}, "a step takes 0.50 s: about 1 minute for 113 steps of training"),
     (6, dict(after=60), "a step takes 6.00 s: about 17 minutes for 173 steps of training, including the heads"),
     (6, dict(begin=2), "a step takes 6.00 s: about 5 minutes for 53 steps"),
     (.1, {}, ""), (6, dict(steps=4, rounds=1), "")])

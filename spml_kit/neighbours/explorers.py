@@ -17,6 +17,7 @@ from ..core import SpmlError, UNLABELLED
 from ..metrics import mask_iou, true_instances
 from ..regions.contours import gradient_contours
 from ..regions.oversegment import hierarchy_of
+from ..data.images import resize
 from ..data.tag_index import TagIndex
 from ..data.weak import WeakSet
 from ..method.nets import image_tensor
@@ -26,7 +27,7 @@ from ..look.plot import overlay
 from ..look.explain import PULL, PUSH, View, cross, grow, heat, hex_of, outline, rgb_of
 from ..look.inputs import check_pixel, chosen
 from ..look.store import framed
-from ..look.widgets import Explorer, mosaic, mosaic_at, view_step
+from ..look.widgets import Explorer, mosaic, mosaic_at
 from .ocr import OcrHead, image_context
 from .prm import connected_proposals, image_peaks, proposal_scores, response_maps, unlikely_pixels
 
@@ -306,8 +307,8 @@ def draw(self:explore_context):
 THUMB = 80 # side of a small picture, pixels
 
 def _thumb(image): # of any size, in the middle of a white square
-    step, out = view_step(image.shape[:2], THUMB), np.full((THUMB, THUMB, 3), 255, np.uint8)
-    small = image[::step, ::step]
+    size = [max(1, round(n*THUMB/max(image.shape[:2]))) for n in image.shape[:2]]
+    small, out = resize(image, size), np.full((THUMB, THUMB, 3), 255, np.uint8)
     top, left = ((THUMB - n)//2 for n in small.shape[:2])
     out[top:top + small.shape[0], left:left + small.shape[1]] = small
     return out

@@ -186,7 +186,8 @@ class EpisodeSampler:
         few = {c: m for c, m in self.members.items() if any(len(o) < k for o, k in zip(m, wanted))}
         said = lambda counts: ' + '.join(map(str, counts))
         if few: raise SpmlError(f"an episode takes {said(wanted)} crops of a class; there are fewer of class " +
-                                ', '.join(f'{c} ({said(map(len, m))})' for c, m in few.items()))
+                                ', '.join(f'{c} ({said(map(len, m))})' for c, m in few.items()) +
+                                ": give more crops, or a smaller shot or query")
         if not 2 <= way <= len(self.members):
             raise SpmlError(f"way={way}: an episode takes 2 to {len(self.members)} classes here")
         self.way, self.wanted, self.n, self.seed, self.passes = way, wanted, n, seed, 0

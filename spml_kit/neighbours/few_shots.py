@@ -398,7 +398,7 @@ def segment_vectors(
     wanted = torch.as_tensor([*(range(1, len(images.classes)) if classes is None else classes)])
     found, labels, where = {name: [] for name in describe}, [], []
     for i in range(len(images)) if numbers is None else numbers:
-        image, mask = as_image(images.image(i)), torch.from_numpy(images.mask(i)).flatten().long()
+        image, mask = as_image(images.image(i)), torch.from_numpy(np.ascontiguousarray(images.mask(i))).flatten().long()
         own = torch.as_tensor(segment(image)).flatten().long()
         m = int(own.max()) + 1
         label = majority_labels(mask, own, m)
@@ -419,5 +419,5 @@ def colour_map(
     bins:int=4,       # of each channel
 )->torch.Tensor: # (bins**3,H,W) 0 or 1
     "Which colour a pixel has; the mean over a segment is its histogram"
-    cell = torch.from_numpy(as_image(image)).long()*bins//256
+    cell = torch.from_numpy(np.ascontiguousarray(as_image(image))).long()*bins//256
     return F.one_hot((cell[..., 0]*bins + cell[..., 1])*bins + cell[..., 2], bins**3).permute(2, 0, 1).float()

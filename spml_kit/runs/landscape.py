@@ -97,7 +97,7 @@ def system_scores(
                 if gains.empty: continue # nothing to compare it with
                 low, high = gain_interval(gains)
                 out.append(dict(system=name, **dict(zip(keys, group)), measure=way['measure'], score=each.mean(),
-                                baseline=way['baseline'], gain=gains.mean(), low=low, high=high, seeds=len(each),
+                                baseline=way['baseline'], gain=gains.mean(), low=low, high=high, seeds=len(gains),
                                 seconds_each=part.seconds_each.mean(), files=[*part.file],
                                 minutes_core=part['seconds'].mean()/60 if 'seconds' in part else np.nan))
     if not out: raise SpmlError('no run of a system beside its baseline: run one of the grids, such as tags_scenes')

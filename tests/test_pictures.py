@@ -49,6 +49,7 @@ from spml_kit.look.thresholds import explore_regions
 from spml_kit.look.widgets import ClickImage, mosaic
 from spml_kit.method.nets import BackboneNet, EmbedNet, FrozenNet, SegNet, SoftmaxHead, image_tensor
 from spml_kit.neighbours.cyclegan import CycleNet, cycle_labels
+from spml_kit.neighbours.few_shots import colour_map
 from spml_kit.neighbours.mcof import bayes_refine, region_features
 from spml_kit.neighbours.ocr import image_context, ocr_head
 from spml_kit.neighbours.prm import PrmNet, image_peaks, response_maps
@@ -546,7 +547,7 @@ DOORS = {
     "merge_regions": lambda o: merge_regions(o, side=8).altitudes, "RegionPairs.__init__": lambda o: RegionPairs(o, np.zeros(SIZE), REGIONS).histograms, "prepare_regions": prepared,
     "region_features": lambda o: region_features(BACKBONE, o, REGIONS), "bayes_refine": lambda o: bayes_refine(o, INSIDE, np.full(SIZE, .5)),
     "image_context": lambda o: image_context(REGIONAL, o)[0].logits,
-    "cycle_labels": lambda o: cycle_labels(CYCLE, o, 0.), "deep_map": lambda o: deep_map(BACKBONE, o),
+    "cycle_labels": lambda o: cycle_labels(CYCLE, o, 0.), "deep_map": lambda o: deep_map(BACKBONE, o), "colour_map": colour_map,
     "image_peaks": lambda o: image_peaks(PEAKS, o)[0], "response_maps": lambda o: response_maps(PEAKS, o, PEAK),
     "overlay": lambda o: overlay(o, LABELS, CLASSES), "draw_regions": lambda o: draw_regions(o, REGIONS), "outline": lambda o: outline(o, INSIDE), "cross": lambda o: cross(o, 5, 6),
     "judged_picture": lambda o: judged_picture(o, LABELS, np.zeros_like(LABELS)),
@@ -594,7 +595,7 @@ def test_every_door_refuses_alike(door):
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
     "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces", "tracked_picture", "CycleNet.judge", "cycle_errors", "sample_rows"},
     "image sets": {"Source.regions", "DensePose.regions", "Listed.regions", "Listed.said", "FeatureCache.budget", "FeatureCache.fill", "MapFolder.__init__", "as_class_maps", "take_regions", "prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
-                   "images_without", "object_crops",
+                   "images_without", "object_crops", "segment_vectors",
                    "explore_regions.__init__", "SegmentStore.crop", "LiveSegmenter.__init__"},
     "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou", "TrackCB.__init__"},
     "folders, names and plans of files": {"predict_pictures", "contact_sheet", "plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},

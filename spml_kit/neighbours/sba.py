@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'deep_map', 'select_channels', 'soft_masks', 'part_vectors', 'sum_vectors', 'max_vectors', 'crow_vectors',
-           'Whitening', 'Descriptor', 'expand_queries', 'retrieval_precision', 'similar_partners']
+           'Whitening', 'Descriptor', 'expand_queries', 'retrieval_precision', 'similar_partners', 'farthest_first']
 
 # %% ../../nbs/neighbours/21_sba.ipynb #5ba00005
 from collections.abc import Callable
@@ -190,3 +190,27 @@ def similar_partners(
     if not len(others): return np.full(n, i)
     order = np.argsort(-(vectors[others] @ vectors[i]).cpu().numpy(), kind='stable')
     return np.resize(others[order], n)
+
+# %% ../../nbs/neighbours/21_sba.ipynb #5ba0e002
+def farthest_first(
+    vectors:torch.Tensor, # (N,d) of length 1, one an image
+    annotated=(),         # numbers of the images that are annotated already
+    n:int=None,           # images to choose, 1..; None: all that are left
+)->np.ndarray: # (n,) their numbers, the next one first; of equals the smallest
+    "Which images to annotate next: each is farthest from all that are annotated or come before it"
+    v, chosen = vectors.double().cpu().numpy(), np.unique(np.asarray(annotated, int).ravel())
+    left = len(v) - len(chosen)
+    if (wrong := chosen[(chosen < 0) | (chosen >= len(v))]).size:
+        raise SpmlError(f"annotated={wrong.tolist()}: there are {len(v)} images, counted from 0")
+    if left < 1: raise SpmlError(f"all {len(v)} images are annotated: none is left to choose; add images")
+    if n is not None and not 1 <= n <= left:
+        raise SpmlError(f"n={n}: {left} of {len(v)} images are left; choose 1 to {left}")
+    if not np.isfinite(v).all(): raise SpmlError("the vectors are not finite: make them anew")
+    far = np.full(len(v), np.inf) # squared distance of each image to the nearest that is chosen; -1: chosen itself
+    for i in chosen: far = np.minimum(far, ((v - v[i])**2).sum(1))
+    far[chosen], order = -1, []
+    while len(order) < (left if n is None else n):
+        order.append(i := int(far.argmax()))
+        far = np.minimum(far, ((v - v[i])**2).sum(1))
+        far[i] = -1
+    return np.array(order)

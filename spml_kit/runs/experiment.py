@@ -51,6 +51,7 @@ def find_notebook(
 # %% ../../nbs/api/runs/96_experiment.ipynb #560c27c0
 def _value(text):
     "The Python value of a text, or a list or table of bare words, or the text itself"
+    if (word := text.strip().lower()) in ('true', 'false'): return word == 'true' # as in YAML and in shells
     with contextlib.suppress(ValueError, SyntaxError): return ast.literal_eval(text)
     if text.strip()[:1] in ('[', '{'):
         with contextlib.suppress(yaml.YAMLError): return yaml.safe_load(text)

@@ -90,14 +90,14 @@ def system_scores(
             mine, theirs = _of(measured, way['where']), _of(measured, way['against'])
             keys = [k for k in ('data', 'sweep', 'annotation', 'masks') if k in mine]
             for group, part in mine.groupby(keys, dropna=False):
-                beside = theirs[theirs.sweep == part.sweep.iloc[0]]
-                if 'masks' in keys and part.masks.notna().all(): beside = beside[beside.masks == part.masks.iloc[0]]
+                same = [k for k in keys if k != 'annotation' and part[k].notna().all()]
+                beside = _of(theirs, {k: part[k].iloc[0] for k in same})
                 each, base = (p.groupby('seed')[way['measure']].mean() for p in (part, beside))
                 gains = (each - base).dropna()
                 if gains.empty: continue # nothing to compare it with
                 low, high = gain_interval(gains)
                 out.append(dict(system=name, **dict(zip(keys, group)), measure=way['measure'], score=each.mean(),
-                                baseline=way['baseline'], gain=gains.mean(), low=low, high=high, seeds=len(each),
+                                baseline=way['baseline'], gain=gains.mean(), low=low, high=high, seeds=len(gains),
                                 seconds_each=part.seconds_each.mean(), files=[*part.file],
                                 minutes_core=part['seconds'].mean()/60 if 'seconds' in part else np.nan))
     if not out: raise SpmlError('no run of a system beside its baseline: run one of the grids, such as tags_scenes')

@@ -9,10 +9,11 @@ from PIL import Image
 from spml_kit.core import SpmlError
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
-from spml_kit.method.nets import image_tensor
+from spml_kit.look.widgets import GAP
+from spml_kit.method.nets import image_tensor, unit
 from spml_kit.learn.learner import create_model
 from spml_kit.method.recipes import RECIPES
-from spml_kit.neighbours.explorers import attention_of, effective_places, explore_coattention, explore_context, explore_peaks
+from spml_kit.neighbours.explorers import THUMB, attention_of, effective_places, explore_coattention, explore_context, explore_images, explore_peaks
 from spml_kit.neighbours.group_wsss import GroupNet
 from spml_kit.neighbours.mcis import McisNet
 from spml_kit.neighbours.ocr import image_context
@@ -123,3 +124,47 @@ def test_weights_of_regions_are_those_of_the_head(masks):
 def test_other_heads_have_no_regions():
     with pytest.raises(SpmlError, match="SoftmaxHead has no class regions"): explore_context(segmenting("softmax"), weak())
     with pytest.raises(SpmlError, match="PrmNet has no class regions"): explore_context(network(PrmNet), weak())
+
+
+def whole(n=7, size=64, d=5):
+    "Vectors of scenes, two of them alike, and the scenes"
+    v = unit(torch.randn(n, d, generator=torch.Generator().manual_seed(0)))
+    v[-1] = v[1]
+    return v, WeakSet(SceneSet(n, size=size), "tags")
+
+
+def test_the_nearest_images_and_their_tags():
+    v, images = whole()
+    ex = explore_images(v, images)
+    for i in range(7):
+        ex.image.value, ex.n.value = i, 4
+        sim = (v @ v[i]).tolist()
+        assert i not in ex.shown and len({*ex.shown}) == 4
+        assert [sim[j] for j in ex.shown] == pytest.approx(sorted((s for j, s in enumerate(sim) if j != i), reverse=True)[:4], abs=1e-5)
+        for j, (name, (value, words, colour)) in zip(ex.shown, ex.view.bars.items()):
+            both = images.tags(i) & images.tags(j)
+            assert name == images.images.names[j] and value == pytest.approx(sim[j], abs=1e-5)
+            assert words.split("  ")[1] == (", ".join(np.array(images.classes.names)[both][1:]) or "no tag in common")
+            assert (colour == "#0072B2") == bool(both[1:].any())
+        share = [(images.tags(i) & images.tags(j))[1:].any() for j in range(7) if j != i]
+        assert f"{sum((images.tags(i) & images.tags(j))[1:].any() for j in ex.shown)} of its 4" in said(ex) and f"{100*np.mean(share):.0f} % of all" in said(ex)
+
+
+def test_a_neighbour_is_clicked():
+    v, images = whole()
+    ex = explore_images(v, images)
+    third = ex.shown[2]
+    ex.pictures[0].point = [1, 1] # nothing happens
+    assert ex.image.value == 0 and "Click one of the neighbours" in said(ex)
+    ex.pictures[1].point = [THUMB + 6 + GAP//2, 5] # nor between two
+    assert ex.image.value == 0
+    ex.pictures[1].point = [2*(THUMB + 6 + GAP) + 7, 5]
+    assert ex.image.value == third and images.images.names[third] in said(ex)
+
+
+def test_images_of_any_size_and_faults():
+    v, images = whole(3, size=250)
+    ex = explore_images(v, images)
+    assert len(ex.shown) == 2 and np.array(Image.open(io.BytesIO(ex.pictures[1].png))).shape == (THUMB + 6, 2*(THUMB + 6) + GAP, 3)
+    with pytest.raises(SpmlError, match="2 vectors of 3 images"): explore_images(v[:2], images)
+    with pytest.raises(SpmlError, match="give two at least"): explore_images(v[:1], WeakSet(SceneSet(1, size=64), "tags"))

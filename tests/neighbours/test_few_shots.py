@@ -1,4 +1,4 @@
-"Few shots: InfoNCE against its definition and SPML's loss, episodes, prototypes, crops, starts that carry over, faults."
+"Few shots: InfoNCE against its definition and SPML's loss, episodes, prototypes, crops, segments, starts that carry over, faults."
 import numpy as np
 import pytest
 import torch
@@ -9,8 +9,8 @@ from spml_kit.core import SpmlError, rng_of
 from spml_kit.data.images import SceneSet
 from spml_kit.method.contrast import contrast
 from spml_kit.method.nets import EmbedNet, unit
-from spml_kit.neighbours.few_shots import (VIEW_LOSSES, CropNet, EpisodeLoss, EpisodeSampler, FourBlocks, amdim, colour_histograms, cosine_scores, crop_vectors, few_shot_accuracy,
-                                           fit_classes, fit_episodes, fit_views, global_local, images_without, info_nce, object_crops, prototype_logits, save_body, scaled_scores)
+from spml_kit.neighbours.few_shots import (STARTS, VIEW_LOSSES, CropNet, EpisodeLoss, EpisodeSampler, FourBlocks, amdim, colour_histograms, colour_map, cosine_scores, crop_vectors, few_shot_accuracy,
+                                           fit_classes, fit_episodes, fit_start, fit_views, global_local, images_without, info_nce, object_crops, prototype_logits, save_body, scaled_scores, segment_vectors)
 
 
 def vectors(*shape, seed=0, **kwargs): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, **kwargs)
@@ -68,6 +68,22 @@ def test_episodes_hold_what_they_say(way, shot, query, seed):
     for items in first:
         table = labels[items].reshape(shot + query, way)
         assert (table == table[0]).all() and len({*table[0]}) == way and len({*items}) == len(items)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**6))
+def test_support_is_labelled_and_queries_are_not(way, shot, query, seed):
+    rng = rng_of(seed)
+    labels, labelled = np.repeat(np.arange(4), shot + query + 3), np.tile(np.arange(shot + query + 3) < shot + 1, 4)
+    order = rng.permutation(len(labels))
+    labels, labelled = labels[order], labelled[order]
+    for items in EpisodeSampler(labels, way, shot, query, 3, seed, labelled):
+        table = np.array(items).reshape(shot + query, way)
+        assert (labels[table] == labels[table[0]]).all() and len({*labels[table[0]]}) == way and len({*items}) == len(items)
+        assert labelled[table[:shot]].all() and not labelled[table[shot:]].any()
+    x = rng.normal(size=(len(labels), 3)).astype(np.float32)
+    x[~labelled] = 1 # queries that say nothing
+    assert abs(few_shot_accuracy(torch.from_numpy(x), labels, way, shot, query, 40, labelled=labelled)[0] - 100/way) < 1e-4
 
 
 def test_logits_of_prototypes():
@@ -143,7 +159,8 @@ def test_weights_go_on_in_other_networks(tmp_path, backbone):
     assert all(torch.equal(t, other[k]) for k, t in net.body.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize('labels, kwargs, said', [([0, 0, 1], dict(way=2), r'fewer of class 0 \(2\), 1 \(1\)'), (np.repeat([0, 1], 20), dict(way=3), 'way=3'), (np.repeat([0, 1], 20), dict(way=1), 'way=1')])
+@pytest.mark.parametrize('labels, kwargs, said', [([0, 0, 1], dict(way=2), r'fewer of class 0 \(2\), 1 \(1\)'), (np.repeat([0, 1], 20), dict(way=3), 'way=3'), (np.repeat([0, 1], 20), dict(way=1), 'way=1'),
+                                                  ([0]*30 + [1]*30, dict(way=2, labelled=np.arange(60) < 40), r'needs 1 \+ 15 crops of a class; there are fewer of class 0 \(30 \+ 0\)')])
 def test_impossible_episodes_are_refused(labels, kwargs, said):
     with pytest.raises(SpmlError, match=said): EpisodeSampler(np.array(labels), **kwargs)
 
@@ -151,3 +168,59 @@ def test_impossible_episodes_are_refused(labels, kwargs, said):
 def test_other_faults(few):
     with pytest.raises(SpmlError, match='two at least'): fit_views(small(), few[0][:1], progress=False)
     with pytest.raises(SpmlError, match="'mine' is not global_local or amdim"): fit_views(small(), few[0], 'mine')
+    with pytest.raises(SpmlError, match="start 'mine' is not random, supervised, views"): fit_start('mine', *few)
+
+
+# starts
+
+def test_starts_begin_alike_and_repeat(few):
+    crops, labels = few
+    make = lambda start, more=None: fit_start(start, crops[:32], labels[:32], more, steps=2, bs=16, progress=False, dim=16, places=2)
+    made = {start: make(start) for start in STARTS}
+    for start, net in made.items():
+        assert not net.training and all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), make(start).state_dict().values()))
+    first = [crop_vectors(net, crops) for net in made.values()]
+    assert not any(torch.equal(first[i], first[j]) for i in range(3) for j in range(i))
+    wider = make('views', crops[32:])
+    assert not torch.equal(crop_vectors(wider, crops), first[2])
+    assert torch.equal(crop_vectors(make('supervised', crops[32:]), crops), first[1]) # it has no use for crops without labels
+
+
+# segments
+
+def squares(image): # eight times eight
+    y, x = (k*8//n for k, n in zip(np.indices(image.shape[:2]), image.shape))
+    return y*8 + x
+
+
+@pytest.mark.parametrize('pure', [.5, .9])
+def test_segments_are_their_plain_definition(pure):
+    scenes = SceneSet(6, seed=1, size=64)
+    ramp = lambda image: torch.from_numpy(image).permute(2, 0, 1)[:, ::2, ::2].float()/255 # half as large
+    found, labels, where = segment_vectors(scenes, squares, dict(colours=colour_map, ramp=ramp), pure=pure)
+    rows = []
+    for i in range(6):
+        image, mask = scenes.image(i), scenes.mask(i)
+        for k in range(64):
+            inside = squares(image) == k
+            votes = np.bincount(mask[inside], minlength=256)
+            if 0 < votes.argmax() < 13 and votes.max()/inside.sum() >= pure:
+                rows.append((i, int(votes.argmax()), unit(colour_map(image)[:, torch.from_numpy(inside)].mean(1)[None])[0]))
+    assert [(int(w), int(c)) for w, c in zip(where, labels)] == [r[:2] for r in rows]
+    torch.testing.assert_close(found['colours'], torch.stack([r[2] for r in rows]))
+    assert found['ramp'].shape == (len(rows), 3) and len(rows) > 5
+
+
+def test_classes_and_images_of_segments_are_chosen():
+    scenes = SceneSet(6, seed=1, size=64)
+    whole = lambda image: np.indices(image.shape[:2]).sum(0)*0 # one segment: mostly ground
+    with pytest.raises(SpmlError, match='no segment has 75 % of its pixels'): segment_vectors(scenes, whole, dict(colours=colour_map), classes=[7])
+    _, labels, where = segment_vectors(scenes, whole, dict(colours=colour_map), classes=[0], numbers=[4, 2], pure=0)
+    assert labels.tolist() == [0, 0] and where.tolist() == [4, 2]
+    v, _, _ = segment_vectors(scenes, squares, dict(colours=colour_map), classes=[0])
+    assert torch.allclose(v['colours'].norm(dim=1), torch.ones(len(v['colours'])))
+
+
+def test_colours_of_pixels_are_those_of_histograms():
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    torch.testing.assert_close(colour_map(image).mean((1, 2)), colour_histograms(torch.from_numpy(image).permute(2, 0, 1)[None])[0])

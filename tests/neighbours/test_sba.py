@@ -1,14 +1,17 @@
-"SBA: pooling against its plain form, what changes a vector and what does not, channels, whitening, ranking, faults."
+"SBA: pooling against its plain form, what changes a vector and what does not, channels, whitening, ranking, the next image, faults."
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 from spml_kit.cams.classifier import TagNet
 from spml_kit.core import SpmlError
 from spml_kit.data.scenes import make_scene
 from spml_kit.data.tag_index import TagIndex
 from spml_kit.method.nets import unit
-from spml_kit.neighbours.sba import (POOLINGS, Descriptor, Whitening, deep_map, expand_queries, part_vectors, retrieval_precision, select_channels, similar_partners, soft_masks,
+from spml_kit.neighbours.sba import (POOLINGS, Descriptor, Whitening, deep_map, expand_queries, farthest_first, part_vectors, retrieval_precision, select_channels, similar_partners, soft_masks,
                                      sum_vectors)
 
 
@@ -145,7 +148,44 @@ def test_from_pictures_to_answers():
         assert v.shape == (3, 4) and v.isfinite().all()
 
 
+# the next image
+
+@st.composite
+def images_and_drawn(draw):
+    "Vectors on a coarse grid, so that many are alike and as far away, and some of their numbers"
+    n = draw(st.integers(1, 9))
+    v = torch.tensor(draw(st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), min_size=n, max_size=n)), dtype=torch.float32)
+    return v, draw(st.lists(st.integers(0, n - 1), max_size=n - 1, unique=True).filter(lambda o: len(o) < n))
+
+
+@settings(max_examples=60, deadline=None)
+@given(images_and_drawn())
+def test_the_next_image_is_the_farthest_from_all_before_it(made):
+    v, drawn = made
+    order, before = farthest_first(v, drawn).tolist(), [*drawn]
+    assert sorted(order + drawn) == [*range(len(v))]
+    for i in order:
+        far = [-1 if j in before else min((float(((v[j] - v[k])**2).sum()) for k in before), default=np.inf) for j in range(len(v))]
+        assert i == far.index(max(far))
+        before.append(i)
+    for k in range(1, len(order)):
+        assert farthest_first(v, drawn, k).tolist() == order[:k] and farthest_first(v, drawn[::-1] + order[:k]).tolist() == order[k:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(images_and_drawn(), st.integers(1, 3))
+def test_nobody_is_left_farther_than_twice_the_best_choice(made, k):
+    v, drawn = made
+    k = min(k, len(v) - len(drawn))
+    reach = lambda some: torch.cdist(v.double(), v.double()[[*drawn, *some]]).amin(1).max().item()
+    best = min(reach(some) for some in combinations(range(len(v)), k))
+    assert reach(farthest_first(v, drawn, k).tolist()) <= 2*best + 1e-9
+
+
 @pytest.mark.parametrize("call, words", [
+    (lambda: farthest_first(torch.eye(3), [0, 5, -1]), "annotated=[-1, 5]: there are 3 images"), (lambda: farthest_first(torch.eye(3), [0, 1, 2]), "all 3 images are annotated"),
+    (lambda: farthest_first(torch.eye(3), [0], 3), "n=3: 2 of 3 images are left; choose 1 to 2"), (lambda: farthest_first(torch.eye(3), n=0), "n=0"),
+    (lambda: farthest_first(torch.full((2, 2), torch.nan)), "not finite"),
     (lambda: select_channels([*features()], 0), "n=0"), (lambda: select_channels([*features()], by="best"), "by='best'"), (lambda: select_channels([*features(b=1)]), "1 image"),
     (lambda: select_channels([*features() - 1]), "after a ReLU"), (lambda: select_channels([*torch.full((3, 2, 2, 2), torch.nan)]), "finite"),
     (lambda: select_channels([*torch.zeros(3, 2, 2, 2)]), "none of 2 channels"), (lambda: Whitening(torch.ones(4, 3)), "all alike"), (lambda: Whitening(torch.rand(1, 3)), "1 vectors"),

@@ -627,3 +627,9 @@ def test_seconds_of_all_attempts_count_until_one_ends(tmp_path, monkeypatch, fai
     assert read_json(path) == dict(seconds=5.*(failures + 1), whole=True)
     with clocked(path): pass
     assert read_json(path) == dict(seconds=5.*(failures + 1), whole=True)
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("TRUE", True), ("false", False), (" False ", False)])
+def test_words_for_yes_and_no(text, value):
+    known = dict(flip=(False, ""), name=("", ""))
+    assert typed_values([("flip", text), ("name", text)], known) == dict(flip=value, name=text)

@@ -68,6 +68,15 @@ def test_other_measures_and_other_files(tmp_path):
     assert [*found.system] == ["Region merging"] and found.gain.iloc[0] == pytest.approx(.1)
 
 
+def test_data_of_one_folder_are_kept_apart(tmp_path):
+    (tmp_path/"retrieval").mkdir()
+    for data, gain in (("scenes", 3.), ("voc", 1.)):
+        rows = [dict(method=m, data=data, annotation="none", seed=s, retrieval_map=v + s) for s in range(3) for m, v in (("variance", 40. + gain), ("sum", 40.))]
+        (tmp_path/"retrieval"/f"{data}.json").write_text(json.dumps(dict(rows=rows, conditions={})))
+    found = system_scores(all_rows(tmp_path)).set_index("data")
+    assert dict(found.gain) == dict(scenes=pytest.approx(3), voc=pytest.approx(1)) and {*found.seeds} == {3}
+
+
 def test_old_scores_of_a_restarted_run_do_not_count(tmp_path):
     write(tmp_path/"a"/"run", [row(miou=50.)])
     write(tmp_path/"a"/"run"/"previous", [row(miou=10.)])

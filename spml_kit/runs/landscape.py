@@ -105,7 +105,7 @@ def system_scores(
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00011
 def _words(row): # label of a row in the figure
-    share = f"{100*row.masks:g} % masks" if row.get('masks') == row.get('masks') and row.get('masks') else row.annotation
+    share = f"{100*row.masks:g} % masks" if pd.notna(row.get('masks')) else row.annotation
     return f'{row.system}, {share}\nover {row.baseline}'
 
 def landscape_figure(
@@ -128,7 +128,9 @@ def landscape_figure(
         ax.axvline(0, color='grey', lw=1)
         ax.set(yticks=part.index, yticklabels=[_words(r) for _, r in part.iterrows()], title=kind,
                xlabel=f"gain in {measure.replace('miou', 'mIoU')}, points", ylim=(len(part) - .5, -.5))
-        ax.tick_params(axis='y', labelsize=8); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='x', alpha=.25)
+        ax.tick_params(axis='y', labelsize=8)
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.grid(axis='x', alpha=.25)
     plt.close(fig)
     return fig
 

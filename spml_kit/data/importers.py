@@ -7,7 +7,7 @@ __all__ = ['MEANS', 'MOST_REASONS', 'PictureFolder', 'one_spelling', 'class_orde
            'plan_import', 'write_annotations', 'write_project', 'import_annotations']
 
 # %% ../../nbs/api/data/14e_importers.ipynb #96ac7aa6
-import io, json, os, re, shutil, tempfile
+import difflib, io, json, os, re, shutil, tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -151,6 +151,16 @@ def one_spelling(
     for n in [*first, *(n for n, _ in Counter(names).most_common())]: chosen.setdefault(plain(n), ' '.join(n.split()))
     return {n: chosen[plain(n)] for n in dict.fromkeys([*first, *names])}
 
+def _perhaps_misspelt(counts, first):
+    "Notes on rare classes whose name resembles that of the class table or of a class with three times as many shapes"
+    notes = []
+    for n in counts.keys() - {*first}:
+        others = [m for m in {**counts, **dict.fromkeys(first)} if m != n and (m in first or 3*counts[n] <= counts[m])]
+        for m in difflib.get_close_matches(n, others, 1, .65):
+            notes.append(f"'{n}' ({plural(counts[n], 'shape')}) is a class of its own beside '{m}' ({counts[m]}); "
+                         f"if it is misspelt, correct it in the files")
+    return sorted(notes)
+
 def class_order(
     drawings:list, # of `Drawing`
     first:list,    # names of the class table, if there is one
@@ -169,6 +179,9 @@ def class_order(
     if not names: raise SpmlError("no shape has a class other than background; draw at least one")
     notes = [f"'{n}' is read as '{to}'" for n, to in sorted(spelling.items()) if n != to and n not in ground
              and n in said]
+    if meaning != 'keypoints': # names of body parts resemble each other
+        counts = Counter(spelling[n] for n in said if n not in ground)
+        notes += _perhaps_misspelt(counts, [spelling[n] for n in first if n in spelling])
     return Classes(('background', *names)), spelling | {n: 'background' for n in ground}, notes
 
 # %% ../../nbs/api/data/14e_importers.ipynb #b0967731

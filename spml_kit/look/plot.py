@@ -72,6 +72,7 @@ def show_grid(
     classes:Classes=None, # colours and names of (H,W) uint8 label maps
     row_titles=None,      # one per row
     width:float=2.4,      # width of a picture in inches
+    named=(),             # label maps whose classes the legend names as well, such as those painted over images
 )->plt.Figure:
     "Draw a grid of images, label maps, regions and score maps"
     rows = [list(r) for r in rows]
@@ -87,6 +88,7 @@ def show_grid(
         if row_titles is not None: axs[r, 0].set_ylabel(row_titles[r])
     for ax,t in zip(axs[0], titles or []): ax.set_title(t, fontsize='medium')
     maps = [a for r in rows for a in r if a is not None and np.ndim(a) == 2 and np.asarray(a).dtype == np.uint8]
+    maps += named
     if classes is not None and maps: _legend(fig, maps, classes)
     plt.close(fig)
     return fig

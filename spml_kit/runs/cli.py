@@ -325,10 +325,13 @@ def annotator_notebook(
     words = ', '.join(map(repr, classes))
     if not is_there(root/ANNOTATE):
         write_json(root/ANNOTATE, _annotator(root.resolve().name, len(images), words, learn))
-    elif learn and 'learn=True' not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
+        return root/ANNOTATE
+    source = '\n'.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', []))
+    if learn and 'learn=True' not in source:
         raise SpmlError(f"{root/ANNOTATE}: it does not learn; write annotate('.', learn=True) there, or move it away")
-    elif classes and words not in ''.join(''.join(c['source']) for c in read_json(root/ANNOTATE).get('cells', [])):
-        raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)}; "
+    if classes and words not in source:
+        call = next((line.strip() for line in source.splitlines() if 'annotate(' in line), 'no call of annotate')
+        raise SpmlError(f"{root/ANNOTATE}: it draws other classes than {list(classes)} ({call}); "
                         f"change them there, or move it away")
     return root/ANNOTATE
 

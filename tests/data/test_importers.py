@@ -468,3 +468,14 @@ def test_settings_of_pictures_come_along(tmp_path):
     assert train.image(0).shape[:2] == SIZE and train.page == 1
     with pytest.raises(SpmlError, match=f"folders whose {PICTURE_SETTINGS} differ"): import_annotations(tmp_path, tmp_path / "q", images=tmp_path)
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("names, first, noted", [
+    (dict(cat=9, kat=1), (), ["kat"]), (dict(cat=9, kat=4), (), []), (dict(dog=3, dogs=1), (), ["dogs"]), (dict(cat=9, umbrella=1), (), []),
+    (dict(kat=5), ("cat",), ["kat"]), (dict(cat=1, kat=5), ("cat",), ["kat"]), (dict(cat=9, kat=1), ("cat", "kat"), []), (dict(cat=1), (), [])])
+def test_rare_names_that_resemble_others_are_noted(names, first, noted):
+    shapes = [Shape("box", n, [(1, 1), (9, 9)]) for n, k in names.items() for _ in range(k)]
+    classes, _, notes = class_order([Drawing("a.png", shapes=shapes)], list(first), "full")
+    assert [n.split("'")[1] for n in notes] == noted and {*names} < {*classes.names}
+    assert all("if it is misspelt, correct it in the files" in n for n in notes)
+    assert class_order([Drawing("a.png", shapes=[Shape("point", s.name, [(1, 1)], part=True) for s in shapes])], list(first), "keypoints")[2] == []

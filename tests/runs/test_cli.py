@@ -50,6 +50,7 @@ def test_the_annotators_notebook(project, capsys):
     assert code == ["from spml_kit.look.annotate import annotate", """annotate('.', ['background', "cat's"])"""] and nb["nbformat"] == 4
     assert spml_annotate([str(project), "--print"]) == 0 # the notebook knows the classes
     assert annotator_notebook(project, ["background", "cat's"]) == annotator_notebook(project, ["background", "cat's"])
+    with pytest.raises(SpmlError, match=r"dog.*annotate\('\.', \[.*cat's"): annotator_notebook(project, ["background", "dog"])
     (project/ANNOTATE).write_text("{}") # somebody's by now
     with pytest.raises(SpmlError, match="other classes than .*dog"): annotator_notebook(project, ["background", "dog"])
     assert (project/ANNOTATE).read_text() == "{}"

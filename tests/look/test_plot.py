@@ -82,7 +82,7 @@ def test_predictions():
     drawn(fig)
     fig = show_predictions([IMAGE], {"ours": [LABELS]}, classes=CLASSES, alpha=.5)
     assert np.array_equal(fig.axes[1].images[0].get_array(), overlay(IMAGE, LABELS, CLASSES, .5))
-    with pytest.raises(SpmlError, match="2 images but 1 maps of 'ours'"):
+    with pytest.raises(SpmlError, match="2 images but 1 map of 'ours'"):
         show_predictions([IMAGE]*2, {"ours": [LABELS]}, classes=CLASSES)
 
 

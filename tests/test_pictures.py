@@ -595,7 +595,7 @@ def test_every_door_refuses_alike(door):
 OTHERWISE = { # parameters of these names that are no single picture of somebody else's
     "batches of tensors": {"ProbabilityNet.forward", "crf_disagreement", "SpmlLoss.segments", "snapshots", "location_colours", "paint_forces", "tracked_picture", "CycleNet.judge", "cycle_errors", "sample_rows"},
     "image sets": {"Source.regions", "DensePose.regions", "Listed.regions", "Listed.said", "FeatureCache.budget", "FeatureCache.fill", "MapFolder.__init__", "as_class_maps", "take_regions", "prepare_regions", "animal_clicks", "FolderSet.__init__", "check_masks", "Source.said", "Voc.said", "Folder.said", "DensePose.said", "Csv.said", "WeakSet.__init__", "score", "explore_embedding.__init__",
-                   "images_without", "object_crops", "segment_vectors",
+                   "images_without", "object_crops", "segment_vectors", "mean_boundary_f",
                    "explore_regions.__init__", "SegmentStore.crop", "LiveSegmenter.__init__"},
     "numbers": {"SegmentIndex.__init__", "contrast", "nearest_labels", "Prototypes.__init__", "cut_segments", "LiveCB.__init__", "Explorer.__init__", "instance_weighted_iou", "TrackCB.__init__"},
     "folders, names and plans of files": {"predict_pictures", "contact_sheet", "plan_import", "ImportPlan.__init__", "Drawing.__init__", "labelme_json"},

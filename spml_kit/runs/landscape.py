@@ -20,6 +20,7 @@ from ..files import read_json
 from ..data.half_labelled import ANNOTATION_SECONDS
 from .experiment import find_notebook
 from .paired import gain_interval
+from .tables import run_seconds
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00008
 @cache # parsing takes a tenth of a second
@@ -58,7 +59,9 @@ def all_rows(
         if (said := _readable(f)) is None: continue
         conditions = said.get('conditions') or {}
         sweep = f.parent.parent.name if f.name == 'metrics.json' else f.parent.name
-        found += [dict(file=str(f), sweep=sweep, seed=0) | conditions | r for r in said['rows']]
+        spent = run_seconds(f)
+        found += [dict(file=str(f), sweep=sweep, seed=0) | conditions | r
+                  | ({'seconds': spent[r['method']]} if r['method'] in spent else {}) for r in said['rows']]
     if not found:
         raise SpmlError(f"{', '.join(map(str, folders))}: no metrics.json of a run there; give the folder of runs")
     rows = pd.DataFrame(found)

@@ -72,7 +72,7 @@ def test_broken_box_xml(tmp_path, old, new, message):
 @pytest.mark.parametrize("text,message", [
     ("", "not JSON"), ("[]", "not an annotation"), ("{}", "not an annotation"), ('{"spml_kit": 2, "kind": "tags", "classes": [1]}', "update the kit"),
     ('{"spml_kit": 1, "kind": "lasso"}', "kind 'lasso'"), ('{"spml_kit": 1, "kind": "tags", "classes": []}', "annotation is empty"),
-    ('{"spml_kit": 1, "kind": "points", "xy": [[1, 2]], "classes": [1, 2]}', "1 marks but 2 classes"),
+    ('{"spml_kit": 1, "kind": "points", "xy": [[1, 2]], "classes": [1, 2]}', "1 mark but 2 classes"),
     ('{"spml_kit": 1, "kind": "points", "xy": [[1, 2]]}', "damaged points"), ('{"spml_kit": 1, "kind": "points", "xy": "abc", "classes": [1]}', "damaged points"),
     ('{"spml_kit": 1, "kind": "tags", "classes": [254]}', "class ids are 0..253"), ('{"spml_kit": 1, "kind": "scribbles", "strokes": [[]], "classes": [1]}', "no points"),
     ('{"spml_kit": 1, "kind": "tags", "classes": [1], "extra": 3}', "damaged tags"), ('{"spml_kit": 1, "kind": ["tags"], "classes": [1]}', "kind"),

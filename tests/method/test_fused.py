@@ -66,7 +66,7 @@ def test_when_the_kernels_serve():
     done = python("-c", SERVES, TRITON_INTERPRET="1", SPML_FUSED="")
     found = json.loads(done.stdout or done.stderr)
     assert found["on"] and not found["float64"] and not found["off"]
-    for D in "256", "512": assert len(found[D]) == 1 and f"features have {D} numbers" in found[D][0]
+    for D in "256", "512": assert len(found[D]) == 1 and f"features have {D} columns" in found[D][0]
     assert 60 < found["drawn"] < 120 and found["the same"] and found["mean"] < 1e-5 and found["others"] == 0
 
 

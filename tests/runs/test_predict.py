@@ -128,7 +128,7 @@ def test_a_broken_picture_is_named_and_the_others_are_done(trained, photos, tmp_
     (["PHOTOS", "PHOTOS"], "neither model.spml nor the steps of a run in it"),
     (["RUN", "nothing"], "nothing: no such file or folder"),
     (["RUN", "nothing/*.jpg"], "nothing matches it"),
-    (["RUN", "RUN/spml/*.json"], "is a picture"),
+    (["RUN", "RUN/spml/*.json"], "no picture among"),
     (["RUN", "PHOTOS", "--explain"], "the head uses none"),
     (["RUN", "PHOTOS", "--scales", "0"], "from 0.1 to 10"),
     (["RUN", "PHOTOS", "RUN/predictions/*/scene_000006.png"], ""),

@@ -1,13 +1,14 @@
 """The paper's tables beside our runs: what belongs to a cell, spread over seeds, order, faults, the command line."""
 import json
 
+import numpy as np
 import pytest
 
 from spml_kit.core import VOC_CLASSES, SpmlError
 from spml_kit.files import write_json
 from spml_kit.runs.experiment import find_notebook
 from spml_kit.data.scenes import PART_CLASSES
-from spml_kit.runs.tables import table_with_runs, by_setting, collect_runs, published, reversed_pairs
+from spml_kit.runs.tables import table_with_runs, by_setting, collect_runs, published, reversed_pairs, run_seconds
 from spml_kit.runs.captions import captioned_table, tables_by_setting
 from spml_kit.runs.cli import spml_tables
 
@@ -202,3 +203,16 @@ def test_command_is_brief_on_what_a_table_does_not_vary(tmp_path, capsys):
 
 def test_published_travels_with_the_experiments():
     assert (find_notebook("single").parent / "published.yaml").exists()
+
+
+def test_seconds_come_from_the_file_beside(tmp_path):
+    run = tmp_path/"run"
+    run.mkdir()
+    conditions = dict(n_train=4, size=64, steps=10, recipe=dict(relations={}))
+    (run/"metrics.json").write_text(json.dumps(dict(rows=[dict(method=m, data="scenes", annotation="points", seed=0, miou=50.) for m in ("a", "b")], conditions=conditions)))
+    assert run_seconds(run/"metrics.json") == {} and "seconds" not in collect_runs(run)
+    (run/"seconds.json").write_text(json.dumps(dict(a=12.5)))
+    rows = collect_runs(run).set_index("method")
+    assert rows.seconds["a"] == 12.5 and np.isnan(rows.seconds["b"])
+    (run/"seconds.json").write_text(json.dumps(dict(a="long")))
+    with pytest.raises(SpmlError, match="seconds.json: seconds is"): collect_runs(run)

@@ -408,10 +408,13 @@ def figure(self:Annotator)->plt.Figure:
 
 # %% ../../nbs/api/look/94a_annotate.ipynb #03c95a7f
 @patch
+def __repr__(self:Annotator): return f'Annotator: {self.name}, {self.status}'
+
+@patch
 def _repr_mimebundle_(self:Annotator, **kwargs):
     "The page, and a picture for a saved notebook without a kernel"
     (data, meta), packed, small = anywidget.AnyWidget._repr_mimebundle_(self, **kwargs), io.BytesIO(), io.BytesIO()
-    data['text/plain'] = f'Annotator: {self.name}, {self.status}'
+    data['text/plain'] = repr(self)
     if self.image is None: return data, meta
     self.figure().savefig(packed, format='png', dpi=80)
     Image.open(packed).convert('RGB').save(small, 'JPEG', quality=85)

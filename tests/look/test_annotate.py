@@ -353,3 +353,8 @@ def test_without_learning_there_is_nothing_to_accept(root):
     a = annotate(root, CLASSES)
     assert not a.learns
     assert "no label map" in said(a, do="accept") and all("learn=True" in said(a, do=k) for k in ("doubtful", "model"))
+
+
+def test_it_prints_its_state(root):
+    a = annotate(root, CLASSES)
+    assert repr(a) == f"Annotator: {a.name}, {a.status}" == a._repr_mimebundle_()[0]["text/plain"]

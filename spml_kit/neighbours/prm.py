@@ -210,7 +210,7 @@ def convolve(self:PeakBackprop,
     dilation=1, # as in `F.conv2d`
     groups=1,  # as in `F.conv2d`
 )->torch.Tensor: # the result of `F.conv2d`
-    "A convolution with the backward rule of `_Convolution`"
+    "A convolution whose backward pass distributes the mass of each output to its inputs"
     stride, padding, dilation = ((n, n) if isinstance(n, int) else n for n in (stride, padding, dilation))
     if isinstance(padding, str): # 'valid' or 'same'; 'same' may need one more pixel at the end
         reach = [0, 0] if padding == 'valid' else [d*(k - 1) for d, k in zip(dilation, weight.shape[2:])]

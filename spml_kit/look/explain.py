@@ -8,6 +8,7 @@ __all__ = ['PULL', 'PUSH', 'MACHADO', 'CELL', 'rgb_of', 'hex_of', 'colour_blind'
            'view_figure', 'division_errors']
 
 # %% ../../nbs/api/look/91_explain.ipynb #f313c816
+import textwrap
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -220,7 +221,10 @@ def view_figure(
     axs = [*upper.subplots(rows, columns, squeeze=False).flat]
     for ax in axs: ax.set(xticks=[], yticks=[], frame_on=False)
     for ax, (title, picture) in zip(axs, view.pictures.items()):
-        ax.imshow(picture, interpolation='nearest'); ax.set_anchor('N'); ax.set_title(title, fontsize='medium')
+        lines = [wrapped for line in title.split('\n') for wrapped in textwrap.wrap(line, int(11.5*width))]
+        ax.imshow(picture, interpolation='nearest')
+        ax.set_anchor('N')
+        ax.set_title('\n'.join(lines), fontsize='medium')
     if view.legend:
         upper.legend(handles=[Patch(fc=c, ec='#666666', label=k) for k, c in view.legend.items()], frameon=False,
                      loc='outside lower center', ncols=int(width*columns), fontsize='small')

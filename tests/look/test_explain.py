@@ -136,3 +136,12 @@ def test_errors_of_divisions():
     mask[:, 4:] = VOID
     assert division_errors(quarters, mask)["leak"] == 0
     with pytest.raises(SpmlError, match="all void"): division_errors(quarters, 0*mask + VOID)
+
+
+def test_titles_of_neighbouring_pictures_do_not_meet():
+    title = "annotation: blue pulls, orange pushes\nbelow: the strongest segments of the memory bank"
+    view = View("", {f"{k} {title}": np.zeros((40, 40, 3), np.uint8) for k in range(3)})
+    fig = view_figure(view)
+    fig.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in fig.subfigs[0].axes]
+    assert all(one.x1 < other.x0 for one, other in zip(boxes, boxes[1:]))

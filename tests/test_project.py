@@ -208,7 +208,7 @@ def test_public_names_are_documented(path):
 
 
 def test_notebooks_leave_nothing_behind():
-    kinds = {".ipynb", ".png", ".jpg", ".svg", ".yml", ".yaml", ".css"}
+    kinds = {".ipynb", ".png", ".jpg", ".gif", ".svg", ".yml", ".yaml", ".css"}
     files = [p for p in (ROOT / "nbs").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts]
     assert [relative(p) for p in files if p.suffix not in kinds] == []
 

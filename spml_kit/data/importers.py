@@ -151,6 +151,7 @@ def one_spelling(
     for n in [*first, *(n for n, _ in Counter(names).most_common())]: chosen.setdefault(plain(n), ' '.join(n.split()))
     return {n: chosen[plain(n)] for n in dict.fromkeys([*first, *names])}
 
+# %% ../../nbs/api/data/14e_importers.ipynb #441971f1
 def _perhaps_misspelt(counts, first):
     "Notes on rare classes whose name resembles that of the class table or of a class with three times as many shapes"
     notes = []

@@ -66,6 +66,7 @@ def _legend(fig, maps, classes):
     fig.legend(handles=patches, loc='outside lower center', ncols=max(1, int(fig.get_figwidth()/1.3)), frameon=False,
                fontsize='small')
 
+# %% ../../nbs/api/look/90_plot.ipynb #a2957555
 def show_grid(
     rows,                 # list of rows, each a list of arrays; None: an empty place
     titles=None,          # one per column

@@ -308,6 +308,7 @@ def _annotator(name, n, words, learn):
     texts = [('markdown', intro), ('code', "from spml_kit.look.annotate import annotate"), ('code', call)]
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[_cell(k, *o) for k,o in enumerate(texts)])
 
+# %% ../../nbs/api/runs/99_cli.ipynb #6a2b1ae8
 def annotator_notebook(
     root,          # folder with images/ in it
     classes:list=(), # names, background first; empty: those of classes.txt

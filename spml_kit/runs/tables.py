@@ -105,6 +105,7 @@ def run_seconds(
     if not all(isinstance(s, (int, float)) for s in said.values()): raise _changed(beside, 'seconds', said)
     return said
 
+# %% ../../nbs/api/runs/98_tables.ipynb #fae4851c
 def collect_runs(
     *folders, # that hold metrics.json files, at any depth; or such files themselves
 # one row per method and run: method, data, annotation, seed, miou, conditions, weights, `code` and `seconds` if known,

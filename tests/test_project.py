@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 
@@ -234,3 +235,12 @@ def test_a_wheel_brings_experiments_grids_and_commands(tmp_path):
     assert "spml_head" in (elsewhere / "run" / "metrics.json").read_text() and '"commit": null' in (elsewhere / "run" / "environment.json").read_text() # no checkout
     assert done.stdout.startswith(str(site)) and done.stdout.count("new      single-") == 15 and "\nquickstart\n" in done.stdout
     assert {p.name for p in (ROOT / "nbs" / "experiments" / "grids").iterdir()} == {p.name for p in (site / "spml_kit" / "experiments" / "grids").iterdir()}
+
+
+def test_badges_are_true():
+    read = lambda name: (ROOT / "nbs" / "images" / f"{name}.svg").read_text()
+    said = ConfigParser()
+    said.read(ROOT / "settings.ini")
+    assert f"Python: {said['DEFAULT']['min_python']} or newer" in read("python")
+    assert "licence: Apache 2.0" in read("licence") and said["DEFAULT"]["license"] == "apache2" and "Apache License" in (ROOT / "LICENSE").read_text()
+    for name in ("python", "licence"): assert f"](nbs/images/{name}.svg)" in (ROOT / "README.md").read_text()

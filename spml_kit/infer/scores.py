@@ -221,6 +221,13 @@ def stream_predictions(
         yield out
 
 # %% ../../nbs/api/infer/77_scores.ipynb #2a54f12a
+def _one_each(predictions, images):
+    "The predictions as a list, if there is one for each image"
+    predictions = list(predictions)
+    if len(predictions) != len(images):
+        raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
+    return predictions
+
 def score(
     predictions, # label maps (H,W), in the order of the images
     images,      # image set with masks
@@ -228,10 +235,7 @@ def score(
 )->list: # one `Confusion` per image; their sum has the mIoU of all
     "Confusion matrix of each image: predicted labels against the mask"
     out = []
-    predictions = list(predictions)
-    if len(predictions) != len(images):
-        raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
-    for i, p in enumerate(tqdm(predictions, 'scoring', disable=not progress)):
+    for i, p in enumerate(tqdm(_one_each(predictions, images), 'scoring', disable=not progress)):
         out.append(Confusion(len(images.classes)).add(p, images.mask(i)))
     nothing = out and not sum(c.counts for c in out)[1:].any()
     if nothing and any((images.mask(i) == VOID).any() for i in range(len(images))): check_masks(images)
@@ -243,9 +247,6 @@ def mean_boundary_f(
     images,      # image set with masks
 )->float: # percent; nan if the masks are void everywhere
     "Mean of `boundary_f` over the images with a known pixel"
-    predictions = list(predictions)
-    if len(predictions) != len(images):
-        raise SpmlError(f"{len(predictions)} predictions for {len(images)} images; every image needs one")
-    pairs = ((p, images.mask(i)) for i, p in enumerate(predictions))
+    pairs = ((p, images.mask(i)) for i, p in enumerate(_one_each(predictions, images)))
     each = [boundary_f(p, mask) for p, mask in pairs if (mask < UNLABELLED).any()]
     return 100*float(np.mean(each)) if each else float('nan')

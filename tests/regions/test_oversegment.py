@@ -9,7 +9,8 @@ from scipy import ndimage as ndi
 
 from spml_kit.regions.contours import gradient_contours
 from spml_kit.core import SpmlError
-from spml_kit.regions.oversegment import RegionCache, hierarchy_of, oversegment, prepare_regions, region_graph
+from spml_kit.regions.oversegment import (REGION_WAYS, RegionCache, hierarchy_of, named_contours, oversegment, prepare_regions,
+                                           region_graph)
 
 maps = arrays(np.float32, st.tuples(st.integers(2, 14), st.integers(2, 14)), elements=st.floats(0, 1, width=16))
 
@@ -31,6 +32,20 @@ class Images:
         self.asked.append(self.names[i])
         if i in self.broken: raise SpmlError(f'{self.names[i]}.jpg: not a readable image')
         return noise(40, 60, i)
+
+
+# ways
+
+@pytest.mark.parametrize("way", [w for w in REGION_WAYS if w != "hed"]) # whose weights are not at hand everywhere
+@given(n=st.integers(1, 30), seed=st.integers(0, 5))
+@settings(max_examples=6, deadline=None)
+def test_every_way_gives_at_most_so_many_regions(way, n, seed):
+    regions = oversegment(noise(24, 30, seed), n=n, contours=named_contours(way))
+    assert regions.shape == (24, 30) and len(np.unique(regions)) == regions.max() + 1 <= n
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(SpmlError, match="'merge' is not one of .*did you mean 'merging'"): named_contours("merge")
 
 
 # hierarchies

@@ -34,7 +34,8 @@ def test_caption_names_the_network_and_its_start(tmp_path, network, embed, words
 
 
 @pytest.mark.parametrize("folder, words", [({}, "classes, 64 pixels, EfficientNet-Lite0, 6 steps, scribbles"), ({"region_folder": ""}, "Lite0, gradient contours without training, 6 steps,"),
-    ({"region_folder": "/data/hed_voc"}, "Lite0, contours of the folder hed_voc, 6 steps,")])
+    ({"region_folder": "/data/hed_voc"}, "Lite0, contours of the folder hed_voc, 6 steps,"),
+    ({"region_folder": "", "contours": "merging"}, "Lite0, regions by merging, 6 steps,")])
 def test_caption_names_the_contours(tmp_path, folder, words):
     run(tmp_path, "a", 60., recipe=dict(network="EmbedNet", relations={}, embed=None), **folder)
     assert words in captioned_table("table7", collect_runs(tmp_path))[1]

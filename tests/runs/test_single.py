@@ -44,7 +44,8 @@ def test_own_folder_is_trained_predicted_and_scored(folder, tmp_path, capsys):
         drawn = read_index_png(folder / "labels" / f"{name}.png")
         assert (mask == drawn)[drawn < UNLABELLED].all()
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    assert "spml_head" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "spml_head" in said.out and "Executing" not in said.err # a log has no bar between its lines
 
 
 def test_a_finished_run_is_not_repeated_and_gives_the_same_numbers(folder, tmp_path):
@@ -108,6 +109,13 @@ def test_a_folder_with_results_of_other_labels_is_left_as_it_is(folder, broken, 
     shutil.copy(next(iter(sorted((folder / "labels").iterdir()))), broken / "labels")  # and takes it back
     assert run(broken, tmp_path / "run") == 0
     assert (tmp_path / "run" / "metrics.json").read_bytes() == kept[0]
+
+
+def test_regions_bounded_in_another_way(folder, tmp_path, capsys):
+    assert run(folder, tmp_path / "merged", "-p", "contours", "merging", "-p", "methods", "[spml]") == 0
+    assert json.loads((tmp_path / "merged" / "metrics.json").read_text())["conditions"]["contours"] == "merging"
+    assert run(folder, tmp_path / "merged", "-p", "methods", "[spml]") == 2 # results of other regions stay what they are
+    assert run(folder, tmp_path / "hog", "-p", "contours", "hog") == 2 and "parameter contours='hog'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", ["value", "size", "image", "empty", "one class"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEED_THRESHOLDS', 'label_quality', 'threshold_labels', 'seed_quality', 'pointing_accuracy', 'rule_quality',
-           'threshold_plane', 'plane_figure']
+           'threshold_plane', 'plane_figure', 'best_point']
 
 # %% ../../nbs/api/cams/64_seeds.ipynb #dcf45c20
 import matplotlib.pyplot as plt
@@ -134,3 +134,16 @@ def plane_figure(
             for a in plane['alphas']])
     plt.close(fig)
     return fig
+
+# %% ../../nbs/api/cams/64_seeds.ipynb #64b00002
+def best_point(
+    plane:dict, # result of `threshold_plane`
+    most:float=40., # largest share of unlabelled pixels, percent
+)->tuple: # background power, threshold
+    "Background power and threshold with the best mIoU among those that leave few pixels unlabelled"
+    allowed = np.asarray(plane['unlabelled']) <= most
+    if not allowed.any():
+        raise SpmlError(f"every background power and threshold leaves more than {most:g} % of the pixels unlabelled: "
+                        f"add smaller thresholds")
+    r, c = np.unravel_index(np.where(allowed, plane['miou'], -1).argmax(), allowed.shape)
+    return plane['alphas'][r], plane['thresholds'][c]

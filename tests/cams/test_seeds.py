@@ -1,10 +1,11 @@
 """How labels with gaps are judged: coverage and mIoU, the threshold from the tuning images, the plane of thresholds."""
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from spml_kit.cams.labels import tag_labels, unlabelled_share
-from spml_kit.cams.seeds import label_quality, seed_quality, threshold_labels, threshold_plane
-from spml_kit.core import UNLABELLED, VOID, rng_of
+from spml_kit.cams.seeds import best_point, label_quality, seed_quality, threshold_labels, threshold_plane
+from spml_kit.core import SpmlError, UNLABELLED, VOID, rng_of
 from spml_kit.metrics import Confusion
 from test_background import CLASSES
 from test_labels import random_maps
@@ -51,3 +52,14 @@ def test_every_cell_of_the_plane_is_one_labelling():
         labels = [tag_labels(m, t, plane["alphas"][i], plane["thresholds"][j]) for m, t in zip(maps, tags)]
         q = label_quality(labels, masks, CLASSES)
         assert value == q["miou"] and plane["unlabelled"][i, j] == q["unlabelled"] == pytest.approx(100*unlabelled_share(labels))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_the_chosen_point_is_allowed_and_no_other_is_better(seed, most):
+    rng = np.random.default_rng(seed)
+    plane = dict(alphas=(1., 2., 4.), thresholds=(.1, .5), miou=rng.uniform(0, 100, (3, 2)), unlabelled=rng.uniform(0, 100, (3, 2)))
+    allowed = {(a, t): plane["miou"][r, c] for r, a in enumerate(plane["alphas"]) for c, t in enumerate(plane["thresholds"]) if plane["unlabelled"][r, c] <= most}
+    if not allowed:
+        with pytest.raises(SpmlError, match="smaller thresholds"): best_point(plane, most)
+    else: assert allowed[best_point(plane, most)] == max(allowed.values())

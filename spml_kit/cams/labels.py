@@ -35,11 +35,12 @@ def winning_class(
     tags:np.ndarray, # (C,) bool, classes of the image; the background is always a candidate
     alpha:float=6.,  # power of the background, above 0
     normalise:str='sum', # 'none': the score; 'sum': its share of the scores of background and tags
+    background:np.ndarray=None, # (H,W) its strength, 0..1, as a `Background` returns it; None: by `alpha`
 )->tuple: # (H,W) uint8 class, (H,W) its score
     "Class with the highest score of each pixel, and that score; ties go to the smallest class"
     if normalise not in NORMALISE: raise SpmlError(f"normalise '{normalise}' is not one of {list(NORMALISE)}")
     maps = _checked(maps, tags)
-    scores = _with_background(maps, background_map(maps, alpha))
+    scores = _with_background(maps, background_map(maps, alpha) if background is None else background)
     best = scores.max(0)
     return scores.argmax(0).astype(np.uint8), best/scores.sum(0) if normalise == 'sum' else best
 

@@ -108,11 +108,13 @@ def threshold_plane(
     alphas:tuple=(1., 2., 4., 6., 8., 12., 16.), # powers of the background
     thresholds:tuple=(0., .1, .2, .3, .4, .5, .6, .7, .8, .9), # 0..1
     normalise:str='sum', # as in `tag_labels`
+    backgrounds:dict=None, # power to the (H,W) strengths of the background of all images; None: `PowerBackground`
 )->dict: # alphas, thresholds, and a (powers, thresholds) array, percent, for each entry of `label_quality`
     "Quality and unlabelled share of `tag_labels` for every pair of background power and threshold"
     rows = []
     for alpha in alphas:
-        won = [winning_class(m, t, alpha, normalise) for m, t in zip(maps, tags)]
+        won = [winning_class(m, t, alpha, normalise, b)
+               for m, t, b in zip(maps, tags, backgrounds[alpha] if backgrounds else [None]*len(maps))]
         rows.append([label_quality([np.where(s < th, UNLABELLED, c) for c, s in won], masks, len(maps[0]))
                      for th in thresholds])
     return dict(alphas=tuple(alphas), thresholds=tuple(thresholds),

@@ -1,10 +1,12 @@
 "Background from class maps: golden numbers, properties."
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spml_kit.cams.background import background_map, tag_scores
-from spml_kit.cams.labels import tag_labels, unlabelled_share, winning_class
+from spml_kit.cams.background import GeodesicBackground, background_map, tag_scores
+from spml_kit.cams.labels import NORMALISE, tag_labels, unlabelled_share, winning_class
+from spml_kit.core import SpmlError
 
 CLASSES = 4
 some_maps = arrays(np.float32, (CLASSES, 3, 5), elements=st.floats(0, 1, width=32)).map(lambda m: np.concatenate([0*m[:1], m[1:]]))
@@ -36,3 +38,26 @@ def test_background_is_what_the_classes_leave(maps, alpha):
     maps[2, 1, 1] = 1
     assert background_map(maps, alpha)[1, 1] == 0
     np.testing.assert_array_equal(tag_scores(maps, alpha)[1:], maps[1:])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(.1, 8))
+@settings(max_examples=25, deadline=None)
+def test_geodesic_background_is_a_power_of_what_is_not_salient(seed, alpha):
+    rng = np.random.default_rng(seed)
+    image, regions = rng.integers(0, 256, (12, 15, 3), np.uint8), np.arange(180).reshape(12, 15)//rng.integers(1, 30)
+    strength = GeodesicBackground(alpha)(image, None, regions)
+    assert strength.shape == (12, 15) and strength.min() >= 0 and strength.max() <= 1
+    np.testing.assert_allclose(strength, GeodesicBackground(1.)(image, None, regions)**alpha, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0, -1., float("nan")])
+def test_a_background_without_a_power_is_refused(alpha):
+    with pytest.raises(SpmlError, match="above 0"): GeodesicBackground(alpha)
+
+
+@given(some_maps, st.lists(st.booleans(), min_size=CLASSES, max_size=CLASSES).filter(any), st.floats(.5, 16), st.sampled_from(NORMALISE))
+@settings(max_examples=40, deadline=None)
+def test_a_given_background_is_that_of_the_power(maps, tags, alpha, normalise):
+    "`winning_class` with the strength that it would compute itself"
+    maps = maps*np.array(tags)[:, None, None]
+    for a, b in zip(winning_class(maps, tags, alpha, normalise), winning_class(maps, tags, 99., normalise, background_map(maps, alpha))): np.testing.assert_array_equal(a, b)

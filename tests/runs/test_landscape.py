@@ -92,7 +92,7 @@ def test_faults(tmp_path):
 
 
 def test_figure_and_pictures(tmp_path):
-    for cam in ("cam", "drs"): write(tmp_path/"a"/cam, [row()], cam=cam)
+    for cam in ("cam", "drs"): write(tmp_path/"a"/cam, [row()], cam=cam, background="geodesic")
     maps = tmp_path/"a"/"drs"/"predictions"/"spml_head"
     maps.mkdir(parents=True)
     for name in ("x", "y"): (maps/f"{name}.png").write_bytes(b"")

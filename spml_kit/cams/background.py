@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Background', 'BACKGROUNDS', 'check_maps', 'background_map', 'tag_scores', 'PowerBackground', 'geodesic_saliency',
-           'GeodesicBackground', 'OracleBackground', 'simulate_maps']
+           'GeodesicBackground', 'MeanBackground', 'OracleBackground', 'simulate_maps']
 
 # %% ../../nbs/api/cams/32_background.ipynb #52cb470b
 from collections.abc import Callable
@@ -89,6 +89,15 @@ class GeodesicBackground:
 
     def __call__(self, image, maps, regions): return (1 - geodesic_saliency(image, regions))**self.alpha
 
+# %% ../../nbs/api/cams/32_background.ipynb #3d200102
+@dataclass(frozen=True)
+class MeanBackground:
+    "Mean of `PowerBackground` and `GeodesicBackground`; needs regions"
+    alpha:float = 1. # power of `PowerBackground`, above 0
+
+    def __call__(self, image, maps, regions):
+        return (PowerBackground(self.alpha)(image, maps, regions) + GeodesicBackground()(image, maps, regions))/2
+
 # %% ../../nbs/api/cams/32_background.ipynb #3d200005
 @dataclass(frozen=True, eq=False)
 class OracleBackground:
@@ -99,7 +108,8 @@ class OracleBackground:
         return np.isin(self.mask, (0, VOID)).astype(float)
 
 BACKGROUNDS = dict(power='spml_kit.cams.background:PowerBackground',
-                   geodesic='spml_kit.cams.background:GeodesicBackground') # names on the command line
+                   geodesic='spml_kit.cams.background:GeodesicBackground',
+                   mean='spml_kit.cams.background:MeanBackground') # names on the command line
 
 # %% ../../nbs/api/cams/32_background.ipynb #3d20000b
 def simulate_maps(

@@ -133,17 +133,19 @@ class Pipeline:
         canvas:bool=False, # clusters on the padded canvas of the windows, as in the release?
         track:str='none',  # or a tracker of the trainings: tensorboard, wandb, mlflow or trackio
         head:str='softmax', # of the embedding network and second heads, see `create_head`
+        walk_background:Background=None, # of tagged images, at the start of the walk; None: the same
     ):
         store_attr(but='out,skip,plan,maps')
-        self.out, self.skip, self.plan = Path(out), tuple(skip), _plan_of(annotation, plan)
-        self.maps = MapFolder(maps, weak.images, map_first) if isinstance(maps, (str, Path)) else maps
-        self.labels, self.learners, self.scores, self.done = weak, {}, [], []
+        self.out, self.skip, self.plan, self.labels = Path(out), tuple(skip), _plan_of(annotation, plan), weak
+        self.maps, self.learners, self.scores, self.done = _maps_of(maps, weak.images, map_first), {}, [], []
         self._check_given(); claim_folder(self.out, self._settings())
 
 # %% ../../nbs/api/runs/78_pipelines.ipynb #a932ed4c
 def _plan_of(annotation, plan):
     if annotation not in PIPELINES: raise SpmlError(f"annotation '{annotation}' is not one of {list(PIPELINES)}")
     return tuple(plan or PIPELINES[annotation])
+
+def _maps_of(maps, images, first): return MapFolder(maps, images, first) if isinstance(maps, (str, Path)) else maps
 
 def _check_plan(annotation, names, skip):
     if {*skip} - {*names} or 'embedding' in skip:
@@ -209,6 +211,7 @@ def _settings(self:Pipeline):
                 tag_recipe=self.tag_recipe.settings(), background=_said(self.background), rule=asdict(self.rule))
     told |= {k: getattr(self, k) for k in DECIDING}
     if self.maps is not None: told |= dict(maps=_said(self.maps), map_first=self.map_first)
+    if self.walk_background: told |= dict(walk_background=_said(self.walk_background))
     if self.window: told |= dict(window=self.window, canvas=self.canvas)
     if self.head != 'softmax': told |= dict(head=self.head)
     return told | dict(cam=self.cam if isinstance(self.cam, str) else self.cam.name)
@@ -337,10 +340,11 @@ def train_classifier(
     make = lambda dls, path: tag_learner(dls, method, recipe, seed=pipe.seed, path=path)
     return pipe.fit(make, folder, 1, pipe.tag_steps, pipe.weak, recipe, **feed)
 
-def _tag_scores(pipe, sample):
+def _tag_scores(pipe, sample, background=None):
     "Class maps of a sample with the background in row 0"
     maps = pipe.class_maps(sample)
-    return np.concatenate([pipe.background(sample.image, maps, sample.regions)[None], maps[1:]])
+    strength = (background or pipe.background)(sample.image, maps, sample.regions)
+    return np.concatenate([strength[None], maps[1:]])
 
 def make_seeds(
     pipe:Pipeline, # with a classifier
@@ -399,7 +403,8 @@ def walk_labels(
     Without class maps, the walk for tags also starts from the head's scores."""
     own = dict(refine=pipe.refine, keep_annotated=pipe.keeps, stride=pipe.walk_stride, crop=pipe.window,
                mirror=pipe.weak.classes.mirrored, enlarged=pipe.recipe.head_enlarged)
-    if not how and pipe.annotation == 'tags' and pipe.sees_classes: how = dict(scores=partial(_tag_scores, pipe))
+    if not how and pipe.annotation == 'tags' and pipe.sees_classes:
+        how = dict(scores=partial(_tag_scores, pipe, background=pipe.walk_background))
     if not how and pipe.annotation == 'keypoints': how = dict(start='nearest', grid=pipe.recipe.infer_grid)
     return stream_labels(pipe.model, map(pipe.weak.sample, todo), **own | how)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spml_kit.cams.background import GeodesicBackground, background_map, tag_scores
+from spml_kit.cams.background import GeodesicBackground, MeanBackground, PowerBackground, background_map, tag_scores
 from spml_kit.cams.labels import NORMALISE, tag_labels, unlabelled_share, winning_class
 from spml_kit.core import SpmlError
 
@@ -48,6 +48,9 @@ def test_geodesic_background_is_a_power_of_what_is_not_salient(seed, alpha):
     strength = GeodesicBackground(alpha)(image, None, regions)
     assert strength.shape == (12, 15) and strength.min() >= 0 and strength.max() <= 1
     np.testing.assert_allclose(strength, GeodesicBackground(1.)(image, None, regions)**alpha, rtol=1e-6, atol=1e-12)
+    maps = rng.random((CLASSES, 12, 15))
+    both = PowerBackground(alpha)(image, maps, regions) + GeodesicBackground()(image, maps, regions)
+    np.testing.assert_allclose(MeanBackground(alpha)(image, maps, regions), both/2)
 
 
 @pytest.mark.parametrize("alpha", [0, -1., float("nan")])

@@ -69,7 +69,8 @@ def all_rows(
     return rows.assign(seconds_each=known.fillna(paid))
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c0000e
-_USUAL = dict(cam='cam', plan='paper', head='softmax', labels='full', background='power') # a run leaves out what is as usual
+# what a run leaves out is as usual
+_USUAL = dict(cam='cam', plan='paper', head='softmax', labels='full', background='power')
 
 def _of(rows, where):
     "The rows that have these values"

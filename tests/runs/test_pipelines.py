@@ -72,6 +72,17 @@ def test_what_walks(tmp_path, monkeypatch, kind):
     else: assert not asked and all((scores is None) == (kind == "points") for scores, _ in walked)
 
 
+def test_the_walk_may_begin_with_another_background_than_the_seeds(tmp_path, monkeypatch):
+    walk, begun = pseudo._walked, []
+    monkeypatch.setattr(pseudo, "_walked", lambda seen, size, present, scores, stride, steps: begun.append(scores) or walk(seen, size, present, scores, stride, steps))
+    half = lambda image, maps, regions: np.full(image.shape[:2], .5)
+    make(tmp_path, "tags", n=2, walk_background=half).run(only=("classifier", "seeds", "embedding", "walk"))
+    assert len(begun) == 2 and all((scores[0] == .5).all() and scores[1:].max() > 0 for scores in begun)
+    make(tmp_path/"same", "tags", n=2).run(only=("classifier", "seeds", "embedding"))
+    for name in ("scene_000000", "scene_000001"): assert (tmp_path/"seeds"/f"{name}.png").read_bytes() == (tmp_path/"same"/"seeds"/f"{name}.png").read_bytes()
+    with pytest.raises(SpmlError, match="other settings"): make(tmp_path, "tags", n=2)
+
+
 def test_masks_that_judge_teach_nothing(runs, tmp_path):
     p = make(tmp_path, "tags").run()
     for a, b in zip(p.model.parameters(), runs["tags"].model.parameters()): assert torch.equal(a, b)

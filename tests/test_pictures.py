@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 import spml_kit
 from spml_kit import pictures
-from spml_kit.cams.background import GeodesicBackground, geodesic_saliency
+from spml_kit.cams.background import GeodesicBackground, MeanBackground, geodesic_saliency
 from spml_kit.cams.classifier import TagNet, class_maps, grad_cam
 from spml_kit.core import Classes, SpmlError
 from spml_kit.data.images import FolderSet, ImageSet
@@ -542,6 +542,7 @@ DOORS = {
     "dense_crf": lambda o: dense_crf(o, SCORES, iterations=2), "Kernel.features": lambda o: KERNELS[1].features(o),
     "class_maps": lambda o: class_maps(TAGNET, o, TAGS, (1.,)), "class_maps, related": lambda o: class_maps_related(o), "grad_cam": cammed,
     "geodesic_saliency": lambda o: geodesic_saliency(o, REGIONS), "GeodesicBackground.__call__": lambda o: GeodesicBackground()(o, SCORES, REGIONS),
+    "MeanBackground.__call__": lambda o: MeanBackground()(o, SCORES, REGIONS),
     "contour_channels": lambda o: np.stack(contour_channels(o)), "gradient_contours": gradient_contours, "oversegment": lambda o: oversegment(o, n=6),
     "oversegment, another source": lambda o: oversegment(o, n=6, contours=lambda i: i.astype(float).mean(2)/255), "HedContours.__call__": lambda o: small_hed()(o), "HedContours.many": lambda o: np.stack(small_hed().many([o, SCENE])),
     "merge_regions": lambda o: merge_regions(o, side=8).altitudes, "RegionPairs.__init__": lambda o: RegionPairs(o, np.zeros(SIZE), REGIONS).histograms, "prepare_regions": prepared,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -341,9 +342,24 @@ def test_command_from_a_strange_shell(toy, tmp_path):
     (python,) = re.findall(r"python (\S+)", done.stdout)  # what the cells print reaches the terminal
     assert Path(python).parent.samefile(Path(sys.executable).parent)
     assert "seed 7" in done.stdout and "40.00 %" in done.stdout and "report.html" in done.stdout
-    assert "cell" in done.stderr  # the progress bar
+    assert "cell" not in done.stderr  # a progress bar would stand between the lines of a log
     (folder,) = (elsewhere / "runs").iterdir()
     assert re.fullmatch("toy-[0-9a-f]{10}", folder.name) and read_json(folder / "metrics.json")["rows"][0]["annotation"] == "5"
+
+
+def test_a_terminal_sees_a_progress_bar(toy, tmp_path):
+    pty, termios, fcntl = map(pytest.importorskip, ("pty", "termios", "fcntl"))  # not on Windows
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # in one of no width a bar is empty
+    run = subprocess.Popen([COMMANDS / "spml_run", str(toy), "--out", str(tmp_path / "run")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=there)
+    os.close(there)
+    said = b""
+    try:
+        while part := os.read(here, 4096): said += part
+    except OSError: pass  # the other end is closed
+    os.close(here)
+    assert run.wait(300) == 0 and b"report.html" in run.stdout.read(), said[-2000:]
+    assert re.search(rb"Executing: *100%.*cell", said)
 
 
 @pytest.mark.parametrize("words, said", [

@@ -8,6 +8,7 @@ __all__ = ['REGION_WAYS', 'MANY', 'Hierarchy', 'hierarchy_of', 'as_regions', 'ov
 
 # %% ../../nbs/api/regions/22_oversegment.ipynb #0cb78f53
 import contextlib, multiprocessing, os, threading, time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,7 +124,7 @@ REGION_WAYS = dict(gradient='spml_kit.regions.contours:gradient_contours', hed='
 def named_contours(
     way:str,        # one of `REGION_WAYS`, or package.module:name of a function of the image
     **settings,     # of `HedContours`: weights, device
-)->'Callable': # image to (H,W) boundary strength, or anything else that `as_regions` takes
+)->Callable: # image to (H,W) boundary strength, or anything else that `as_regions` takes
     "The function behind a name, for `contours` of `oversegment`; HED's weights are downloaded once"
     made = named_object(way, REGION_WAYS, 'regions')
     return made(**settings) if way == 'hed' else made

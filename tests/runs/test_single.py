@@ -11,7 +11,7 @@ from PIL import Image
 from spml_kit.core import UNLABELLED
 from spml_kit.files import load_tensors, read_index_png, write_index_png
 from spml_kit.data.weak import WeakSet
-from spml_kit.runs.cli import spml_run
+from spml_kit.runs.cli import spml_prepare, spml_run
 from spml_kit.runs.experiment import find_notebook, profile_parameters
 from spml_kit.runs.predict import spml_predict
 from spml_kit.data.body_parts import PartScenes
@@ -115,6 +115,9 @@ def test_regions_bounded_in_another_way(folder, tmp_path, capsys):
     assert run(folder, tmp_path / "merged", "-p", "contours", "merging", "-p", "methods", "[spml]") == 0
     assert json.loads((tmp_path / "merged" / "metrics.json").read_text())["conditions"]["contours"] == "merging"
     assert run(folder, tmp_path / "merged", "-p", "methods", "[spml]") == 2 # results of other regions stay what they are
+    assert spml_prepare([str(folder), "--n", "12", "--workers", "0", "--out", str(tmp_path / "made")]) == 0
+    assert run(folder, tmp_path / "both", "-p", "contours", "merging", "-p", "region_folder", str(tmp_path / "made")) == 2
+    assert "leave one of the two out" in capsys.readouterr().err
     assert run(folder, tmp_path / "hog", "-p", "contours", "hog") == 2 and "parameter contours='hog'" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from ..files import read_json
 from ..data.half_labelled import ANNOTATION_SECONDS
 from .experiment import find_notebook
 from .paired import gain_interval
-from .tables import run_files, run_seconds
+from .tables import rows_with, run_files, run_seconds
 
 # %% ../../nbs/api/runs/98c_landscape.ipynb #98c00008
 @cache # parsing takes a tenth of a second
@@ -72,14 +72,6 @@ def all_rows(
 # what a run leaves out is as usual
 _USUAL = dict(cam='cam', plan='paper', head='softmax', labels='full', background='power')
 
-def _of(rows, where):
-    "The rows that have these values"
-    kept = np.ones(len(rows), bool)
-    for k, v in where.items():
-        column = rows[k] if k in rows else pd.Series(None, rows.index, dtype=object)
-        kept &= (column.where(column.notna(), _USUAL.get(k)) == v).to_numpy()
-    return rows[kept]
-
 def system_scores(
     rows:pd.DataFrame, # of `all_rows`; of a system, only sweeps that also hold its baseline
 # one row for each system, data, sweep and annotation: measure, score, baseline, gain, low, high, seeds, annotation
@@ -90,11 +82,11 @@ def system_scores(
     for name, said in systems().items():
         for way in said.get('found', []):
             measured = rows[rows[way['measure']].notna()] if way['measure'] in rows else rows[:0]
-            mine, theirs = _of(measured, way['where']), _of(measured, way['against'])
+            mine, theirs = (rows_with(measured, way[k], _USUAL) for k in ('where', 'against'))
             keys = [k for k in ('data', 'sweep', 'annotation', 'masks') if k in mine]
             for group, part in mine.groupby(keys, dropna=False):
                 same = [k for k in keys if k != 'annotation' and part[k].notna().all()]
-                beside = _of(theirs, {k: part[k].iloc[0] for k in same})
+                beside = rows_with(theirs, {k: part[k].iloc[0] for k in same}, _USUAL)
                 each, base = (p.groupby('seed')[way['measure']].mean() for p in (part, beside))
                 gains = (each - base).dropna()
                 if gains.empty: continue # nothing to compare it with

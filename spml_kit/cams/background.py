@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Background', 'BACKGROUNDS', 'check_maps', 'background_map', 'tag_scores', 'PowerBackground', 'geodesic_saliency',
-           'GeodesicBackground', 'MeanBackground', 'OracleBackground', 'simulate_maps']
+           'GeodesicBackground', 'MeanBackground', 'OracleBackground', 'named_background', 'simulate_maps']
 
 # %% ../../nbs/api/cams/32_background.ipynb #52cb470b
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
 from skimage.color import rgb2lab
 
-from ..core import SpmlError, VOID
+from ..core import SpmlError, VOID, named_object
 from ..pictures import as_image
 from ..regions.oversegment import region_graph
 
@@ -110,6 +110,18 @@ class OracleBackground:
 BACKGROUNDS = dict(power='spml_kit.cams.background:PowerBackground',
                    geodesic='spml_kit.cams.background:GeodesicBackground',
                    mean='spml_kit.cams.background:MeanBackground') # names on the command line
+
+# %% ../../nbs/api/cams/32_background.ipynb #3d200201
+def named_background(
+    name:str,     # one of `BACKGROUNDS`, or package.module:name of what makes a `Background`
+    alpha:float=0., # its power; 0: its own default
+    parameter:str='background', # that has the name as its value, for the error
+)->Background:
+    "The background for the parameters of an experiment"
+    if alpha and name not in BACKGROUNDS:
+        raise SpmlError(f"{parameter} {name} with the power {alpha:g}: only {', '.join(BACKGROUNDS)} have a power; "
+                        f"leave the power out")
+    return named_object(name, BACKGROUNDS, parameter)(**(dict(alpha=alpha) if alpha else {}))
 
 # %% ../../nbs/api/cams/32_background.ipynb #3d20000b
 def simulate_maps(

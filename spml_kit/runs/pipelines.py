@@ -365,11 +365,14 @@ def train_embedding(
     folder, # of the step
     method='spml', # or 'cross_entropy', or your own loss: see `spml_learner`
     batches=None,  # function of the pipeline's DataLoaders to others, such as `half_batches`
+    prepare=None,  # function that changes the network before training, such as `norm_halves`
 )->Learner:
     "Train SPML with a joint head"
-    given = batches or (lambda dls: dls)
-    make = lambda dls, path: spml_learner(given(dls), pipe.annotation, method, pipe.recipe, seed=pipe.seed, path=path,
-                                          head=pipe.head)
+    def make(dls, path):
+        learn = spml_learner(batches(dls) if batches else dls, pipe.annotation, method, pipe.recipe, seed=pipe.seed,
+                             path=path, head=pipe.head)
+        if prepare: prepare(learn.model)
+        return learn
     heads = sum(s.do in (train_head, train_feature_head) and s.name not in (*pipe.skip, *pipe.done) for s in pipe.plan)
     return pipe.fit(make, folder, pipe.rounds, pipe.steps, after=heads*pipe.head_steps, features=pipe.features)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALF_METHODS', 'GUESS', 'SUPERVISED', 'ENSEMBLE', 'SPML', 'SPML_HINTS', 'SPML_BOTH', 'HalfPlan', 'Fitted',
            'HalfMethod', 'fit_half', 'fit_plain', 'fit_supervised', 'mean_scores', 'joint_fit', 'fit_ensemble',
-           'guessed_labels', 'EqualParts', 'spml_pipeline', 'fit_spml']
+           'guessed_labels', 'norm_halves', 'EqualParts', 'spml_pipeline', 'fit_spml']
 
 # %% ../../nbs/api/runs/78a_semi.ipynb #78500004
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.learner import Learner
+from torch import nn
 
 from ..core import UNLABELLED, named_object
 from ..data.half_labelled import HalfLabelled, half_batches
@@ -151,6 +152,25 @@ def guessed_labels(
 
 GUESS = Step('guess', guessed_labels, 'labels')
 
+# %% ../../nbs/api/runs/78a_semi.ipynb #785000f1
+def _norm_halves(layer, whole, x):
+    "The first half of a batch by its own statistics, the second by the running ones"
+    if not layer.training: return whole(x)
+    with_labels, without = x.chunk(2)
+    known = whole(with_labels)
+    layer.eval()
+    try: return torch.cat([known, whole(without)])
+    finally: layer.train()
+
+def norm_halves(
+    net:nn.Module, # its training batches are a labelled half, then an unlabelled half; changed in place
+)->nn.Module: # the same
+    "Let batch norm take its statistics from the labelled half alone, and treat the unlabelled half as new images"
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = partial(_norm_halves, layer, layer.forward)
+    return net
+
 # %% ../../nbs/api/runs/78a_semi.ipynb #785000e1
 @dataclass(frozen=True)
 class EqualParts:
@@ -162,7 +182,7 @@ class EqualParts:
         folder, # of the step
     )->Learner:
         "Train SPML with a joint head"
-        return train_embedding(pipe, folder, batches=partial(half_batches, half=self.half))
+        return train_embedding(pipe, folder, batches=partial(half_batches, half=self.half), prepare=norm_halves)
 
 def spml_pipeline(
     weak:WeakSet,  # images, their labels and tags; some may have neither

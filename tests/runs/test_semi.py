@@ -11,9 +11,10 @@ from spml_kit.data.half_labelled import ANNOTATION_SECONDS, HalfLabelled
 from spml_kit.data.images import SceneSet
 from spml_kit.data.weak import WeakSet
 from spml_kit.files import read_json
+from spml_kit.method.nets import EmbedNet
 from spml_kit.method.recipes import RECIPES
 from spml_kit.runs.experiment import experiments, notebook_parameters, run_notebook
-from spml_kit.runs.semi import HALF_METHODS, HalfMethod, HalfPlan, fit_half, guessed_labels, mean_scores, spml_pipeline
+from spml_kit.runs.semi import HALF_METHODS, HalfMethod, HalfPlan, fit_half, guessed_labels, mean_scores, norm_halves, spml_pipeline
 
 SIZE = 32
 RECIPE = RECIPES["small"].but(embed=dict(backbone="test_resnet", pretrained=False), bs=4, crop=SIZE, warmup=1, infer_grid=(3, 3))
@@ -153,3 +154,27 @@ def test_half_of_each_batch_of_the_embedding_is_labelled(tmp_path):
     pipe = spml_pipeline(half.every, PLAN, tmp_path, half).run(only=("embedding",))
     known = (pipe.learners["embedding"].dls.train.one_batch()[1] < UNLABELLED).flatten(1).any(1)
     assert known.reshape(2, -1).float().mean(1).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+def test_the_unlabelled_half_is_normalised_as_new_images_are(backbone):
+    "the labelled half as if it were alone, statistics and gradients too"
+    torch.manual_seed(0)
+    halves, alone = (EmbedNet(backbone=backbone, pretrained=False, dim=8).double() for _ in range(2))
+    alone.load_state_dict(halves.state_dict())
+    norm_halves(halves)
+    x, y = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64), torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64)
+    made, want = halves(torch.cat([x, y])), alone(x)
+    torch.testing.assert_close(made[:2], want)
+    torch.testing.assert_close(made[2:], alone.eval()(y)) # the running statistics, which x alone has changed
+    for name, value in alone.state_dict().items(): torch.testing.assert_close(halves.state_dict()[name], value, msg=name)
+    for out in (made[:2], want): out.square().mean().backward(retain_graph=True)
+    for (name, p), q in zip(halves.named_parameters(), alone.parameters()): torch.testing.assert_close(p.grad, q.grad, msg=name)
+    assert all(n.training for n in halves.modules())
+    torch.testing.assert_close(halves.eval()(y), alone(y))
+
+
+def test_the_embedding_step_separates_the_halves(tmp_path):
+    half = half_set()
+    learn = spml_pipeline(half.every, PLAN, tmp_path, half).run(only=("embedding",)).learners["embedding"]
+    assert all(hasattr(m.forward, "func") for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spml_kit.cams.background import GeodesicBackground, MeanBackground, PowerBackground, background_map, tag_scores
+from spml_kit.cams.background import BACKGROUNDS, GeodesicBackground, MeanBackground, PowerBackground, background_map, named_background, tag_scores
 from spml_kit.cams.labels import NORMALISE, tag_labels, unlabelled_share, winning_class
 from spml_kit.core import SpmlError
 
@@ -64,3 +64,15 @@ def test_a_given_background_is_that_of_the_power(maps, tags, alpha, normalise):
     "`winning_class` with the strength that it would compute itself"
     maps = maps*np.array(tags)[:, None, None]
     for a, b in zip(winning_class(maps, tags, alpha, normalise), winning_class(maps, tags, 99., normalise, background_map(maps, alpha))): np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name, kind", zip(BACKGROUNDS, (PowerBackground, GeodesicBackground, MeanBackground)))
+def test_a_background_by_its_name(name, kind):
+    assert named_background(name) == kind() and named_background(name, 3.) == kind(3.)
+
+
+def test_a_background_of_ones_own_has_no_power():
+    own = "spml_kit.cams.background:MeanBackground"
+    assert named_background(own) == MeanBackground()
+    with pytest.raises(SpmlError, match=f"walk_background {own} with the power 3: only power, geodesic, mean have"): named_background(own, 3., "walk_background")
+    with pytest.raises(SpmlError, match="walk_background 'powr'.*did you mean 'power'"): named_background("powr", 0., "walk_background")

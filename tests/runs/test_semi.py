@@ -177,4 +177,5 @@ def test_the_unlabelled_half_is_normalised_as_new_images_are(backbone):
 def test_the_embedding_step_separates_the_halves(tmp_path):
     half = half_set()
     learn = spml_pipeline(half.every, PLAN, tmp_path, half).run(only=("embedding",)).learners["embedding"]
-    assert all(hasattr(m.forward, "func") for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norms = [m for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and all(hasattr(m.forward, "func") for m in norms)

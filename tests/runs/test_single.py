@@ -227,3 +227,10 @@ def test_lists_of_people_with_point_masks(tmp_path, capsys):
     for word, more, said in (("keypoints", ["-p", "methods", "['full_masks']"], "full_split is empty"), ("scribbles", [], "annotation 'scribbles': densepose has keypoints")):
         assert spml_run([word, *lists, *more, "--out", str(tmp_path / word)]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more, at_the_walk", [([], None), (["walk_background=mean"], "MeanBackground(alpha=1.0)"), (["walk_alpha=6"], "GeodesicBackground(alpha=6)"), (["walk_background=power", "walk_alpha=3"], "PowerBackground(alpha=3)")])
+def test_the_walk_from_tags_begins_with_its_own_background(more, at_the_walk, tmp_path):
+    chosen = [w for said in ("background=geodesic", "skip=[neighbours, walk again, neighbours again, head again]", "steps=1", "rounds=1", *more) for w in ("-p", *said.split("=", 1))]
+    assert spml_run(["tags", "--profile", "tiny", "--out", str(tmp_path / "run"), *chosen]) == 0
+    assert json.loads((tmp_path / "run" / "spml" / "settings.json").read_text()).get("walk_background") == at_the_walk

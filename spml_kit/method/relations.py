@@ -67,10 +67,10 @@ def same_class(
 # %% ../../nbs/api/method/50_relations.ipynb #55c1d080
 def shared_tags(
     protos:Prototypes, # M segments
-)->tuple: # (M,) image id, -1 where the image has no tag at all; (B,B) which images share a foreground class
-    "Code of semantic co-occurrence; of an image without any tag nobody knows what it shares"
-    known, tags = protos.tags.any(1), protos.tags[:,1:].float()
-    return torch.where(known[protos.image], protos.image, -1), tags @ tags.T > 0
+)->tuple: # (M,) image id; (B,B) which images share a foreground class
+    "Code of semantic co-occurrence"
+    tags = protos.tags[:,1:].float()
+    return protos.image, tags @ tags.T > 0
 
 # %% ../../nbs/api/method/50_relations.ipynb #813cb53b
 def same_region(

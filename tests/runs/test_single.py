@@ -231,6 +231,6 @@ def test_lists_of_people_with_point_masks(tmp_path, capsys):
 
 @pytest.mark.parametrize("more, at_the_walk", [([], None), (["walk_background=mean"], "MeanBackground(alpha=1.0)"), (["walk_alpha=6"], "GeodesicBackground(alpha=6)"), (["walk_background=power", "walk_alpha=3"], "PowerBackground(alpha=3)")])
 def test_the_walk_from_tags_begins_with_its_own_background(more, at_the_walk, tmp_path):
-    chosen = [w for said in ("background=geodesic", "skip=[neighbours, walk again, neighbours again, head again]", "steps=1", "rounds=1", *more) for w in ("-p", *said.split("=", 1))]
+    chosen = [w for said in ("background=geodesic", "skip=[neighbours, walk again, neighbours again, head again]", "steps=1", "rounds=1", "n_train=4", "n_valid=2", "n_watch=2", *more) for w in ("-p", *said.split("=", 1))]
     assert spml_run(["tags", "--profile", "tiny", "--out", str(tmp_path / "run"), *chosen]) == 0
     assert json.loads((tmp_path / "run" / "spml" / "settings.json").read_text()).get("walk_background") == at_the_walk
